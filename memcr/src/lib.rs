@@ -1,0 +1,3 @@
+//! memcr takes the memory of a live process away and gives it back.
+
+pub mod pages;

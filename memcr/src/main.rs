@@ -1,0 +1,3 @@
+//! The memcr program.
+
+fn main() {}

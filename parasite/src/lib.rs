@@ -1,0 +1,2 @@
+#![no_std]
+//! The code that runs inside the target.

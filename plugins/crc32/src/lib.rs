@@ -1,0 +1,1 @@
+//! The `crc32` stage of memcr.

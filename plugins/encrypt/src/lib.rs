@@ -1,0 +1,1 @@
+//! The `encrypt` stage of memcr.

@@ -1,0 +1,1 @@
+//! The `file` stage of memcr.

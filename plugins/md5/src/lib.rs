@@ -1,0 +1,1 @@
+//! The `md5` stage of memcr.

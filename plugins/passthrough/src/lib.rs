@@ -1,0 +1,1 @@
+//! The `passthrough` stage of memcr.

@@ -1,0 +1,1 @@
+//! The `zstd` stage of memcr.

@@ -1,0 +1,3 @@
+//! The victims program.
+
+fn main() {}
