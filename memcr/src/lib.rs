@@ -1,3 +1,5 @@
 //! memcr takes the memory of a live process away and gives it back.
 
 pub mod pages;
+pub mod pipeline;
+pub mod sink;

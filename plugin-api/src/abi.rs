@@ -303,8 +303,9 @@ pub struct StageTable {
     /// an image that was not committed is gone afterwards.
     pub destroy: Option<unsafe extern "C" fn(handle: Handle)>,
     /// Makes the scratch memory of one thread. Null: no stage of this plugin needs any.
-    pub worker_create:
-        Option<unsafe extern "C" fn(handle: Handle, out_worker: *mut Worker, err: *mut Error) -> i32>,
+    pub worker_create: Option<
+        unsafe extern "C" fn(handle: Handle, out_worker: *mut Worker, err: *mut Error) -> i32,
+    >,
     /// Ends a worker context.
     pub worker_destroy: Option<unsafe extern "C" fn(handle: Handle, worker: Worker)>,
     /// A further table under a name, or null. Null itself: no extensions.
@@ -420,8 +421,9 @@ pub struct StageTable {
         Option<unsafe extern "C" fn(handle: Handle, out_len: *mut u64, err: *mut Error) -> i32>,
     /// Sink: the image is complete, `len` bytes of which `raw_len` were chunks before
     /// the first stage: make it last and visible. Afterwards `read_at` works.
-    pub sink_commit:
-        Option<unsafe extern "C" fn(handle: Handle, len: u64, raw_len: u64, err: *mut Error) -> i32>,
+    pub sink_commit: Option<
+        unsafe extern "C" fn(handle: Handle, len: u64, raw_len: u64, err: *mut Error) -> i32,
+    >,
     /// Sink: a text that `sink_open` for reading finds the committed image by, not
     /// NUL-terminated, at most [`MAX_STATE_LEN`] bytes.
     pub sink_locator: Option<

@@ -23,7 +23,12 @@ pub type Result<T> = std::result::Result<T, StageError>;
 impl StageError {
     /// A failure with a code of [`abi::code`] and a message.
     pub fn new(code: i32, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: String::new(), sys_errno: 0 }
+        Self {
+            code,
+            message: message.into(),
+            hint: String::new(),
+            sys_errno: 0,
+        }
     }
 
     /// A failure of an operation on a file: code [`abi::code::IO`], or
@@ -147,12 +152,20 @@ pub struct Params {
 impl Params {
     /// Parameters from pairs of key and value; used by the host side and by tests.
     pub fn new<K: Into<String>, V: Into<String>>(pairs: impl IntoIterator<Item = (K, V)>) -> Self {
-        Self { pairs: pairs.into_iter().map(|(k, v)| (k.into(), v.into())).collect() }
+        Self {
+            pairs: pairs
+                .into_iter()
+                .map(|(k, v)| (k.into(), v.into()))
+                .collect(),
+        }
     }
 
     /// The value of `name`, if there is one.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.pairs.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str())
+        self.pairs
+            .iter()
+            .find(|(k, _)| k == name)
+            .map(|(_, v)| v.as_str())
     }
 
     /// The value of `name`, parsed; `Ok(None)` if there is none.
@@ -248,12 +261,24 @@ pub trait Transform: Sized + Send + Sync + 'static {
     ///
     /// # Errors
     /// When the frame cannot be encoded.
-    fn encode(&self, worker: &mut Self::Worker, chunk: &Chunk<'_>, input: &[u8], out: &mut [u8]) -> Result<Encoded>;
+    fn encode(
+        &self,
+        worker: &mut Self::Worker,
+        chunk: &Chunk<'_>,
+        input: &[u8],
+        out: &mut [u8],
+    ) -> Result<Encoded>;
     /// `input` back to what `encode` was given; answers the length written to `out`.
     ///
     /// # Errors
     /// [`abi::code::CORRUPT`] when the bytes are provably not those that were encoded.
-    fn decode(&self, worker: &mut Self::Worker, chunk: &Chunk<'_>, input: &[u8], out: &mut [u8]) -> Result<usize>;
+    fn decode(
+        &self,
+        worker: &mut Self::Worker,
+        chunk: &Chunk<'_>,
+        input: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize>;
     /// All chunks were encoded; the answer is stored in the image for `finish_decode`.
     ///
     /// # Errors
@@ -307,12 +332,24 @@ pub trait Checksum: Sized + Send + Sync + 'static {
     ///
     /// # Errors
     /// When it cannot be computed.
-    fn tag(&self, worker: &mut Self::Worker, chunk: &Chunk<'_>, input: &[u8], tag: &mut [u8]) -> Result<()>;
+    fn tag(
+        &self,
+        worker: &mut Self::Worker,
+        chunk: &Chunk<'_>,
+        input: &[u8],
+        tag: &mut [u8],
+    ) -> Result<()>;
     /// Checks `tag` against `input`.
     ///
     /// # Errors
     /// [`abi::code::CORRUPT`] when they do not fit.
-    fn check(&self, worker: &mut Self::Worker, chunk: &Chunk<'_>, input: &[u8], tag: &[u8]) -> Result<()>;
+    fn check(
+        &self,
+        worker: &mut Self::Worker,
+        chunk: &Chunk<'_>,
+        input: &[u8],
+        tag: &[u8],
+    ) -> Result<()>;
     /// See [`Transform::finish_encode`].
     ///
     /// # Errors

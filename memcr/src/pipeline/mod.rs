@@ -1,0 +1,21 @@
+//! The pipeline: chunks of pages through stage plugins into a sink, and back.
+
+mod chain;
+mod decode;
+mod describe;
+mod encode;
+mod error;
+mod load;
+mod search;
+mod watch;
+
+pub use chain::{DEFAULT_CHUNK_LEN, Pipeline, PipelineSpec, StageSpec};
+pub use decode::{DecodeSetup, DecodeStats, Decoder, OpenImage};
+pub use describe::{
+    Door, LinkDescription, ParamDescription, ParamType, StageDescription, StageKind, ThreadModel,
+};
+pub use encode::{EncodeSetup, Encoder};
+pub use error::{LoadError, PipelineError, Place, Result};
+pub use load::Plugin;
+pub use search::{FoundStage, SearchPath, find_all};
+pub use watch::{Cancel, CancelReason, Progress};

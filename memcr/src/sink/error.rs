@@ -1,0 +1,36 @@
+//! What can be wrong with an image.
+
+use std::io;
+
+/// Why an image cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The file is something else.
+    #[error("not a memcr image: {0}")]
+    NotAnImage(String),
+    /// Bytes are not those that were written.
+    #[error("the image is corrupt: {what} at offset {offset} ({len_bytes} bytes): {why}")]
+    Corrupt {
+        /// What the range holds.
+        what: &'static str,
+        /// Its first byte.
+        offset: u64,
+        /// Its length, bytes.
+        len_bytes: u64,
+        /// What does not fit.
+        why: String,
+    },
+    /// Made by a memcr that this one does not understand.
+    #[error("cannot read this image: {0}")]
+    Unsupported(String),
+    /// The file cannot be read.
+    #[error("cannot read {len_bytes} bytes at offset {offset} of the image: {source}")]
+    Io {
+        /// First byte.
+        offset: u64,
+        /// Length, bytes.
+        len_bytes: u64,
+        /// Why.
+        source: io::Error,
+    },
+}
