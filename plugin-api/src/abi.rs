@@ -25,6 +25,8 @@
 
 use core::ffi::{c_char, c_void};
 
+use abi_stable::StableAbi;
+
 /// Major version: a plugin of another major version is refused.
 pub const ABI_MAJOR: u32 = 1;
 /// Minor version: grows when fields or codes are appended.
@@ -137,6 +139,7 @@ pub mod param {
 
 /// What went wrong, written by the plugin into memory of the host.
 #[repr(C)]
+#[derive(StableAbi)]
 pub struct Error {
     /// Size of this struct, set by the host.
     pub struct_size: u32,
@@ -150,6 +153,7 @@ pub struct Error {
 
 /// A parameter that a stage understands.
 #[repr(C)]
+#[derive(StableAbi)]
 pub struct Param {
     /// Key in `pipeline.toml` and `--set`.
     pub name: *const c_char,
@@ -171,6 +175,7 @@ pub struct Param {
 
 /// One parameter with its value, checked by the host against its [`Param`].
 #[repr(C)]
+#[derive(StableAbi)]
 pub struct KeyValue {
     /// [`Param::name`].
     pub key: *const c_char,
@@ -180,6 +185,7 @@ pub struct KeyValue {
 
 /// What the host offers to a plugin; lives as long as the process.
 #[repr(C)]
+#[derive(StableAbi)]
 pub struct Host {
     /// Size of this struct.
     pub struct_size: u32,
@@ -192,6 +198,7 @@ pub struct Host {
 
 /// The image that a stage is about to encode or decode.
 #[repr(C)]
+#[derive(StableAbi)]
 pub struct ImageInfo {
     /// Size of this struct.
     pub struct_size: u32,
@@ -207,6 +214,7 @@ pub struct ImageInfo {
 
 /// The chunk that a frame belongs to.
 #[repr(C)]
+#[derive(StableAbi)]
 pub struct ChunkInfo {
     /// Size of this struct.
     pub struct_size: u32,
@@ -229,6 +237,7 @@ pub const CHUNK_LAST: u32 = 1;
 
 /// How a sink opens an image.
 #[repr(C)]
+#[derive(StableAbi)]
 pub struct SinkOpen {
     /// Size of this struct.
     pub struct_size: u32,
@@ -264,6 +273,7 @@ pub type Worker = *mut c_void;
 ///
 /// `out_len` is written on success only. `err` is never null.
 #[repr(C)]
+#[derive(StableAbi)]
 pub struct StageTable {
     /// Size of this struct as the plugin was compiled.
     pub struct_size: u32,

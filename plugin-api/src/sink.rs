@@ -20,6 +20,10 @@ pub struct NewImage {
 /// The host opens it once (`open_new` or `open_existing`), and after `commit` may read
 /// it back through the same value. Dropping a value whose image was not committed
 /// removes the image; dropping a committed one leaves it.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "nobody asks whether an image is empty"
+)]
 pub trait Sink: Sized + Send + Sync + 'static {
     /// What the sink says of itself.
     const INFO: StageInfo;

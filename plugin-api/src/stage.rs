@@ -126,6 +126,41 @@ pub struct ParamSpec {
     pub help: &'static str,
 }
 
+impl ParamSpec {
+    /// Checks a value against kind and limits.
+    ///
+    /// # Errors
+    /// [`abi::code::INVALID_CONFIG`] naming key, value and what is allowed.
+    pub fn check(&self, value: &str) -> Result<()> {
+        let wrong = |allowed: String| {
+            let message = format!(
+                "parameter `{}` has the value `{value}`, allowed is {allowed}",
+                self.name
+            );
+            Err(StageError::new(abi::code::INVALID_CONFIG, message))
+        };
+        let within =
+            |min: i64, max: i64| value.parse().is_ok_and(|n: i64| (min..=max).contains(&n));
+        match self.kind {
+            ParamKind::Integer { min, max } if !within(min, max) => {
+                wrong(format!("an integer in {min}..={max}"))
+            }
+            ParamKind::Size { min, max } if !within(min, max) => {
+                wrong(format!("a number of bytes in {min}..={max}"))
+            }
+            ParamKind::Bool if !matches!(value, "true" | "false") => wrong("true or false".into()),
+            ParamKind::Choice(words) if !words.contains(&value) => {
+                wrong(format!("one of {}", words.join(", ")))
+            }
+            ParamKind::Fd if !within(0, i64::from(i32::MAX)) => {
+                wrong("the number of an open descriptor".into())
+            }
+            ParamKind::Path if value.is_empty() => wrong("a path".into()),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What a stage says of itself.
 #[derive(Debug, Clone, Copy)]
 pub struct StageInfo {
@@ -157,6 +192,41 @@ impl Params {
                 .into_iter()
                 .map(|(k, v)| (k.into(), v.into()))
                 .collect(),
+        }
+    }
+
+    /// Checks every pair against `specs`: the host has done so too, but a stage that is
+    /// called by something else must not meet values it cannot handle.
+    ///
+    /// # Errors
+    /// [`abi::code::INVALID_CONFIG`] naming the key that is unknown, missing or has a
+    /// value out of its limits.
+    pub fn check(&self, specs: &[ParamSpec]) -> Result<()> {
+        for (key, value) in &self.pairs {
+            let Some(spec) = specs.iter().find(|spec| spec.name == key) else {
+                let known: Vec<_> = specs.iter().map(|spec| spec.name).collect();
+                let known = if known.is_empty() {
+                    "none".to_owned()
+                } else {
+                    known.join(", ")
+                };
+                return Err(StageError::new(
+                    abi::code::INVALID_CONFIG,
+                    format!("unknown parameter `{key}`"),
+                )
+                .hint(format!("known parameters: {known}")));
+            };
+            spec.check(value)?;
+        }
+        match specs
+            .iter()
+            .find(|spec| spec.required && self.get(spec.name).is_none())
+        {
+            None => Ok(()),
+            Some(spec) => {
+                let message = format!("parameter `{}` is missing: {}", spec.name, spec.help);
+                Err(StageError::new(abi::code::INVALID_CONFIG, message))
+            }
         }
     }
 
