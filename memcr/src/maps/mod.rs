@@ -1,0 +1,28 @@
+//! Maps: what the target has mapped, and which of its pages go.
+//!
+//! ```text
+//! /proc/PID/maps  ─▶ vma::parse ──┐
+//! /proc/PID/smaps ─▶ details ─────┼─▶ policy (per VMA) ─▶ plan (per page) ─▶ ChunkPlan …
+//! /proc/PID/pagemap (PageTable) ──┘                                       └▶ drop runs, counts
+//! ```
+//!
+//! Everything here is text and numbers: no page contents, no ptrace.
+
+pub mod details;
+pub mod page;
+pub mod plan;
+pub mod policy;
+pub mod vma;
+
+/// What can go wrong while the target's mappings are read.
+#[derive(Debug, thiserror::Error)]
+pub enum MapsError {
+    /// A line of `/proc/PID/maps` is not of the form of proc_pid_maps(5).
+    #[error("line {line} of /proc/PID/maps is not understood: `{text}`")]
+    Line {
+        /// Its number, from 1.
+        line: usize,
+        /// Its beginning.
+        text: String,
+    },
+}

@@ -1,0 +1,135 @@
+//! x86_64 (System V ABI, AMD64 Architecture Programmer's Manual; syscall(2)).
+
+use super::InterruptedCall;
+
+/// The architecture's name in images and messages.
+pub const NAME: &str = "x86_64";
+
+/// The instruction that enters the kernel.
+pub const SYSCALL_INSN: &[u8] = &[0x0f, 0x05];
+
+/// Numbers of the system calls that memcr makes in targets or knows by name.
+#[allow(missing_docs)]
+pub mod nr {
+    pub const READ: u64 = libc::SYS_read as u64;
+    pub const WRITE: u64 = libc::SYS_write as u64;
+    pub const READV: u64 = libc::SYS_readv as u64;
+    pub const WRITEV: u64 = libc::SYS_writev as u64;
+    pub const MMAP: u64 = libc::SYS_mmap as u64;
+    pub const MUNMAP: u64 = libc::SYS_munmap as u64;
+    pub const MADVISE: u64 = libc::SYS_madvise as u64;
+    pub const PRCTL: u64 = libc::SYS_prctl as u64;
+    pub const RT_SIGTIMEDWAIT: u64 = libc::SYS_rt_sigtimedwait as u64;
+    pub const RT_TGSIGQUEUEINFO: u64 = libc::SYS_rt_tgsigqueueinfo as u64;
+    pub const EPOLL_WAIT: u64 = libc::SYS_epoll_wait as u64;
+    pub const EPOLL_PWAIT: u64 = libc::SYS_epoll_pwait as u64;
+    pub const EPOLL_PWAIT2: u64 = libc::SYS_epoll_pwait2 as u64;
+    pub const SEMOP: u64 = libc::SYS_semop as u64;
+    pub const SEMTIMEDOP: u64 = libc::SYS_semtimedop as u64;
+    pub const IO_GETEVENTS: u64 = libc::SYS_io_getevents as u64;
+    pub const IO_PGETEVENTS: u64 = 333; // not in the libc crate for this target
+    pub const IO_URING_ENTER: u64 = libc::SYS_io_uring_enter as u64;
+    pub const ACCEPT: u64 = libc::SYS_accept as u64;
+    pub const ACCEPT4: u64 = libc::SYS_accept4 as u64;
+    pub const CONNECT: u64 = libc::SYS_connect as u64;
+    pub const RECVFROM: u64 = libc::SYS_recvfrom as u64;
+    pub const RECVMSG: u64 = libc::SYS_recvmsg as u64;
+    pub const RECVMMSG: u64 = libc::SYS_recvmmsg as u64;
+    pub const SENDTO: u64 = libc::SYS_sendto as u64;
+    pub const SENDMSG: u64 = libc::SYS_sendmsg as u64;
+    pub const SENDMMSG: u64 = libc::SYS_sendmmsg as u64;
+}
+
+/// The general registers of a stopped thread: `NT_PRSTATUS` of ptrace(2).
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy)]
+pub struct Regs(libc::user_regs_struct);
+
+impl Default for Regs {
+    fn default() -> Self {
+        // SAFETY: a struct of integers only; all zero bits are a value of each.
+        Self(unsafe { std::mem::zeroed() })
+    }
+}
+
+impl Regs {
+    /// Address of the next instruction.
+    #[must_use]
+    pub fn pc(&self) -> u64 {
+        self.0.rip
+    }
+
+    /// The stack pointer.
+    #[must_use]
+    pub fn sp(&self) -> u64 {
+        self.0.rsp
+    }
+
+    /// Bytes below the stack pointer that belong to the function that runs (red zone).
+    pub const RED_ZONE_LEN: u64 = 128;
+
+    /// True when the thread runs 32-bit code: its code segment is the kernel's
+    /// `__USER32_CS` (0x23). Remote calls of ours would use the wrong table.
+    #[must_use]
+    pub fn is_compat(&self) -> bool {
+        self.0.cs == 0x23
+    }
+
+    /// The call the thread was in when it stopped; none when it stopped in user code
+    /// (`orig_rax` is then negative).
+    #[must_use]
+    pub fn interrupted_call(&self) -> Option<InterruptedCall> {
+        let regs = &self.0;
+        (regs.orig_rax.cast_signed() >= 0).then_some(InterruptedCall {
+            nr: regs.orig_rax,
+            args: [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9],
+            result: regs.rax.cast_signed(),
+        })
+    }
+
+    /// Registers that make the interrupted call again with `args`, as if it had not
+    /// been entered yet.
+    #[must_use]
+    pub fn rewound(&self, call: &InterruptedCall, args: [u64; 6]) -> Self {
+        let mut regs = self.with_args(call.nr, args);
+        regs.0.rip = self.0.rip - SYSCALL_INSN.len() as u64;
+        regs
+    }
+
+    /// Registers that make one call at `site`, the address of a [`SYSCALL_INSN`].
+    #[must_use]
+    pub fn with_call(&self, site: u64, nr: u64, args: [u64; 6]) -> Self {
+        let mut regs = self.with_args(nr, args);
+        regs.0.rip = site;
+        regs
+    }
+
+    /// Registers that run the parasite at `entry` over `n_entries` (≥ 1) at `table`.
+    #[must_use]
+    pub fn with_entry(&self, entry: u64, table: u64, n_entries: u64) -> Self {
+        let mut regs = self.with_args(0, [0; 6]);
+        regs.0.rip = entry;
+        regs.0.rbx = table;
+        regs.0.r12 = n_entries;
+        // The direction flag does not matter, the trap and alignment flags must be off:
+        // TF 0x100, DF 0x400, AC 0x40000.
+        regs.0.eflags &= !0x4_0500;
+        regs
+    }
+
+    /// What the call that just returned answered.
+    #[must_use]
+    pub fn syscall_result(&self) -> i64 {
+        self.0.rax.cast_signed()
+    }
+
+    fn with_args(&self, nr: u64, [a, b, c, d, e, f]: [u64; 6]) -> Self {
+        let mut regs = *self;
+        (regs.0.rdi, regs.0.rsi, regs.0.rdx) = (a, b, c);
+        (regs.0.r10, regs.0.r8, regs.0.r9) = (d, e, f);
+        regs.0.rax = nr;
+        // "Not in a system call": the kernel then leaves rax and rip alone on resume.
+        regs.0.orig_rax = u64::MAX;
+        regs
+    }
+}

@@ -1,0 +1,1 @@
+//! Kernel abilities by name, probed once.

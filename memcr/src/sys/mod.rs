@@ -1,0 +1,38 @@
+//! The only raw system calls of memcr: one file per kernel facility.
+//!
+//! No decisions and no logging here: each function is one call (or one loop over
+//! EINTR and short counts) that answers owned things or the system's error.
+#![allow(unsafe_code)]
+
+pub mod arch;
+pub mod features;
+pub mod kcmp;
+pub mod pagemap;
+pub mod proc_mem;
+pub mod process_vm;
+pub mod procfs;
+pub mod ptrace;
+pub mod wait;
+
+use std::io;
+
+/// The last call's error as an `io::Result`, for calls that answer -1 on failure.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Size of a page here, in bytes. Targets are of our own architecture, so it is theirs too.
+#[must_use]
+pub fn page_size() -> u64 {
+    rustix::param::page_size() as u64
+}
+
+/// Our own thread's id.
+#[must_use]
+pub fn gettid() -> i32 {
+    rustix::thread::gettid().as_raw_nonzero().get()
+}

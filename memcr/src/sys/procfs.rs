@@ -1,0 +1,182 @@
+//! Text files of `/proc/PID` (proc(5)): read whole, cut into fields.
+
+use std::fs;
+use std::io;
+
+/// The thread ids of a process, ascending as the kernel lists them.
+///
+/// # Errors
+/// ENOENT: no such process.
+pub fn tids(pid: i32) -> io::Result<Vec<i32>> {
+    numbers_in(&format!("/proc/{pid}/task"))
+}
+
+/// The ids of all processes that this `/proc` shows.
+///
+/// # Errors
+/// When `/proc` is not readable.
+pub fn pids() -> io::Result<Vec<i32>> {
+    numbers_in("/proc")
+}
+
+fn numbers_in(dir: &str) -> io::Result<Vec<i32>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        if let Some(number) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        {
+            numbers.push(number);
+        }
+    }
+    Ok(numbers)
+}
+
+/// `/proc/PID/status` or `/proc/PID/task/TID/status`.
+#[derive(Debug, Clone)]
+pub struct Status(String);
+
+impl Status {
+    /// Of a process.
+    ///
+    /// # Errors
+    /// ENOENT or ESRCH: gone.
+    pub fn of_process(pid: i32) -> io::Result<Self> {
+        read_lossy(&format!("/proc/{pid}/status")).map(Self)
+    }
+
+    /// Of a thread.
+    ///
+    /// # Errors
+    /// ENOENT or ESRCH: gone.
+    pub fn of_thread(pid: i32, tid: i32) -> io::Result<Self> {
+        read_lossy(&format!("/proc/{pid}/task/{tid}/status")).map(Self)
+    }
+
+    /// The text of a field, without its name.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.0
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(str::trim)
+    }
+
+    /// A field that is a number, in the unit the file uses (`kB` for memory).
+    #[must_use]
+    pub fn number(&self, name: &str) -> Option<u64> {
+        self.field(name)?.split_whitespace().next()?.parse().ok()
+    }
+
+    /// A field that is a set of signals, bit N-1 for signal N.
+    #[must_use]
+    pub fn signals(&self, name: &str) -> u64 {
+        self.field(name)
+            .and_then(|text| u64::from_str_radix(text, 16).ok())
+            .unwrap_or(0)
+    }
+
+    /// The state's letter: R, S, D, T, t, Z, X …
+    #[must_use]
+    pub fn state(&self) -> char {
+        self.field("State")
+            .and_then(|text| text.chars().next())
+            .unwrap_or('?')
+    }
+}
+
+/// A process's parent, kernel-thread flag and start time, from `/proc/PID/stat`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// Pid of the parent.
+    pub parent: i32,
+    /// A thread of the kernel (`PF_KTHREAD`).
+    pub is_kernel_thread: bool,
+    /// Start, in clock ticks since boot: with the pid and the boot id it names one process.
+    pub start_time: u64,
+    /// The CPU it last ran on.
+    pub cpu: usize,
+}
+
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+impl Stat {
+    /// Of a process or of one of its threads (`PID` or `PID/task/TID`).
+    ///
+    /// # Errors
+    /// ENOENT or ESRCH: gone; `InvalidData`: not the fields of proc_pid_stat(5).
+    pub fn read(id: impl std::fmt::Display) -> io::Result<Self> {
+        let text = read_lossy(&format!("/proc/{id}/stat"))?;
+        parse_stat(&text)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected fields in stat"))
+    }
+}
+
+fn parse_stat(text: &str) -> Option<Stat> {
+    // The name stands in parentheses and may hold any byte: fields begin behind the last one.
+    let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3).copied();
+    Some(Stat {
+        parent: field(4)?.parse().ok()?,
+        is_kernel_thread: field(9)?.parse::<u64>().ok()? & PF_KTHREAD != 0,
+        start_time: field(22)?.parse().ok()?,
+        cpu: field(39)?.parse().ok()?,
+    })
+}
+
+/// The boot's random id.
+///
+/// # Errors
+/// When `/proc/sys` is not readable.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
+}
+
+/// Resident memory of a process, bytes (`VmRSS`); 0 when it has none.
+#[must_use]
+pub fn rss_bytes(pid: i32) -> u64 {
+    Status::of_process(pid)
+        .ok()
+        .and_then(|status| status.number("VmRSS"))
+        .unwrap_or(0)
+        * 1024
+}
+
+/// Reads a small file; bytes that are not UTF-8 (a process may name itself so) become
+/// replacement characters.
+fn read_lossy(path: &str) -> io::Result<String> {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_and_spaces_does_not_shift_the_fields() {
+        let text = "7 (a) S 1 (b)) R 42 7 7 0 -1 2097152 0 0 0 0 0 0 0 0 20 0 1 0 12345 0 0 \
+                    0 0 0 0 0 0 0 0 0 0 0 0 0 17 3 0 0";
+        let stat = parse_stat(text).unwrap();
+        assert_eq!(
+            stat,
+            Stat {
+                parent: 42,
+                is_kernel_thread: true,
+                start_time: 12345,
+                cpu: 3
+            }
+        );
+    }
+
+    #[test]
+    fn our_own_status_has_what_is_asked_for() {
+        let status = Status::of_process(std::process::id().cast_signed()).unwrap();
+        assert!(status.number("VmRSS").unwrap() > 0);
+        assert!("RSD".contains(status.state()));
+        assert_eq!(status.field("VmRS"), None);
+    }
+}

@@ -1,0 +1,92 @@
+//! waitpid(2) for one tracee, and waiting for the next change with a deadline.
+
+use std::io;
+use std::time::Duration;
+
+/// Why a tracee does not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitStatus {
+    /// It ended with this exit status.
+    Exited(i32),
+    /// It was ended by this signal.
+    Signaled(i32),
+    /// Stopped before the delivery of this signal.
+    SignalStop(i32),
+    /// Stopped at the entry or exit of a system call.
+    SyscallStop,
+    /// Stopped for an event: `PTRACE_EVENT_*` and the signal beside it.
+    EventStop(i32, i32),
+}
+
+/// What the kernel has to say of `tid`, a tracee of the calling thread, without
+/// waiting. `Ok(None)`: nothing new.
+///
+/// # Errors
+/// ECHILD: not (or no longer) a tracee.
+pub fn try_wait(tid: i32) -> io::Result<Option<WaitStatus>> {
+    let mut status = 0;
+    // SAFETY: `status` is a live int.
+    let result = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) };
+    match super::check(result.into()) {
+        Ok(0) => Ok(None),
+        Ok(_) => Ok(Some(decode(status))),
+        Err(error) => Err(error),
+    }
+}
+
+fn decode(status: i32) -> WaitStatus {
+    if libc::WIFEXITED(status) {
+        return WaitStatus::Exited(libc::WEXITSTATUS(status));
+    }
+    if libc::WIFSIGNALED(status) {
+        return WaitStatus::Signaled(libc::WTERMSIG(status));
+    }
+    let (event, signal) = (status >> 16, libc::WSTOPSIG(status));
+    match (event, signal) {
+        (0, signal) if signal == libc::SIGTRAP | 0x80 => WaitStatus::SyscallStop,
+        (0, signal) => WaitStatus::SignalStop(signal),
+        (event, signal) => WaitStatus::EventStop(event, signal & 0x7f),
+    }
+}
+
+/// Blocks SIGCHLD in the calling thread and in those it starts later: then it stays
+/// pending until [`wait_for_change`] takes it, and no change is missed.
+///
+/// # Errors
+/// None that a valid set can cause.
+pub fn block_sigchld() -> io::Result<()> {
+    let set = sigchld();
+    // SAFETY: `set` is an initialized signal set, the old one is not asked for.
+    let result =
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(result))
+    }
+}
+
+/// Waits for a SIGCHLD (a tracee changed) or for `timeout`, whatever comes first.
+///
+/// With SIGCHLD not blocked in every thread of the process it may be lost to another
+/// thread; so callers pass short timeouts and look again.
+pub fn wait_for_change(timeout: Duration) {
+    let set = sigchld();
+    let timeout = libc::timespec {
+        tv_sec: timeout.as_secs().min(3600).cast_signed(),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    // SAFETY: both pointers are to live, initialized values; no siginfo is asked for.
+    // Every outcome (signal, timeout, EINTR) means the same to the caller: look again.
+    let _ = unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const timeout) };
+}
+
+fn sigchld() -> libc::sigset_t {
+    // SAFETY: sigemptyset initializes the whole set, sigaddset adds a valid signal.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        set
+    }
+}
