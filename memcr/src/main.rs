@@ -1,3 +1,30 @@
-//! The memcr program.
+//! The memcr program: parse, call, say what went wrong, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use memcr::cli;
+use memcr::cli::exit::Exit;
+
+fn main() -> ExitCode {
+    let args = match cli::parse(std::env::args_os()) {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are answers, everything else is a usage error. Whether
+            // anybody reads it is not our concern.
+            let _ = error.print();
+            return if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Ok
+            }
+            .into();
+        }
+    };
+    match cli::run(&args) {
+        Ok(()) => Exit::Ok.into(),
+        Err(failure) => {
+            cli::complain(&failure);
+            failure.exit.into()
+        }
+    }
+}

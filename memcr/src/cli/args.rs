@@ -1,0 +1,215 @@
+//! The command line: every flag is defined here, once.
+//!
+//! Help, man page and completions are made from these definitions. What a flag of the
+//! C memcr means in ours is in [`super::compat`]; which flags go together with which
+//! command is in [`super::stray`].
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use super::exit::Exit;
+
+/// Takes the memory of a live process away and gives it back.
+///
+/// With -p: freezes the process, sends its pages through a pipeline of stages into a
+/// sink, drops them from RAM, holds the process until Enter is pressed, and gives every
+/// byte back.
+#[derive(Debug, Parser)]
+#[command(
+    name = "memcr",
+    version,
+    after_long_help = Exit::help_table(),
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    override_usage = "memcr -p <PID> [OPTIONS]\n       memcr <COMMAND> [OPTIONS]"
+)]
+pub struct Args {
+    /// What is done without a verb.
+    #[command(flatten)]
+    pub job: Job,
+    /// What several commands understand.
+    #[command(flatten)]
+    pub common: Common,
+    /// Another command.
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+}
+
+/// The main job, and what the C memcr also did without a verb.
+#[derive(Debug, ClapArgs)]
+pub struct Job {
+    /// Process to checkpoint
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    pub pid: Option<u32>,
+
+    /// Directory for the image: parameter `dir` of the sink
+    #[arg(short, long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+
+    /// Do not wait for Enter: checkpoint, then restore at once
+    #[arg(short, long)]
+    pub no_wait: bool,
+
+    /// Read pages from /proc/PID/mem instead of with process_vm_readv
+    #[arg(short = 'm', long)]
+    pub proc_mem: bool,
+
+    /// Also drop clean pages of private file mappings
+    #[arg(short = 'f', long)]
+    pub rss_file: bool,
+
+    /// Compress the image
+    #[arg(short = 'z', long, value_name = "ALGORITHM", value_enum, ignore_case = true,
+          num_args = 0..=1, default_missing_value = "lz4")]
+    pub compress: Option<Compression>,
+
+    /// Compute and check an MD5 digest of the raw pages
+    #[arg(short, long)]
+    pub checksum: bool,
+
+    /// Encrypt the image
+    #[arg(short, long, value_name = "CIPHER", value_enum, ignore_case = true,
+          num_args = 0..=1, default_missing_value = "aes-128-cbc")]
+    pub encrypt: Option<Cipher>,
+
+    /// Stages in encode order, the last one a sink: names, aliases or a pipeline of the configuration
+    #[arg(long, value_name = "STAGE,...,SINK")]
+    pub pipeline: Option<String>,
+
+    /// Threads that encode and decode [default: one per CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub workers: Option<u16>,
+
+    /// Undo the checkpoint if it is not complete after so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = super::compat::seconds)]
+    pub timeout: Option<std::time::Duration>,
+
+    /// Check configuration, pipeline and plugins, then end
+    #[arg(long, conflicts_with = "pid")]
+    pub check_config: bool,
+
+    /// List the stages found (same as the command `stages`)
+    #[arg(long, conflicts_with_all = ["pid", "check_config"])]
+    pub stages: bool,
+
+    /// Show the parameters of one stage
+    #[arg(long, value_name = "STAGE", conflicts_with_all = ["pid", "check_config", "stages"])]
+    pub stage_help: Option<String>,
+
+    /// Accepted and without effect: the channel to the target has no name
+    #[arg(short = 'S', long, value_name = "DIR", hide_short_help = true)]
+    pub parasite_socket_dir: Option<PathBuf>,
+
+    /// Accepted and without effect: the channel to the target has no name
+    #[arg(short = 'G', long, value_name = "GID", hide_short_help = true)]
+    pub parasite_socket_gid: Option<String>,
+
+    /// Accepted and without effect: the channel to the target has no name
+    #[arg(short = 'N', long, hide_short_help = true)]
+    pub parasite_socket_netns: bool,
+}
+
+/// Flags that stand before or behind a verb.
+#[derive(Debug, ClapArgs)]
+pub struct Common {
+    /// Configuration file [default: the first pipeline.toml found]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+
+    /// Give a parameter of a stage a value; may be repeated
+    #[arg(long, value_name = "STAGE.KEY=VALUE", global = true, action = ArgAction::Append)]
+    pub set: Vec<String>,
+
+    /// Print one JSON object instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Say more on stderr; twice: everything
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Say nothing on stderr but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+/// The commands with a name.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Show what an image holds: pipeline, target, mappings, totals
+    Inspect {
+        /// Image file
+        image: PathBuf,
+    },
+    /// Read every byte of an image as a restore would, without touching a process
+    Verify {
+        /// Image file
+        image: PathBuf,
+    },
+    /// Show which kernel features memcr finds, and what it does without each
+    Check,
+    /// List the stages found, and the files that are none with the reason
+    Stages,
+    /// Print completions for a shell
+    Completions {
+        /// Shell
+        shell: Shell,
+    },
+    /// Print the man page
+    Man {
+        /// Of this command instead of memcr as a whole
+        verb: Option<String>,
+    },
+}
+
+/// Values of `-z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Compression {
+    /// Fast
+    Lz4,
+    /// Smaller
+    Zstd,
+}
+
+impl Compression {
+    /// The stage that does it.
+    #[must_use]
+    pub fn stage(self) -> &'static str {
+        match self {
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// Values of `-e`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)] // the names say it
+pub enum Cipher {
+    #[value(name = "aes-128-cbc")]
+    Aes128Cbc,
+    #[value(name = "aes-192-cbc")]
+    Aes192Cbc,
+    #[value(name = "aes-256-cbc")]
+    Aes256Cbc,
+}
+
+impl Cipher {
+    /// Value of the parameter `cipher` of the stage `encrypt`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Aes128Cbc => "aes-128-cbc",
+            Self::Aes192Cbc => "aes-192-cbc",
+            Self::Aes256Cbc => "aes-256-cbc",
+        }
+    }
+}
+
+/// The definition as clap holds it, for help, man page and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Args::command()
+}

@@ -1,0 +1,385 @@
+//! From the configuration and the flags to the pipeline that is to be loaded.
+//!
+//! ```text
+//! --pipeline A,B,SINK     these stages
+//! -c -z -e                md5, lz4 or zstd, encrypt (in this order) and the sink of the
+//!                         configuration's pipeline
+//! neither                 the configuration's pipeline
+//!
+//! parameters: plugin's default < [stage.NAME] < -e CIPHER, -d DIR < --set
+//! ```
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use crate::cli::args::Job;
+use crate::pipeline::{DEFAULT_CHUNK_LEN, PipelineSpec, StageSpec};
+
+use super::file::{Given, Stage};
+use super::{Config, ConfigError, Origin, Param};
+
+/// The pipeline that `job` asks for under `config`, with the `--set` values `sets`.
+///
+/// # Errors
+/// When the list of stages is empty or has an empty name, or a `--set` names no stage
+/// of it.
+pub fn pipeline(config: &Config, job: &Job, sets: &[String]) -> Result<PipelineSpec, ConfigError> {
+    let list = stage_list(config, job)?;
+    let mut stages: Vec<Named> = split(&list)?
+        .into_iter()
+        .map(|name| Named::resolve(config, name))
+        .collect();
+    apply_flags(&mut stages, job)?;
+    apply_sets(&mut stages, sets, &list.value)?;
+    Ok(PipelineSpec {
+        stages: stages.into_iter().map(Named::into_spec).collect(),
+        workers: workers(config, job),
+        chunk_len_bytes: chunk_len_bytes(config)?,
+    })
+}
+
+/// The `--set` values by stage, for a pipeline that an image describes.
+///
+/// # Errors
+/// When one has not the form STAGE.KEY=VALUE.
+pub fn overrides(sets: &[String]) -> Result<Vec<StageSpec>, ConfigError> {
+    let mut specs: Vec<StageSpec> = Vec::new();
+    for text in sets {
+        let set = Set::parse(text)?;
+        let pair = (set.param.key, set.param.value);
+        match specs.iter_mut().find(|spec| spec.alias == set.stage) {
+            Some(spec) => spec.params.push(pair),
+            None => specs.push(StageSpec {
+                alias: set.stage.clone(),
+                plugin: set.stage,
+                params: vec![pair],
+            }),
+        }
+    }
+    Ok(specs)
+}
+
+/// The list of stages, with a name from `[pipelines]` replaced by what it stands for.
+fn stage_list(config: &Config, job: &Job) -> Result<Given<String>, ConfigError> {
+    let settings = &config.settings;
+    let named = |list: Given<String>| {
+        settings
+            .pipelines
+            .get(list.value.trim())
+            .cloned()
+            .unwrap_or(list)
+    };
+    if let Some(text) = &job.pipeline {
+        return Ok(named(Given {
+            value: text.clone(),
+            origin: Origin::Flag("--pipeline".into()),
+        }));
+    }
+    let configured = named(settings.pipeline.clone().unwrap_or_else(|| Given {
+        value: String::new(),
+        origin: Origin::Flag("the built-in configuration".into()),
+    }));
+    let mut wanted = Vec::new();
+    let mut flags = Vec::new();
+    for (flag, stage) in [
+        ("-c", job.checksum.then_some("md5")),
+        ("-z", job.compress.map(|algorithm| algorithm.stage())),
+        ("-e", job.encrypt.map(|_| "encrypt")),
+    ] {
+        flags.extend(stage.map(|_| flag));
+        wanted.extend(stage);
+    }
+    if wanted.is_empty() {
+        return Ok(configured);
+    }
+    let sink = split(&configured)?.pop().unwrap_or_default().to_owned();
+    wanted.push(&sink);
+    Ok(Given {
+        value: wanted.join(","),
+        origin: Origin::Flag(flags.join(" ")),
+    })
+}
+
+fn split(list: &Given<String>) -> Result<Vec<&str>, ConfigError> {
+    let names: Vec<&str> = list.value.split(',').map(str::trim).collect();
+    let message = if list.value.trim().is_empty() {
+        "no stages; at least a sink is needed, as in `file` or `compress,file`"
+    } else if names.contains(&"") {
+        "a stage has no name"
+    } else {
+        return Ok(names);
+    };
+    Err(ConfigError::Pipeline {
+        pipeline: list.value.clone(),
+        origin: list.origin.clone(),
+        message: message.into(),
+    })
+}
+
+/// A stage of the pipeline under the name that `--set` and messages use.
+struct Named {
+    alias: String,
+    stage: Stage,
+}
+
+impl Named {
+    /// A stage of the configuration, else a plugin of that name or path.
+    fn resolve(config: &Config, name: &str) -> Self {
+        let stage = config.settings.stages.get(name).cloned();
+        let stage = stage.unwrap_or_else(|| Stage {
+            plugin: name.to_owned(),
+            params: Vec::new(),
+        });
+        Self {
+            alias: short_name(name).to_owned(),
+            stage,
+        }
+    }
+
+    /// The last value of a key counts, as the pipeline room has it.
+    fn set(&mut self, param: Param) {
+        self.stage.params.retain(|old| old.key != param.key);
+        self.stage.params.push(param);
+    }
+
+    fn into_spec(self) -> StageSpec {
+        StageSpec {
+            alias: self.alias,
+            plugin: self.stage.plugin,
+            params: self
+                .stage
+                .params
+                .into_iter()
+                .map(|p| (p.key, p.value))
+                .collect(),
+        }
+    }
+}
+
+/// `lz4` of `/some/where/libmemcr_stage_lz4.so`; other names as they are.
+fn short_name(name: &str) -> &str {
+    if !name.contains('/') {
+        return name;
+    }
+    let stem = Path::new(name)
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .unwrap_or(name);
+    stem.strip_prefix("libmemcr_stage_").unwrap_or(stem)
+}
+
+fn apply_flags(stages: &mut [Named], job: &Job) -> Result<(), ConfigError> {
+    let param = |flag: &str, key: &str, value: &str| Param {
+        key: key.into(),
+        value: value.into(),
+        origin: Origin::Flag(flag.into()),
+    };
+    if let (Some(cipher), Some(stage)) = (
+        job.encrypt,
+        stages.iter_mut().find(|stage| stage.alias == "encrypt"),
+    ) {
+        stage.set(param("-e", "cipher", cipher.name()));
+    }
+    if let (Some(dir), Some(sink)) = (&job.dir, stages.last_mut()) {
+        let text = dir.to_str().ok_or_else(|| ConfigError::Entry {
+            origin: Origin::Flag("--dir".into()),
+            message: format!("`{}` is not UTF-8", dir.display()),
+        })?;
+        sink.set(param("--dir", "dir", text));
+    }
+    Ok(())
+}
+
+fn apply_sets(stages: &mut [Named], sets: &[String], list: &str) -> Result<(), ConfigError> {
+    for text in sets {
+        let set = Set::parse(text)?;
+        let mut known = stages
+            .iter_mut()
+            .filter(|stage| {
+                stage.alias == set.stage || short_name(&stage.stage.plugin) == set.stage
+            })
+            .peekable();
+        if known.peek().is_none() {
+            let message = format!("the pipeline `{list}` has no stage `{}`", set.stage);
+            return Err(ConfigError::Set {
+                text: text.clone(),
+                message,
+            });
+        }
+        known.for_each(|stage| stage.set(set.param.clone()));
+    }
+    Ok(())
+}
+
+/// A `--set`, taken apart.
+struct Set {
+    stage: String,
+    param: Param,
+}
+
+impl Set {
+    fn parse(text: &str) -> Result<Self, ConfigError> {
+        let error = |message: &str| ConfigError::Set {
+            text: text.into(),
+            message: message.into(),
+        };
+        let (place, value) = text
+            .split_once('=')
+            .ok_or_else(|| error("STAGE.KEY=VALUE is needed"))?;
+        match place.split_once('.') {
+            Some((stage, key)) if !stage.is_empty() && !key.is_empty() => Ok(Self {
+                stage: stage.into(),
+                param: Param {
+                    key: key.into(),
+                    value: value.into(),
+                    origin: Origin::Flag("--set".into()),
+                },
+            }),
+            _ => Err(error("STAGE.KEY=VALUE is needed, as in lz4.acceleration=4")),
+        }
+    }
+}
+
+fn workers(config: &Config, job: &Job) -> Option<NonZeroUsize> {
+    let configured = config.settings.workers.as_ref().map(|given| given.value);
+    NonZeroUsize::new(usize::from(job.workers.or(configured)?))
+}
+
+fn chunk_len_bytes(config: &Config) -> Result<u64, ConfigError> {
+    let Some(chunk) = &config.settings.chunk else {
+        return Ok(DEFAULT_CHUNK_LEN);
+    };
+    parse_size(&chunk.value).ok_or_else(|| ConfigError::Entry {
+        origin: chunk.origin.clone(),
+        message: format!(
+            "chunk: `{}` is no length: a number of bytes, or one with KiB or MiB",
+            chunk.value
+        ),
+    })
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text[digits.len()..].trim() {
+        "" | "B" => 1,
+        "K" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cli::args::Args;
+    use crate::cli::config::Places;
+    use clap::Parser;
+
+    const CONFIG: &str = "pipeline = 'compress,file'\n\
+        [stage.compress]\nplugin = 'lz4'\nacceleration = 7\n\
+        [stage.box]\nplugin = 'tmpfs'\n\
+        [pipelines]\nsmall = 'zstd, box'\n";
+
+    /// The pipeline of a command line as `alias:plugin{key=value}` words.
+    fn chosen(line: &str) -> Result<String, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.toml");
+        std::fs::write(&path, CONFIG).unwrap();
+        let config = Config::load(Some(&path), &Places::default()).unwrap();
+        let args = Args::try_parse_from(line.split(' ')).unwrap();
+        let spec = pipeline(&config, &args.job, &args.common.set).map_err(|e| e.to_string())?;
+        let word = |stage: &StageSpec| {
+            let params: Vec<_> = stage
+                .params
+                .iter()
+                .map(|(k, v)| format!("{k}={v}"))
+                .collect();
+            format!("{}:{}{{{}}}", stage.alias, stage.plugin, params.join(" "))
+        };
+        Ok(spec.stages.iter().map(word).collect::<Vec<_>>().join(" "))
+    }
+
+    #[test]
+    fn flags_choose_the_stages() {
+        let file = "file:file{dir=/tmp}";
+        for (line, want) in [
+            ("m -p1", format!("compress:lz4{{acceleration=7}} {file}")),
+            ("m -p1 -z", format!("lz4:lz4{{}} {file}")),
+            (
+                "m -p1 -z zstd -c",
+                format!("md5:md5{{}} zstd:zstd{{}} {file}"),
+            ),
+            (
+                "m -p1 -e -c -z",
+                format!("md5:md5{{}} lz4:lz4{{}} encrypt:encrypt{{cipher=aes-128-cbc}} {file}"),
+            ),
+            ("m -p1 --pipeline small", "zstd:zstd{} box:tmpfs{}".into()),
+            (
+                "m -p1 --pipeline small -d /x",
+                "zstd:zstd{} box:tmpfs{dir=/x}".into(),
+            ),
+            (
+                "m -p1 --pipeline lz4,box --set box.size=1 --set lz4.acceleration=2",
+                "lz4:lz4{acceleration=2} box:tmpfs{size=1}".into(),
+            ),
+            (
+                "m -p1 --set lz4.acceleration=2 -d/x",
+                "compress:lz4{acceleration=2} file:file{dir=/x}".into(),
+            ),
+            (
+                "m -p1 --set file.dir=/y -d/x",
+                "compress:lz4{acceleration=7} file:file{dir=/y}".into(),
+            ),
+            (
+                "m -p1 --pipeline /a/libmemcr_stage_own.so,file --set own.a=b.c=d",
+                format!("own:/a/libmemcr_stage_own.so{{a=b.c=d}} {file}"),
+            ),
+        ] {
+            assert_eq!(chosen(line).unwrap(), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (line, want) in [
+            (
+                "m -p1 --pipeline=",
+                "pipeline `` (from --pipeline): no stages; at least a sink is needed, as in `file` or `compress,file`",
+            ),
+            (
+                "m -p1 --pipeline a,,b",
+                "pipeline `a,,b` (from --pipeline): a stage has no name",
+            ),
+            ("m -p1 --set a", "--set a: STAGE.KEY=VALUE is needed"),
+            (
+                "m -p1 --set a=b",
+                "--set a=b: STAGE.KEY=VALUE is needed, as in lz4.acceleration=4",
+            ),
+            (
+                "m -p1 --set zstd.level=3",
+                "--set zstd.level=3: the pipeline `compress,file` has no stage `zstd`",
+            ),
+        ] {
+            assert_eq!(chosen(line).unwrap_err(), want);
+        }
+    }
+
+    #[test]
+    fn sizes_have_suffixes() {
+        for (text, want) in [
+            ("262144", Some(262_144)),
+            ("256KiB", Some(262_144)),
+            ("1 MiB", Some(1 << 20)),
+            ("", None),
+            ("KiB", None),
+            ("-1", None),
+            ("1GB", None),
+            ("99999999999999999999", None),
+            ("18446744073709551615KiB", None),
+        ] {
+            assert_eq!(parse_size(text), want, "{text}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! A command that did not work: the exit code, the chain of causes, a hint.
+
+use std::error::Error;
+
+use serde_json::json;
+
+use super::config::ConfigError;
+use super::exit::Exit;
+use crate::pipeline::{CancelReason, LoadError, PipelineError};
+use crate::sink::ImageError;
+
+/// Why a command failed, and how memcr ends because of it.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    error: Box<dyn Error + Send + Sync>,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure with its exit code and no hint.
+    pub fn new(exit: Exit, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self {
+            exit,
+            error: error.into(),
+            hint: None,
+        }
+    }
+
+    /// The same with what the user can do about it.
+    #[must_use]
+    pub fn with_hint(mut self, hint: Option<&str>) -> Self {
+        self.hint = hint.filter(|hint| !hint.is_empty()).map(str::to_owned);
+        self
+    }
+
+    /// What failed, then cause by cause. An error that repeats its cause in its own
+    /// text is not printed twice.
+    #[must_use]
+    pub fn causes(&self) -> Vec<String> {
+        let mut causes = vec![self.error.to_string()];
+        let mut next = self.error.source();
+        while let Some(cause) = next {
+            let text = cause.to_string();
+            if !causes.last().is_some_and(|said| said.ends_with(&text)) {
+                causes.push(text);
+            }
+            next = cause.source();
+        }
+        causes
+    }
+
+    /// The text for stderr: `memcr: what: cause: cause`, and a line with the hint.
+    #[must_use]
+    pub fn message(&self) -> String {
+        let hint = self.hint.as_ref().map(|hint| format!("\nhint: {hint}"));
+        format!(
+            "memcr: {}{}",
+            self.causes().join(": "),
+            hint.unwrap_or_default()
+        )
+    }
+
+    /// The object that `--json` prints.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        json!({
+            "ok": false,
+            "exit_code": self.exit.code(),
+            "meaning": self.exit.meaning(),
+            "error": { "message": self.causes().join(": "), "causes": self.causes(), "hint": self.hint },
+        })
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Usage, error)
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        let hint = error.hint.clone();
+        Self::new(Exit::Plugin, error).with_hint(Some(&hint))
+    }
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        Self::new(Exit::ImageInvalid, error)
+    }
+}
+
+/// Of a pipeline without a target: loading it, or reading an image. With a target, the
+/// checkpoint and restore rooms say what became of it, and that decides.
+impl From<PipelineError> for Failure {
+    fn from(error: PipelineError) -> Self {
+        let exit = match &error {
+            PipelineError::Load(_)
+            | PipelineError::Config { .. }
+            | PipelineError::Plugin { .. }
+            | PipelineError::WrongKey { .. } => Exit::Plugin,
+            PipelineError::Corrupt { .. }
+            | PipelineError::Image(_)
+            | PipelineError::Sink { .. } => Exit::ImageInvalid,
+            PipelineError::Cancelled(CancelReason::TargetGone) => Exit::TargetGone,
+            PipelineError::Cancelled(_) => Exit::Aborted,
+            _ => Exit::Internal,
+        };
+        let hint = error.hint().map(str::to_owned);
+        Self::new(exit, error).with_hint(hint.as_deref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_said_once() {
+        let image = ImageError::Io {
+            offset: 1,
+            len_bytes: 2,
+            source: std::io::Error::other("disk on fire"),
+        };
+        let failure =
+            Failure::from(PipelineError::Image(image)).with_hint(Some("call the fire brigade"));
+        assert_eq!(
+            failure.message(),
+            "memcr: cannot read 2 bytes at offset 1 of the image: disk on fire\nhint: call the fire brigade"
+        );
+        assert_eq!(failure.exit, Exit::ImageInvalid);
+    }
+
+    #[test]
+    fn causes_are_linked() {
+        let read = ConfigError::Read {
+            path: "/x".into(),
+            source: std::io::Error::other("gone"),
+        };
+        assert_eq!(
+            Failure::from(read).message(),
+            "memcr: cannot read the configuration /x: gone"
+        );
+    }
+}

@@ -1,0 +1,123 @@
+//! Flags, configuration and messages for people. Touches no target and loads no plugin
+//! itself: it calls the rooms that do.
+//!
+//! ```text
+//! words ──compat──▶ args ──stray──▶ run ──▶ job │ stages │ image │ check │ print
+//!                              config ──────┘      │
+//!                                 Failure ◀────────┘──▶ stderr, Exit
+//! ```
+
+pub mod args;
+pub mod compat;
+pub mod config;
+pub mod exit;
+pub mod failure;
+mod image;
+mod log;
+mod out;
+mod print;
+mod stages;
+mod stray;
+mod table;
+mod units;
+
+use std::ffi::OsString;
+
+use clap::FromArgMatches;
+
+use args::{Args, Verb};
+use config::{Config, Places};
+use exit::Exit;
+use failure::Failure;
+use out::Out;
+
+use crate::pipeline::{Cancel, Pipeline, SearchPath};
+
+/// The command line in `words`, the first of which is the name of the program.
+///
+/// # Errors
+/// What clap has to say: usage errors, but also help and version.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
+    let matches = args::command().try_get_matches_from(compat::split_clusters(words))?;
+    let args = Args::from_arg_matches(&matches)?;
+    stray::check(&args, &matches)?;
+    Ok(args)
+}
+
+/// Does what `args` say.
+///
+/// # Errors
+/// What went wrong, with the exit code for it. With `--json` it is on stdout already.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    log::init(args.common.verbose, args.common.quiet);
+    let mut out = Out::default();
+    let done = dispatch(args, &mut out);
+    if let (Err(failure), true) = (&done, args.common.json) {
+        out.json(&failure.to_json());
+    }
+    let told = out
+        .finish()
+        .map_err(|error| Failure::new(Exit::Internal, format!("cannot write to stdout: {error}")));
+    done.and(told)
+}
+
+fn dispatch(args: &Args, out: &mut Out) -> Result<(), Failure> {
+    let json = args.common.json;
+    match &args.verb {
+        Some(Verb::Inspect { image }) => image::inspect(image, json, out),
+        Some(Verb::Verify { image }) => {
+            let overrides = config::overrides(&args.common.set)?;
+            image::verify(
+                image,
+                &search(&load(args)?),
+                &overrides,
+                Cancel::new(),
+                json,
+                out,
+            )
+        }
+        Some(Verb::Check) => Ok(()),
+        Some(Verb::Completions { shell }) => Ok(print::completions(*shell, out)),
+        Some(Verb::Man { verb }) => print::man(verb.as_deref(), out),
+        Some(Verb::Stages) => Ok(stages::list(&search(&load(args)?), json, out)),
+        None => without_verb(args, out),
+    }
+}
+
+fn without_verb(args: &Args, out: &mut Out) -> Result<(), Failure> {
+    let json = args.common.json;
+    let config = load(args)?;
+    let search = search(&config);
+    if args.job.stages {
+        stages::list(&search, json, out);
+    } else if let Some(name) = &args.job.stage_help {
+        stages::help(&config, name, &search, json, out)?;
+    } else if args.job.check_config {
+        let spec = config::pipeline(&config, &args.job, &args.common.set)?;
+        print::config(
+            &config,
+            Pipeline::load(&spec, &search)?.describe(),
+            json,
+            out,
+        );
+    }
+    Ok(())
+}
+
+fn load(args: &Args) -> Result<Config, Failure> {
+    // TODO secure
+    Ok(Config::load(
+        args.common.config.as_deref(),
+        &Places::of_process(false),
+    )?)
+}
+
+fn search(config: &Config) -> SearchPath {
+    SearchPath::standard(config.settings.stage_path.as_deref().unwrap_or_default())
+}
+
+/// Says on stderr what went wrong. Not with `eprintln!`, which panics when nobody reads.
+pub fn complain(failure: &Failure) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{}", failure.message());
+}

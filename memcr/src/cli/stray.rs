@@ -1,0 +1,155 @@
+//! Which flags go with which command. A flag that would change nothing is refused:
+//! who gave it expected something of it.
+
+use clap::ArgMatches;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+
+use super::args::{self, Args, Verb};
+
+/// What is being done, as far as flags are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Job,
+    CheckConfig,
+    Stages,
+    StageHelp,
+    Inspect,
+    Verify,
+    Check,
+    Print,
+}
+
+/// Flags in the order of `--help`, and the modes in which each means something. Flags
+/// that are not listed (`-v`, `-q`, `--config`'s own mode flags) go with everything.
+const MEANINGFUL: &[(&str, &[Mode])] = {
+    use Mode::{Check, CheckConfig, Inspect, Job, StageHelp, Stages, Verify};
+    &[
+        ("pid", &[Job]),
+        ("dir", &[Job, CheckConfig]),
+        ("no_wait", &[Job]),
+        ("proc_mem", &[Job]),
+        ("rss_file", &[Job]),
+        ("compress", &[Job, CheckConfig]),
+        ("checksum", &[Job, CheckConfig]),
+        ("encrypt", &[Job, CheckConfig]),
+        ("pipeline", &[Job, CheckConfig]),
+        ("workers", &[Job, CheckConfig, Verify]),
+        ("timeout", &[Job]),
+        ("check_config", &[CheckConfig]),
+        ("stages", &[Stages]),
+        ("stage_help", &[StageHelp]),
+        ("parasite_socket_dir", &[Job]),
+        ("parasite_socket_gid", &[Job]),
+        ("parasite_socket_netns", &[Job]),
+        ("config", &[Job, CheckConfig, Stages, StageHelp, Verify]),
+        ("set", &[Job, CheckConfig, Verify]),
+        (
+            "json",
+            &[Job, CheckConfig, Stages, StageHelp, Inspect, Verify, Check],
+        ),
+    ]
+};
+
+/// Refuses flags that mean nothing for the command given, and a command line that says
+/// neither a verb nor a target.
+///
+/// # Errors
+/// The usage error to print.
+pub(super) fn check(args: &Args, matches: &ArgMatches) -> Result<(), clap::Error> {
+    let mode = mode(args);
+    if mode == Mode::Job && args.job.pid.is_none() {
+        return Err(usage(
+            ErrorKind::MissingRequiredArgument,
+            "a target is missing: give --pid <PID>, or a command",
+        ));
+    }
+    let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if given("pipeline") {
+        one_way_to_say_it(given)?;
+    }
+    match MEANINGFUL
+        .iter()
+        .find(|(id, modes)| given(id) && !modes.contains(&mode))
+    {
+        None => Ok(()),
+        Some((id, _)) => {
+            let flag = id.replace('_', "-");
+            Err(usage(
+                ErrorKind::ArgumentConflict,
+                &format!("--{flag} means nothing with {}", name(args, mode)),
+            ))
+        }
+    }
+}
+
+/// `-z`, `-c` and `-e` make a pipeline: beside `--pipeline` it would be anybody's guess
+/// where their stages go.
+fn one_way_to_say_it(given: impl Fn(&str) -> bool) -> Result<(), clap::Error> {
+    let flags = [
+        ("compress", "lz4"),
+        ("checksum", "md5"),
+        ("encrypt", "encrypt"),
+    ];
+    match flags.into_iter().find(|(id, _)| given(id)) {
+        None => Ok(()),
+        Some((id, stage)) => Err(usage(
+            ErrorKind::ArgumentConflict,
+            &format!(
+                "--{id} cannot be used with --pipeline, which says by itself which stages there are, \
+                 in which order: put `{stage}` into it"
+            ),
+        )),
+    }
+}
+
+fn mode(args: &Args) -> Mode {
+    match &args.verb {
+        Some(Verb::Inspect { .. }) => Mode::Inspect,
+        Some(Verb::Verify { .. }) => Mode::Verify,
+        Some(Verb::Check) => Mode::Check,
+        Some(Verb::Stages) => Mode::Stages,
+        Some(Verb::Completions { .. } | Verb::Man { .. }) => Mode::Print,
+        None if args.job.stages => Mode::Stages,
+        None if args.job.check_config => Mode::CheckConfig,
+        None if args.job.stage_help.is_some() => Mode::StageHelp,
+        None => Mode::Job,
+    }
+}
+
+fn name(args: &Args, mode: Mode) -> &'static str {
+    match (&args.verb, mode) {
+        (None, Mode::Stages) => "--stages",
+        (None, Mode::CheckConfig) => "--check-config",
+        (None, Mode::StageHelp) => "--stage-help",
+        (Some(Verb::Inspect { .. }), _) => "`inspect`",
+        (Some(Verb::Verify { .. }), _) => "`verify`",
+        (Some(Verb::Check), _) => "`check`",
+        (Some(Verb::Stages), _) => "`stages`",
+        (Some(Verb::Completions { .. }), _) => "`completions`",
+        (Some(Verb::Man { .. }), _) => "`man`",
+        (None, _) => "--pid",
+    }
+}
+
+fn usage(kind: ErrorKind, message: &str) -> clap::Error {
+    args::command().error(kind, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MEANINGFUL;
+    use crate::cli::args;
+
+    #[test]
+    fn every_flag_is_listed() {
+        let free = ["verbose", "quiet", "help", "version"];
+        for arg in args::command().get_arguments() {
+            let id = arg.get_id().as_str();
+            assert!(
+                free.contains(&id) || MEANINGFUL.iter().any(|(known, _)| *known == id),
+                "{id} is not listed"
+            );
+        }
+    }
+}

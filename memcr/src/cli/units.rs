@@ -1,0 +1,61 @@
+//! Numbers for people.
+
+use std::time::Duration;
+
+/// `0 B`, `4.0 KiB`, `257.3 MiB`.
+pub(super) fn bytes(n: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    // Precise enough: one digit behind the point is shown.
+    #[allow(clippy::cast_precision_loss)]
+    let mut value = n as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// `0.7 ms`, `312 ms`, `4.21 s`.
+pub(super) fn time(time: Duration) -> String {
+    let ms = time.as_secs_f64() * 1e3;
+    match ms {
+        ..10.0 => format!("{ms:.1} ms"),
+        ..1000.0 => format!("{ms:.0} ms"),
+        _ => format!("{:.2} s", ms / 1e3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_a_unit_that_fits() {
+        for (n, want) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (4096, "4.0 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (u64::MAX, "16777216.0 TiB"),
+        ] {
+            assert_eq!(bytes(n), want);
+        }
+        assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
+    }
+
+    #[test]
+    fn times_have_a_unit_that_fits() {
+        for (us, want) in [
+            (0, "0.0 ms"),
+            (740, "0.7 ms"),
+            (312_400, "312 ms"),
+            (4_210_000, "4.21 s"),
+        ] {
+            assert_eq!(time(Duration::from_micros(us)), want);
+        }
+    }
+}
