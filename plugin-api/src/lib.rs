@@ -55,9 +55,11 @@
 //! | [`abi`] | the C tables, twin of `include/memcr_stage.h` |
 //! | [`stage`], [`sink`] | the safe traits |
 //! | [`export`] | both doors; the only unsafe code of this crate |
+//! | [`order`] | puts per-chunk values back into order, for digests over an image |
 
 pub mod abi;
 pub mod export;
+pub mod order;
 pub mod sink;
 pub mod stage;
 

@@ -1,1 +1,147 @@
-//! The `zstd` stage of memcr.
+//! The `zstd` stage of memcr: each frame is one zstd frame that decodes alone.
+//!
+//! zstd's own checksum is off: the image has a checksum per chunk, over the same bytes.
+//! Its worker threads are off too: the host already runs as many chunks at once as there
+//! are CPUs.
+
+use std::io;
+
+use memcr_plugin_api::abi::{capability, code};
+use memcr_plugin_api::stage::{
+    Chunk, Encoded, ParamKind, ParamSpec, Params, Result, StageError, StageInfo, Threads, Transform,
+};
+use memcr_plugin_api::{Host, register_stage};
+use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe::compress_bound;
+
+register_stage!(transform: Zstd);
+
+/// Length of the chunk on which a new worker is tried, bytes: the longest that memcr
+/// makes unless told otherwise.
+const WARM_UP_LEN: usize = 1 << 20;
+
+struct Zstd {
+    level: i32,
+}
+
+/// Scratch memory of one thread: zstd's tables, kept from chunk to chunk.
+struct Worker {
+    compressor: Compressor<'static>,
+    decompressor: Decompressor<'static>,
+}
+
+impl Transform for Zstd {
+    type Worker = Worker;
+
+    const INFO: StageInfo = StageInfo {
+        name: "zstd",
+        version: env!("CARGO_PKG_VERSION"),
+        summary: "compresses each chunk as a zstd frame",
+        threads: Threads::Parallel,
+        capabilities: capability::INDEPENDENT_CHUNKS | capability::COMPRESSES,
+        params: &[ParamSpec {
+            name: "level",
+            // Beyond 19 lie the levels that need hundreds of MiB, below -7 those that
+            // lz4 beats in both directions.
+            kind: ParamKind::Integer { min: -7, max: 19 },
+            // The target stands still meanwhile: time counts for more than the last
+            // per cent of ratio, which is why this is not zstd's own default of 3.
+            default: Some("1"),
+            required: false,
+            // Frames decode without knowing it.
+            recorded: false,
+            help: "higher compresses more and takes longer",
+        }],
+    };
+
+    fn create(params: &Params, _: Host) -> Result<Self> {
+        let level = params.parse("level")?.unwrap_or(1);
+        Ok(Self { level })
+    }
+
+    fn worker(&self) -> Result<Worker> {
+        let mut worker = self.cold_worker().map_err(|error| {
+            let message = format!("zstd cannot set up level {}: {error}", self.level);
+            StageError::new(code::UNSUPPORTED, message)
+        })?;
+        // zstd allocates its tables with the first frame: that is to happen now, not
+        // while the target stands still.
+        worker.warm_up().map_err(|error| {
+            let message = format!("zstd fails on a frame of zeros at level {}", self.level);
+            StageError::new(code::INTERNAL, format!("{message}: {error}"))
+        })?;
+        Ok(worker)
+    }
+
+    fn bound(&self, in_len: usize) -> usize {
+        compress_bound(in_len)
+    }
+
+    fn encode(
+        &self,
+        worker: &mut Worker,
+        _: &Chunk<'_>,
+        input: &[u8],
+        out: &mut [u8],
+    ) -> Result<Encoded> {
+        match worker.compressor.compress_to_buffer(input, out) {
+            Ok(len) if len < input.len() => Ok(Encoded::Len(len)),
+            // The longest frame fits a buffer of the length that `bound` gives.
+            Err(error) if out.len() >= self.bound(input.len()) => Err(StageError::new(
+                code::INTERNAL,
+                format!("zstd fails on a frame of {} bytes: {error}", input.len()),
+            )),
+            Err(_) if out.len() < input.len() => Err(StageError::new(
+                code::BUFFER_TOO_SMALL,
+                format!(
+                    "zstd cannot store a frame of {} bytes in {}",
+                    input.len(),
+                    out.len()
+                ),
+            )),
+            _ => Ok(Encoded::Pass),
+        }
+    }
+
+    fn decode(
+        &self,
+        worker: &mut Worker,
+        chunk: &Chunk<'_>,
+        input: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize> {
+        let cap = out.len();
+        worker
+            .decompressor
+            .decompress_to_buffer(input, out)
+            .map_err(|error| {
+                let message = format!(
+                    "chunk {} is no zstd frame of at most {cap} bytes: {error}",
+                    chunk.index
+                );
+                StageError::new(code::CORRUPT, message)
+            })
+    }
+}
+
+impl Zstd {
+    fn cold_worker(&self) -> io::Result<Worker> {
+        let mut compressor = Compressor::new(self.level)?;
+        compressor.include_checksum(false)?;
+        Ok(Worker {
+            compressor,
+            decompressor: Decompressor::new()?,
+        })
+    }
+}
+
+impl Worker {
+    fn warm_up(&mut self) -> io::Result<()> {
+        let mut chunk = vec![0; WARM_UP_LEN];
+        let mut frame = vec![0; compress_bound(WARM_UP_LEN)];
+        let len = self.compressor.compress_to_buffer(&chunk, &mut frame[..])?;
+        self.decompressor
+            .decompress_to_buffer(&frame[..len], &mut chunk[..])?;
+        Ok(())
+    }
+}
