@@ -1,0 +1,154 @@
+//! Building, and putting what was built together as an installation has it.
+//!
+//! ```text
+//!   PREFIX/bin/memcr, bin/victim
+//!   PREFIX/lib/memcr/stages/libmemcr_stage_*.so     0755: others' write permission is refused
+//!   PREFIX/share/memcr/pipeline.toml
+//! ```
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::run::{self, Done};
+
+/// A cargo profile, and the directory of `target` in which its prefix lies.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Profile {
+    pub(crate) name: &'static str,
+    prefix: &'static str,
+}
+
+/// What users get.
+pub(crate) const RELEASE: Profile = Profile {
+    name: "release",
+    prefix: "memcr",
+};
+/// What tests run: fast code with its checks, built without the long link.
+pub(crate) const CI: Profile = Profile {
+    name: "ci",
+    prefix: "memcr-ci",
+};
+
+/// What cargo has built.
+pub(crate) struct Built {
+    profile: Profile,
+    target: PathBuf,
+}
+
+/// An installation.
+pub(crate) struct Prefix(PathBuf);
+
+/// Builds memcr, all plugins and the victims.
+///
+/// # Errors
+/// When cargo fails.
+pub(crate) fn build(profile: Profile) -> Done<Built> {
+    run::visibly(run::cargo().args([
+        "build",
+        "--workspace",
+        "--bins",
+        "--lib",
+        "--profile",
+        profile.name,
+    ]))?;
+    Ok(Built {
+        profile,
+        target: target_dir()?,
+    })
+}
+
+impl Built {
+    /// Where cargo put it.
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.target.join(self.profile.name)
+    }
+
+    /// Puts it together.
+    ///
+    /// # Errors
+    /// When a file is missing or cannot be written.
+    pub(crate) fn stage(&self) -> Done<Prefix> {
+        let prefix = Prefix(self.target.join(self.profile.prefix));
+        // What a former build left must not be found beside what this one made.
+        if prefix.0.exists() {
+            fs::remove_dir_all(&prefix.0)
+                .map_err(|error| format!("{}: {error}", prefix.0.display()))?;
+        }
+        for program in ["memcr", "victim"] {
+            put(
+                &self.dir().join(program),
+                &prefix.0.join("bin").join(program),
+                0o755,
+            )?;
+        }
+        for plugin in plugins()? {
+            let file = format!("libmemcr_stage_{plugin}.so");
+            put(&self.dir().join(&file), &prefix.stages().join(&file), 0o755)?;
+        }
+        put(
+            &run::root().join("pipeline.toml"),
+            &prefix.0.join("share/memcr/pipeline.toml"),
+            0o644,
+        )?;
+        Ok(prefix)
+    }
+}
+
+impl Prefix {
+    pub(crate) fn memcr(&self) -> PathBuf {
+        self.0.join("bin/memcr")
+    }
+
+    pub(crate) fn victim(&self) -> PathBuf {
+        self.0.join("bin/victim")
+    }
+
+    pub(crate) fn stages(&self) -> PathBuf {
+        self.0.join("lib/memcr/stages")
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// The names of the plugins: the directories of `plugins`.
+fn plugins() -> Done<Vec<String>> {
+    let dir = run::root().join("plugins");
+    let entries = fs::read_dir(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let packages = entries
+        .flatten()
+        .filter(|entry| entry.path().join("Cargo.toml").is_file());
+    Ok(packages
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect())
+}
+
+fn put(from: &Path, to: &Path, mode: u32) -> Done {
+    let fail = |error: std::io::Error| {
+        format!("cannot put {} to {}: {error}", from.display(), to.display())
+    };
+    fs::create_dir_all(to.parent().unwrap_or(Path::new("."))).map_err(fail)?;
+    fs::copy(from, to).map_err(fail)?;
+    fs::set_permissions(to, fs::Permissions::from_mode(mode)).map_err(fail)
+}
+
+/// Where cargo builds, which the user may have configured.
+fn target_dir() -> Done<PathBuf> {
+    let metadata = run::output(run::cargo().args([
+        "metadata",
+        "--format-version=1",
+        "--no-deps",
+        "--offline",
+    ]))?;
+    // One field of a JSON object on one line: not worth a parser that takes longer to
+    // build than this program.
+    let field = metadata
+        .split("\"target_directory\":\"")
+        .nth(1)
+        .and_then(|rest| rest.split('"').next());
+    field
+        .map(PathBuf::from)
+        .ok_or_else(|| "cargo metadata names no target directory".into())
+}

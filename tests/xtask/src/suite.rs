@@ -1,0 +1,107 @@
+//! All tests, in the order in which they fail fastest, and one closing line.
+
+use std::process::Command;
+use std::time::Instant;
+
+use crate::artifacts::{self, Prefix};
+use crate::host;
+use crate::run::{self, Done};
+use crate::tally::Tally;
+
+/// A part of the suite: its name, and what it does.
+type Part = (&'static str, fn(&Prefix) -> (Done, Tally));
+
+const PARTS: &[Part] = &[
+    ("fmt", |_| {
+        check(run::cargo().args(["fmt", "--all", "--check"]))
+    }),
+    ("clippy", |prefix| {
+        check(cargo_in_profile("clippy", prefix).args([
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-Dwarnings",
+        ]))
+    }),
+    ("doc", |prefix| {
+        check(
+            cargo_in_profile("doc", prefix)
+                .args(["--workspace", "--no-deps"])
+                .env("RUSTDOCFLAGS", "-Dwarnings"),
+        )
+    }),
+    ("unit", |prefix| {
+        tests(cargo_in_profile("test", prefix).args(["--workspace", "--no-fail-fast"]))
+    }),
+    ("e2e", |prefix| {
+        tests(cargo_in_profile("run", prefix).args(["--package", "memcr-e2e"]))
+    }),
+];
+
+/// Runs the parts named, or all, and prints `N passed, N failed, N skipped`.
+///
+/// # Errors
+/// When anything failed.
+pub(crate) fn run(names: &[&str]) -> Done {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| !PARTS.iter().any(|(part, _)| part == *name))
+    {
+        let known: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();
+        return Err(format!(
+            "no part `{unknown}`; there are {}",
+            known.join(", ")
+        ));
+    }
+    host::ready_to_test()?;
+    let prefix = artifacts::build(artifacts::CI)?.stage()?;
+    let mut total = Tally::default();
+    let mut summary = Vec::new();
+    for (name, part) in PARTS
+        .iter()
+        .filter(|(name, _)| names.is_empty() || names.contains(name))
+    {
+        let begin = Instant::now();
+        println!("\n== {name}");
+        let (done, tally) = part(&prefix);
+        total += tally;
+        let how = done.err().unwrap_or_else(|| "ok".into());
+        summary.push(format!(
+            "{name:8} {:5.0} s  {tally}  {how}",
+            begin.elapsed().as_secs_f64()
+        ));
+    }
+    println!("\n{}\n\n{total}", summary.join("\n"));
+    if total.failed == 0 {
+        Ok(())
+    } else {
+        Err("there were failures".into())
+    }
+}
+
+/// Cargo with the profile that was built already, told where the installation is.
+fn cargo_in_profile(verb: &str, prefix: &Prefix) -> Command {
+    let mut command = run::cargo();
+    command.args([verb, "--profile", artifacts::CI.name]);
+    command.env("MEMCR_TEST_PREFIX", prefix.path());
+    command
+}
+
+/// One command, one check.
+fn check(command: &mut Command) -> (Done, Tally) {
+    let done = run::visibly(command);
+    let mut tally = Tally::default();
+    tally.check(done.is_ok());
+    (done, tally)
+}
+
+/// A command that runs test programs. One that fails without a failed test (it crashed,
+/// it did not build) counts as one.
+fn tests(command: &mut Command) -> (Done, Tally) {
+    let mut tally = Tally::default();
+    let done = run::watched(command, |line| tally.read(line));
+    if done.is_err() && tally.failed == 0 {
+        tally.check(false);
+    }
+    (done, tally)
+}
