@@ -35,7 +35,7 @@ pub const ABI_MINOR: u32 = 0;
 pub const ABI_VERSION: u32 = ABI_MAJOR << 16 | ABI_MINOR;
 /// The one symbol a C plugin exports: [`EntryFn`].
 pub const ENTRY_SYMBOL: &core::ffi::CStr = c"memcr_stage_v1";
-/// Longest state blob or trailer a stage may store in an image, in bytes.
+/// Longest state, trailer or locator, in bytes.
 pub const MAX_STATE_LEN: usize = 4096;
 /// Longest tag a checksum stage may append to a frame, in bytes.
 pub const MAX_TAG_LEN: usize = 64;
@@ -89,7 +89,9 @@ pub mod threads {
     pub const SERIAL: u32 = 1;
     /// One call at a time on one handle; several handles at once.
     pub const PER_HANDLE: u32 = 2;
-    /// Any calls at once, each with a worker context of its own.
+    /// Any calls at once, each with a worker context of its own. `create`, `destroy`,
+    /// `begin_*`, `finish_*`, `sink_open`, `sink_commit` and `sink_remove` still have
+    /// their handle to themselves.
     pub const PARALLEL: u32 = 3;
 }
 
@@ -220,7 +222,7 @@ pub struct ChunkInfo {
     pub struct_size: u32,
     /// Bit 0: the last chunk of the image. Other bits are 0.
     pub flags: u32,
-    /// Position in the image, dense from 0.
+    /// Position in the image, dense from 0: `encode` sees each once.
     pub index: u64,
     /// Address of its first page in the target.
     pub address: u64,
@@ -270,6 +272,11 @@ pub type Handle = *mut c_void;
 pub type Worker = *mut c_void;
 
 /// Everything a plugin offers. Functions that its kind does not need are null.
+///
+/// Needed by every kind: all fields up to `params`, `create`, `destroy`. Transform,
+/// checksum: `bound`, `encode`, `decode`; each of the pairs `worker_create`/`_destroy`,
+/// `begin_encode`/`_decode`, `finish_encode`/`_decode` may be null together, when there
+/// is nothing to do and nothing to store. Sink: all functions that begin with `sink_`.
 ///
 /// `out_len` is written on success only. `err` is never null.
 #[repr(C)]
