@@ -1,0 +1,343 @@
+//! Running the program under test.
+
+use crate::lines::Lines;
+use crate::wait::until_some;
+use crate::{Context, Result, Trouble, ensure, place, proc};
+use rustix::process::Signal;
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+/// What memcr prints when the target is held.
+pub const PROMPT: &str = "press enter to restore";
+
+/// A command line of memcr in the making.
+#[derive(Debug, Clone, Default)]
+pub struct Memcr {
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    as_user: Option<u32>,
+}
+
+impl Memcr {
+    /// No arguments yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// `-p PID`.
+    #[must_use]
+    pub fn on(pid: u32) -> Self {
+        Self::new().args(["-p", &pid.to_string()])
+    }
+
+    /// `--pipeline STAGES --set file.dir=DIR`, for pipelines that end in `file`.
+    #[must_use]
+    pub fn store(self, pipeline: &str, dir: &Path) -> Self {
+        let mut set = OsString::from("file.dir=");
+        set.push(dir);
+        self.args(["--pipeline", pipeline]).arg("--set").arg(set)
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args
+            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets a variable of the environment.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((key.into(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Runs as another user.
+    #[must_use]
+    pub fn as_user(mut self, uid: u32) -> Self {
+        self.as_user = Some(uid);
+        self
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(self) -> Result<Running> {
+        let mut command = Command::new(place::memcr()?);
+        command
+            .args(&self.args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        // Whatever the developer has configured must not decide over tests.
+        command
+            .env_remove("XDG_CONFIG_HOME")
+            .env("HOME", "/nonexistent");
+        if let Some(dir) = place::stages()? {
+            command.env("MEMCR_STAGE_PATH", dir);
+        }
+        command.envs(self.env.iter().map(|(key, value)| (key, value)));
+        if let Some(uid) = self.as_user {
+            std::os::unix::process::CommandExt::uid(&mut command, uid);
+        }
+        let words: Vec<_> = self.args.iter().map(|arg| arg.to_string_lossy()).collect();
+        let line = format!("memcr {}", words.join(" "));
+        let mut child = command.spawn().context(format!("start {line}"))?;
+        let input = child.stdin.take();
+        let output = child
+            .stdout
+            .take()
+            .map(Lines::of)
+            .ok_or("a child without stdout")?;
+        let errors = child
+            .stderr
+            .take()
+            .map(Lines::of)
+            .ok_or("a child without stderr")?;
+        Ok(Running {
+            child,
+            input,
+            output: Some(output),
+            errors: Some(errors),
+            line,
+        })
+    }
+
+    /// Runs it to its end, with an empty input.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end.
+    pub fn run(self) -> Result<Finished> {
+        let mut running = self.start()?;
+        running.input = None;
+        running.finish()
+    }
+
+    /// Checkpoint and restore at once (`-n`); anything but success is an error.
+    ///
+    /// # Errors
+    /// When memcr does not exit with 0.
+    pub fn cycle(self) -> Result<Finished> {
+        let finished = self.arg("-n").run()?;
+        finished.expect(0)?;
+        Ok(finished)
+    }
+
+    /// Runs it up to the moment when the target is held.
+    ///
+    /// # Errors
+    /// When it ends before that.
+    pub fn hold(self) -> Result<Held> {
+        let mut running = self.start()?;
+        let prompt = running
+            .output
+            .as_mut()
+            .map_or(Ok(None), |output| output.until(PROMPT))?;
+        if prompt.is_some() {
+            return Ok(Held { running });
+        }
+        let finished = running.finish()?;
+        Err(Trouble::Failed(format!(
+            "never held the target\n{finished}"
+        )))
+    }
+}
+
+/// A memcr at work.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: Option<Lines>,
+    errors: Option<Lines>,
+    line: String,
+}
+
+impl Running {
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&self, signal: Signal) -> Result {
+        proc::send(self.pid(), signal)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn finish(mut self) -> Result<Finished> {
+        let what = format!("the end of {}", self.line);
+        let status = until_some(&what, || self.child.try_wait().ok().flatten());
+        let status = status.map_err(|trouble| {
+            let text = |lines: &Option<Lines>| lines.as_ref().map_or(String::new(), Lines::text);
+            Trouble::Failed(format!(
+                "{trouble}; it said:\n{}\n{}",
+                text(&self.output),
+                text(&self.errors)
+            ))
+        })?;
+        let text = |lines: Option<Lines>| lines.map_or(Ok(String::new()), Lines::all);
+        Ok(Finished {
+            code: status.code(),
+            signal: status.signal(),
+            out: text(self.output.take())?,
+            err: text(self.errors.take())?,
+            line: std::mem::take(&mut self.line),
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Its input ends here, which lets it restore; only then it may be killed.
+        self.input = None;
+        let _ = until_some("the end of memcr", || self.child.try_wait().ok().flatten());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A memcr that holds its target.
+#[derive(Debug)]
+pub struct Held {
+    running: Running,
+}
+
+impl Held {
+    /// The pid of memcr.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
+    /// Sends memcr a signal.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&self, signal: Signal) -> Result {
+        self.running.signal(signal)
+    }
+
+    /// Presses Enter and waits for the end.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn enter(mut self) -> Result<Finished> {
+        if let Some(mut input) = self.running.input.take() {
+            // memcr may have ended already: its exit code will tell.
+            let _ = writeln!(input);
+            return self.running.finish();
+        }
+        self.running.finish()
+    }
+
+    /// Closes memcr's input and waits for the end.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn end_of_input(mut self) -> Result<Finished> {
+        self.running.input = None;
+        self.running.finish()
+    }
+
+    /// Waits for an end that comes without Enter.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn finish(self) -> Result<Finished> {
+        let mut running = self.running;
+        // Kept open until the end: end of input would mean Enter.
+        let _input = running.input.take();
+        running.finish()
+    }
+
+    /// Restores; anything but success is an error.
+    ///
+    /// # Errors
+    /// When memcr does not exit with 0.
+    pub fn release(self) -> Result<Finished> {
+        let finished = self.enter()?;
+        finished.expect(0)?;
+        Ok(finished)
+    }
+}
+
+/// A memcr that has ended.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// Exit code.
+    pub code: Option<i32>,
+    /// Signal that ended it.
+    pub signal: Option<i32>,
+    /// Its stdout.
+    pub out: String,
+    /// Its stderr.
+    pub err: String,
+    line: String,
+}
+
+impl Finished {
+    /// Fails unless it exited with `code`.
+    ///
+    /// # Errors
+    /// How it ended, and everything it said.
+    pub fn expect(&self, code: i32) -> Result {
+        ensure(self.code == Some(code), || {
+            format!("want exit code {code}\n{self}")
+        })
+    }
+
+    /// Fails unless its messages contain `text`.
+    ///
+    /// # Errors
+    /// Everything it said.
+    pub fn says(&self, text: &str) -> Result {
+        let said = self.err.contains(text) || self.out.contains(text);
+        ensure(said, || format!("want a message with `{text}`\n{self}"))
+    }
+
+    /// The JSON object on its stdout.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn json(&self) -> Result<serde_json::Value> {
+        let object = self.out.find('{').map_or("", |at| &self.out[at..]);
+        serde_json::from_str(object).context(format!("no JSON object on stdout\n{self}"))
+    }
+}
+
+impl std::fmt::Display for Finished {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            code,
+            signal,
+            out,
+            err,
+            line,
+        } = self;
+        write!(
+            f,
+            "$ {line}\nexit code {code:?} signal {signal:?}\n--- stdout\n{out}\n--- stderr\n{err}"
+        )
+    }
+}

@@ -1,0 +1,90 @@
+//! Where the programs under test are.
+//!
+//! | given                | memcr                       | victim              | stages                      |
+//! |----------------------|-----------------------------|---------------------|-----------------------------|
+//! | `MEMCR_TEST_PREFIX`  | `PREFIX/bin/memcr`          | `PREFIX/bin/victim` | found by memcr itself       |
+//! | `MEMCR_BIN`          | that file                   | beside the tests    | the directory of that file  |
+//! | neither              | beside the tests            | beside the tests    | beside the tests            |
+
+use crate::{Context, Result, Trouble};
+use std::path::{Path, PathBuf};
+
+/// The memcr under test.
+///
+/// # Errors
+/// When it has not been built.
+pub fn memcr() -> Result<PathBuf> {
+    if let Some(prefix) = prefix() {
+        return existing(prefix.join("bin/memcr"));
+    }
+    match std::env::var_os("MEMCR_BIN") {
+        Some(path) => existing(PathBuf::from(path)),
+        None => existing(build_dir()?.join("memcr")),
+    }
+}
+
+/// The victim program.
+///
+/// # Errors
+/// When it has not been built.
+pub fn victim() -> Result<PathBuf> {
+    match prefix() {
+        Some(prefix) => existing(prefix.join("bin/victim")),
+        None => existing(build_dir()?.join("victim")),
+    }
+}
+
+/// What memcr must be told about where its stages are; `None`: it finds them itself.
+///
+/// # Errors
+/// When the test program does not know where it is.
+pub fn stages() -> Result<Option<PathBuf>> {
+    if prefix().is_some() {
+        return Ok(None);
+    }
+    let parent = |path: PathBuf| path.parent().map(Path::to_owned);
+    match std::env::var_os("MEMCR_BIN").and_then(|path| parent(PathBuf::from(path))) {
+        Some(dir) => Ok(Some(dir)),
+        None => build_dir().map(Some),
+    }
+}
+
+/// The stage that fails on demand; not part of an installation.
+///
+/// # Errors
+/// When it has not been built.
+pub fn faulty_stage() -> Result<PathBuf> {
+    existing(build_dir()?.join("libmemcr_stage_faulty.so"))
+}
+
+/// A directory for files of tests, on a disk where the machine has one.
+#[must_use]
+pub fn scratch() -> PathBuf {
+    std::env::temp_dir()
+}
+
+fn prefix() -> Option<PathBuf> {
+    std::env::var_os("MEMCR_TEST_PREFIX").map(PathBuf::from)
+}
+
+/// The directory that cargo builds into: ours, or the one above `deps`.
+fn build_dir() -> Result<PathBuf> {
+    let exe = std::env::current_exe().context("find the test program itself")?;
+    let dir = exe.parent().unwrap_or(Path::new("/"));
+    let above = if dir.ends_with("deps") {
+        dir.parent().unwrap_or(dir)
+    } else {
+        dir
+    };
+    Ok(above.to_owned())
+}
+
+fn existing(path: PathBuf) -> Result<PathBuf> {
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(Trouble::Failed(format!(
+        "{} does not exist: build it with `cargo build --workspace`",
+        path.display()
+    )))
+}

@@ -1,0 +1,241 @@
+//! Modes with input and output in flight: the kernel will write to memory later.
+#![allow(unsafe_code)]
+
+use crate::opts::Opts;
+use crate::region::Region;
+use crate::sys::{check, check_long, owned, pipe};
+use crate::talk::{Victim, Wrong, serve};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const SHARED: i32 = libc::MAP_SHARED | libc::MAP_POPULATE;
+
+/// Mode `uring`: `inflight=1`: a read of an empty pipe waits in an io_uring; or an idle ring.
+pub(crate) fn run_uring(opts: &Opts) -> io::Result<()> {
+    let in_flight = opts.flag("inflight");
+    opts.done();
+    let mut ring = Ring::make()?;
+    let buffer = Region::anon(1 << 20)?;
+    let (reader, writer) = pipe()?;
+    if in_flight {
+        ring.submit_read(&reader, buffer)?;
+    }
+    serve(&mut Busy {
+        buffer,
+        writer: Some(writer),
+        _reader: reader,
+        fetch: Box::new(move || ring.reap()),
+        in_flight,
+    });
+    Ok(())
+}
+
+/// Mode `aio`: `inflight=1`: a poll of an empty pipe waits in an AIO context; or an idle one.
+pub(crate) fn run_aio(opts: &Opts) -> io::Result<()> {
+    const IOCB_CMD_POLL: u16 = 5;
+    let in_flight = opts.flag("inflight");
+    opts.done();
+    let mut context = 0u64;
+    // SAFETY: writes the context's id.
+    check_long(unsafe { libc::syscall(libc::SYS_io_setup, 8, &raw mut context) })?;
+    let buffer = Region::anon(1 << 20)?;
+    let (reader, writer) = pipe()?;
+    if in_flight {
+        // SAFETY: all zeros is a valid block to start from; it is read during the call.
+        unsafe {
+            let mut block: libc::iocb = std::mem::zeroed();
+            block.aio_lio_opcode = IOCB_CMD_POLL;
+            block.aio_fildes = reader.as_raw_fd() as u32;
+            block.aio_buf = libc::POLLIN as u64;
+            check_long(libc::syscall(
+                libc::SYS_io_submit,
+                context,
+                1,
+                &[&raw mut block],
+            ))?;
+        }
+    }
+    let fetch = move || {
+        let mut event = [0u64; 4];
+        // SAFETY: room for one event of 32 bytes, no timeout.
+        check_long(unsafe {
+            libc::syscall(
+                libc::SYS_io_getevents,
+                context,
+                1,
+                1,
+                event.as_mut_ptr(),
+                std::ptr::null::<u8>(),
+            )
+        })?;
+        // The buffer takes no part: what the event says is what must have survived.
+        Ok(if event[2] & libc::POLLIN as u64 != 0 {
+            MESSAGE.len() as i32
+        } else {
+            -1
+        })
+    };
+    serve(&mut Busy {
+        buffer,
+        writer: Some(writer),
+        _reader: reader,
+        fetch: Box::new(fetch),
+        in_flight,
+    });
+    Ok(())
+}
+
+const MESSAGE: &[u8] = b"written by the kernel while nobody looked";
+
+/// Something in flight, and the pipe that completes it.
+struct Busy {
+    buffer: Region,
+    writer: Option<OwnedFd>,
+    _reader: OwnedFd,
+    fetch: Box<dyn FnMut() -> io::Result<i32>>,
+    in_flight: bool,
+}
+
+impl Busy {
+    /// Completes the operation and looks at what arrived.
+    fn complete(&mut self) -> Result<(), Wrong> {
+        let Some(writer) = self.writer.take() else {
+            return Ok(());
+        };
+        let trouble = |err: io::Error| Wrong::state(format!("complete the read: {err}"));
+        File::from(writer).write_all(MESSAGE).map_err(trouble)?;
+        let len = (self.fetch)().map_err(trouble)?;
+        if len != MESSAGE.len() as i32 {
+            return Err(Wrong::state(format!(
+                "the operation answered {len}, want {}",
+                MESSAGE.len()
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Victim for Busy {
+    fn verify(&mut self) -> Result<u64, Wrong> {
+        if self.in_flight {
+            self.complete()?;
+        }
+        Ok(self.buffer.len() as u64)
+    }
+}
+
+/// A small io_uring, driven by hand.
+struct Ring {
+    fd: OwnedFd,
+    queues: Region,
+    entries: Region,
+    offsets: Offsets,
+}
+
+/// `struct io_uring_params` as numbers: the fields we use, by index of u32.
+struct Offsets {
+    sq_tail: usize,
+    sq_mask: usize,
+    sq_array: usize,
+    cq_head: usize,
+    cq_tail: usize,
+    cq_mask: usize,
+    cqes: usize,
+}
+
+impl Ring {
+    fn make() -> io::Result<Self> {
+        let mut params = [0u32; 30];
+        // SAFETY: 120 writable bytes, the length of io_uring_params.
+        let fd = owned(unsafe { libc::syscall(libc::SYS_io_uring_setup, 8, params.as_mut_ptr()) })?;
+        let at = |i: usize| params[i] as usize;
+        // sq_off begins at word 10 (head, tail, mask, entries, flags, dropped, array),
+        // cq_off at word 20 (head, tail, mask, entries, overflow, cqes).
+        let offsets = Offsets {
+            sq_tail: at(11),
+            sq_mask: at(12),
+            sq_array: at(16),
+            cq_head: at(20),
+            cq_tail: at(21),
+            cq_mask: at(22),
+            cqes: at(25),
+        };
+        // With IORING_FEAT_SINGLE_MMAP (5.4) both queues lie in one mapping.
+        let len = (offsets.sq_array + at(0) * 4).max(offsets.cqes + at(1) * 16);
+        let queues = Region::map(len, READ_WRITE, SHARED, Some((fd.as_fd(), 0)))?;
+        let entries = Region::map(
+            at(0) * 64,
+            READ_WRITE,
+            SHARED,
+            Some((fd.as_fd(), 0x1000_0000)),
+        )?;
+        Ok(Self {
+            fd,
+            queues,
+            entries,
+            offsets,
+        })
+    }
+
+    /// A word of the queues that the kernel writes or reads at the same time.
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        let place = self.queues.part(offset, 4).ptr();
+        // SAFETY: inside the mapping, aligned by the kernel, alive as long as the ring.
+        unsafe { AtomicU32::from_ptr(place.cast()) }
+    }
+
+    fn submit_read(&mut self, from: &OwnedFd, into: Region) -> io::Result<()> {
+        const IORING_OP_READ: u8 = 22;
+        let entry = self.entries.bytes_mut();
+        entry[0] = IORING_OP_READ;
+        entry[4..8].copy_from_slice(&from.as_raw_fd().to_le_bytes());
+        entry[16..24].copy_from_slice(&(into.addr() as u64).to_le_bytes());
+        entry[24..28].copy_from_slice(&(MESSAGE.len() as u32).to_le_bytes());
+        let tail = self.word(self.offsets.sq_tail);
+        let slot =
+            tail.load(Ordering::Acquire) & self.word(self.offsets.sq_mask).load(Ordering::Acquire);
+        self.word(self.offsets.sq_array + slot as usize * 4)
+            .store(0, Ordering::Release);
+        tail.fetch_add(1, Ordering::Release);
+        self.enter(1, 0)
+    }
+
+    fn enter(&self, n_submit: u32, n_wait: u32) -> io::Result<()> {
+        const GETEVENTS: u32 = 1;
+        let (fd, flags) = (self.fd.as_raw_fd(), if n_wait > 0 { GETEVENTS } else { 0 });
+        // SAFETY: no signal mask is passed.
+        let ret = unsafe {
+            libc::syscall(
+                libc::SYS_io_uring_enter,
+                fd,
+                n_submit,
+                n_wait,
+                flags,
+                std::ptr::null::<u8>(),
+                0,
+            )
+        };
+        check(ret as i32).map(drop)
+    }
+
+    /// Waits for one completion; answers its result.
+    fn reap(&mut self) -> io::Result<i32> {
+        let (head, tail) = (
+            self.word(self.offsets.cq_head),
+            self.word(self.offsets.cq_tail),
+        );
+        while head.load(Ordering::Acquire) == tail.load(Ordering::Acquire) {
+            self.enter(0, 1)?;
+        }
+        let slot =
+            head.load(Ordering::Acquire) & self.word(self.offsets.cq_mask).load(Ordering::Acquire);
+        let result = self
+            .word(self.offsets.cqes + slot as usize * 16 + 8)
+            .load(Ordering::Acquire);
+        head.fetch_add(1, Ordering::Release);
+        Ok(result.cast_signed())
+    }
+}

@@ -1,0 +1,174 @@
+//! Modes under rules about system calls: strict and filter seccomp, user dispatch.
+#![allow(unsafe_code)]
+
+use crate::fill::{Content, Rule};
+use crate::opts::Opts;
+use crate::region::Region;
+use crate::sys::prctl;
+use crate::talk::{Victim, Wrong, say, serve, verdict};
+use std::io;
+
+const SECCOMP_MODE_STRICT: u64 = 1;
+const SECCOMP_MODE_FILTER: u64 = 2;
+
+fn filled(opts: &Opts) -> io::Result<(Region, Rule)> {
+    let rule = Rule {
+        content: Content::parse(&opts.text("content", "heap")),
+        seed: opts.number("seed", 1),
+    };
+    let mut region = Region::anon(opts.len("size", 16 << 20))?;
+    region.fill(rule);
+    Ok((region, rule))
+}
+
+/// Mode `strict`: only read, write, exit and sigreturn are allowed from `ready` on.
+pub(crate) fn run_strict(opts: &Opts) -> io::Result<()> {
+    let (region, rule) = filled(opts)?;
+    opts.done();
+    // Allocating later would call brk or mmap: everything is allocated before.
+    let mut scratch = vec![0; crate::sys::page_len()];
+    say("ready");
+    prctl(libc::PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0, 0, 0)?;
+    let mut byte = 0u8;
+    loop {
+        // SAFETY: one writable byte. Any byte asks for a check, the end is the end.
+        if unsafe { libc::read(0, (&raw mut byte).cast(), 1) } != 1 {
+            // SAFETY: exit_group is forbidden, exit of the only thread is not.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+        }
+        if byte == b'\n' {
+            let outcome = rule.check_with(
+                region.addr() as u64,
+                region.addr(),
+                region.bytes(),
+                &mut scratch,
+            );
+            write_line(if outcome.is_ok() {
+                "ok 1 bytes\n"
+            } else {
+                "WRONG at 0x0: memory differs\n"
+            });
+        }
+    }
+}
+
+/// `write` and nothing else.
+fn write_line(line: &str) {
+    // SAFETY: a readable buffer of that length.
+    unsafe { libc::write(1, line.as_ptr().cast(), line.len()) };
+}
+
+/// Mode `filter`: calls that injected code might make kill the process.
+pub(crate) fn run_filter(opts: &Opts) -> io::Result<()> {
+    let (region, rule) = filled(opts)?;
+    opts.done();
+    let deadly = [
+        libc::SYS_socket,
+        libc::SYS_socketpair,
+        libc::SYS_connect,
+        libc::SYS_sendmsg,
+        libc::SYS_recvmsg,
+        libc::SYS_clone,
+        libc::SYS_clone3,
+        libc::SYS_userfaultfd,
+        libc::SYS_process_madvise,
+        libc::SYS_mprotect,
+        libc::SYS_memfd_create,
+        libc::SYS_open,
+        libc::SYS_openat,
+        libc::SYS_ptrace,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_madvise,
+    ];
+    install(&deadly)?;
+    serve(&mut Plain { region, rule });
+    // An orderly exit would unmap memory, which is forbidden by now.
+    // SAFETY: no preconditions.
+    unsafe { libc::_exit(0) }
+}
+
+/// A classic BPF program: kill on any of `deadly`, allow the rest.
+fn install(deadly: &[libc::c_long]) -> io::Result<()> {
+    const LOAD_NUMBER: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS, offset 0: seccomp_data.nr
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let word = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
+    let mut program = vec![word(LOAD_NUMBER, 0, 0)];
+    for (i, &number) in deadly.iter().enumerate() {
+        // Over the rest of the list and the "allow" behind it.
+        program.push(word(JUMP_IF_EQUAL, (deadly.len() - i) as u8, number as u32));
+    }
+    program.push(word(RETURN, 0, libc::SECCOMP_RET_ALLOW));
+    program.push(word(RETURN, 0, libc::SECCOMP_RET_KILL_PROCESS));
+    let header = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)?;
+    prctl(
+        libc::PR_SET_SECCOMP,
+        SECCOMP_MODE_FILTER,
+        (&raw const header).addr() as u64,
+        0,
+        0,
+    )
+    .map(drop)
+}
+
+struct Plain {
+    region: Region,
+    rule: Rule,
+}
+
+impl Victim for Plain {
+    fn verify(&mut self) -> Result<u64, Wrong> {
+        self.region.check(self.rule)
+    }
+}
+
+const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
+/// What the kernel reads before each call: 0 lets it through, 1 raises SIGSYS.
+static mut SELECTOR: u8 = 0;
+
+/// Mode `dispatch`: syscall user dispatch is on (as under Wine): every call outside of
+/// the C library's text raises SIGSYS, which is fatal here.
+pub(crate) fn run_dispatch(opts: &Opts) -> io::Result<()> {
+    let (region, rule) = filled(opts)?;
+    opts.done();
+    let (start, len) = libc_text()?;
+    say("ready");
+    let selector = (&raw const SELECTOR).addr() as u64;
+    prctl(PR_SET_SYSCALL_USER_DISPATCH, 1, start, len, selector)?;
+    // SAFETY: only this thread writes it; the kernel only reads.
+    unsafe { (&raw mut SELECTOR).write_volatile(1) };
+    for line in io::stdin().lines() {
+        match line?.as_str() {
+            // The selector still stands, and calls from the C library still pass.
+            // SAFETY: as above.
+            "verify" if unsafe { (&raw const SELECTOR).read_volatile() } == 1 => {
+                say(&verdict(region.check(rule)))
+            }
+            "verify" => say("WRONG at 0x0: the selector was changed"),
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
+/// The executable mapping of the C library.
+fn libc_text() -> io::Result<(u64, u64)> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let line = maps
+        .lines()
+        .find(|line| line.contains(" r-xp ") && line.contains("libc.so"));
+    let range = line.and_then(|line| line.split(' ').next()?.split_once('-'));
+    let parsed = range.and_then(|(start, end)| {
+        let (start, end) = (
+            u64::from_str_radix(start, 16).ok()?,
+            u64::from_str_radix(end, 16).ok()?,
+        );
+        Some((start, end - start))
+    });
+    parsed.ok_or_else(|| io::Error::other("no text of the C library in maps"))
+}
