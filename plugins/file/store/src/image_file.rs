@@ -1,0 +1,367 @@
+//! The file of one image, from its creation without a name to its removal.
+//!
+//! ```text
+//!   Unnamed ─────────── commit: link ──────────────────▶ Named ── remove: unlink if ours
+//!      │                  └ name taken: link hidden, rename ▲
+//!   Hidden(.name.id) ─── commit: rename ────────────────────┘
+//! ```
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use memcr_plugin_api::abi::code;
+use memcr_plugin_api::sink::NewImage;
+use memcr_plugin_api::stage::{Result, StageError};
+use rustix::fs::{Advice, AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::write_out::{WriteOut, advise};
+use crate::{Cache, Directory, make};
+
+/// The file of one image. Dropping one that was not committed removes it.
+#[derive(Debug)]
+pub struct ImageFile {
+    dir: Directory,
+    /// Final name within `dir`.
+    name: String,
+    file: File,
+    /// Device and inode: is the file of that name still ours?
+    identity: (u64, u64),
+    link: Link,
+    write_out: WriteOut,
+    /// Length at which the kernel would answer a write with SIGXFSZ, bytes.
+    max_len: u64,
+    id: [u8; 16],
+}
+
+/// By what name the file can be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Link {
+    /// By none: it goes with its descriptor.
+    Unnamed,
+    /// By a temporary one.
+    Hidden(String),
+    /// By its final one.
+    Named,
+}
+
+impl ImageFile {
+    /// Makes the file of a new image in `dir`, which will become `pages-PID.img`.
+    ///
+    /// # Errors
+    /// When it cannot be made, or could not be committed later.
+    pub fn create(dir: Directory, image: &NewImage, cache: Cache) -> Result<Self> {
+        let unnamed = make::unnamed(&dir)?;
+        Self::create_from(unnamed, dir, image, cache)
+    }
+
+    /// Opens a committed image by its absolute path. Only root or the caller may own
+    /// it, and nobody else may be able to write it: what it says becomes memory.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `PERMISSION`, `IO`; `INVALID_CONFIG` for what is no file's path.
+    pub fn open(locator: &str, cache: Cache) -> Result<Self> {
+        let unusable = |why: &str| {
+            Err(StageError::new(
+                code::INVALID_CONFIG,
+                format!("{locator} {why}"),
+            ))
+        };
+        let Some((parent, name)) = locator.rsplit_once('/') else {
+            return unusable("is no absolute path of an image");
+        };
+        if !locator.starts_with('/') || matches!(name, "" | "." | "..") {
+            return unusable("is no absolute path of an image");
+        }
+        let dir = Directory::open(if parent.is_empty() { "/" } else { parent })?;
+        // NONBLOCK: a FIFO of that name must fail below, not hang here.
+        let flags =
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::LOOP) => return unusable("is a symbolic link, not an image"),
+            Err(e) => {
+                return Err(StageError::io(
+                    format!("open the image {locator}"),
+                    &e.into(),
+                ));
+            }
+        };
+        let stat = stat(&file, locator)?;
+        check_trusted(locator, &stat)?;
+        advise(&file, Advice::Sequential);
+        let (name, identity) = (name.to_owned(), identity(&stat));
+        let write_out = WriteOut::new(cache);
+        Ok(Self {
+            dir,
+            name,
+            file,
+            identity,
+            link: Link::Named,
+            write_out,
+            max_len: 0,
+            id: [0; 16],
+        })
+    }
+
+    /// Stores all of `data` at `offset`. Any order, any thread.
+    ///
+    /// # Errors
+    /// `NO_SPACE`, `IO`; `INTERNAL` after `commit`.
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        if self.link == Link::Named {
+            return Err(StageError::new(
+                code::INTERNAL,
+                format!("{} is written after its commit", self.path()),
+            ));
+        }
+        let what = || {
+            format!(
+                "write {} bytes at {offset} of the image in {}",
+                data.len(),
+                self.dir.path()
+            )
+        };
+        if offset
+            .checked_add(data.len() as u64)
+            .is_none_or(|end| end > self.max_len)
+        {
+            return Err(make::over_limit(&what(), self.max_len));
+        }
+        self.file
+            .write_all_at(data, offset)
+            .and_then(|()| self.write_out.wrote(&self.file, data.len()))
+            .map_err(|e| StageError::io(what(), &e).hint(make::hint_of(&e)))
+    }
+
+    /// Reads into `out` from `offset`; less than `out.len()` only at the end.
+    ///
+    /// # Errors
+    /// `IO`.
+    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
+        let mut len = 0;
+        while len < out.len() {
+            match self
+                .file
+                .read_at(&mut out[len..], offset.saturating_add(len as u64))
+            {
+                Ok(0) => break,
+                Ok(n) => len += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    let what = format!("read {} bytes at {offset} of {}", out.len(), self.path());
+                    return Err(StageError::io(what, &e));
+                }
+            }
+        }
+        Ok(len)
+    }
+
+    /// Length of the image, bytes.
+    ///
+    /// # Errors
+    /// `IO`.
+    pub fn len_bytes(&self) -> Result<u64> {
+        // A regular file is never longer than i64::MAX.
+        Ok(stat(&self.file, &self.path())?.st_size as u64)
+    }
+
+    /// Gives the complete image of `len` bytes its name, in one step: whoever looks
+    /// finds the old file of that name, or this one whole. With `durable`, it also is
+    /// there after a loss of power.
+    ///
+    /// # Errors
+    /// `IO`, `NO_SPACE`; `INTERNAL` if fewer than `len` bytes were written.
+    pub fn commit(&mut self, len: u64, durable: bool) -> Result<()> {
+        let have = self.len_bytes()?;
+        let path = self.path();
+        if self.link == Link::Named {
+            return Err(StageError::new(
+                code::INTERNAL,
+                format!("{path} is committed twice"),
+            ));
+        }
+        if have < len {
+            let message = format!("{path} is committed with {len} bytes, {have} were written");
+            return Err(StageError::new(code::INTERNAL, message));
+        }
+        let failed = |what: &str, e: &std::io::Error| {
+            StageError::io(format!("{what} {path}"), e).hint(make::hint_of(e))
+        };
+        if have > len {
+            self.file.set_len(len).map_err(|e| failed("shorten", &e))?;
+        }
+        if durable {
+            self.file.sync_all().map_err(|e| failed("write out", &e))?;
+        }
+        self.write_out
+            .flush(&self.file)
+            .map_err(|e| failed("write out", &e))?;
+        self.publish()
+            .map_err(|e| failed("put the image in place as", &e.into()))?;
+        if durable {
+            rustix::fs::fsync(&self.dir).map_err(|e| failed("write out the name", &e.into()))?;
+        }
+        // What follows is a restore.
+        advise(&self.file, Advice::Sequential);
+        Ok(())
+    }
+
+    /// Absolute path that the committed image has or will have.
+    #[must_use]
+    pub fn path(&self) -> String {
+        self.dir.join(&self.name)
+    }
+
+    /// Removes the image, unless somebody removed or replaced it before; its space is
+    /// free as soon as nobody else holds it open.
+    ///
+    /// # Errors
+    /// `IO`, `PERMISSION`: the file stays.
+    pub fn remove(mut self) -> Result<()> {
+        self.unlink()
+    }
+
+    /// A new image in the file without a name that `dir` offers, or in one with a name.
+    fn create_from(
+        unnamed: Option<File>,
+        dir: Directory,
+        image: &NewImage,
+        cache: Cache,
+    ) -> Result<Self> {
+        let name = format!("pages-{}.img", image.pid);
+        dir.check_replaceable(&name)?;
+        let max_len = make::file_limit(image)?;
+        let (file, link) = match unnamed {
+            Some(file) => (file, Link::Unnamed),
+            None => {
+                let hidden = make::hidden_name(&name, &image.id);
+                (make::hidden(&dir, &hidden)?, Link::Hidden(hidden))
+            }
+        };
+        let identity = identity(&stat(&file, dir.path())?);
+        let write_out = WriteOut::new(cache);
+        let made = Self {
+            dir,
+            name,
+            file,
+            identity,
+            link,
+            write_out,
+            max_len,
+            id: image.id,
+        };
+        // Now that dropping it would remove it.
+        make::ensure_private(&made.file, made.dir.path())?;
+        Ok(made)
+    }
+
+    /// Gives the file its final name.
+    fn publish(&mut self) -> rustix::io::Result<()> {
+        if self.link == Link::Unnamed {
+            match self.link_as(&self.name) {
+                Ok(()) => {
+                    self.link = Link::Named;
+                    return Ok(());
+                }
+                // A link cannot replace, only a rename can: so it needs a name first.
+                Err(Errno::EXIST) => {
+                    let hidden = make::hidden_name(&self.name, &self.id);
+                    self.link_as(&hidden)?;
+                    self.link = Link::Hidden(hidden);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        if let Link::Hidden(hidden) = &self.link {
+            // Replaces a symbolic link of that name; never follows it.
+            rustix::fs::renameat(&self.dir, hidden, &self.dir, &self.name)?;
+            self.link = Link::Named;
+        }
+        Ok(())
+    }
+
+    fn link_as(&self, name: &str) -> rustix::io::Result<()> {
+        use std::os::fd::AsRawFd;
+        let by_number = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        match rustix::fs::linkat(CWD, by_number, &self.dir, name, AtFlags::SYMLINK_FOLLOW) {
+            // No /proc here: this way takes CAP_DAC_READ_SEARCH, or Linux 6.10.
+            Err(Errno::NOENT) => {
+                rustix::fs::linkat(&self.file, "", &self.dir, name, AtFlags::EMPTY_PATH)
+            }
+            done => done,
+        }
+    }
+
+    /// Takes away the name the file has, if it still is the file's.
+    fn unlink(&mut self) -> Result<()> {
+        let name = match std::mem::replace(&mut self.link, Link::Unnamed) {
+            Link::Unnamed => return Ok(()),
+            Link::Hidden(name) => name,
+            Link::Named => self.name.clone(),
+        };
+        if self
+            .dir
+            .stat(&name)?
+            .is_none_or(|found| identity(&found) != self.identity)
+        {
+            return Ok(());
+        }
+        match rustix::fs::unlinkat(&self.dir, &name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(StageError::io(
+                format!("remove the image {}", self.dir.join(&name)),
+                &e.into(),
+            )),
+        }
+    }
+}
+
+impl Drop for ImageFile {
+    fn drop(&mut self) {
+        if self.link == Link::Named {
+            self.write_out.drop_clean(&self.file);
+        } else {
+            // Nobody is left to tell; the name is hidden and carries the image's id.
+            let _ = self.unlink();
+        }
+    }
+}
+
+fn check_trusted(locator: &str, stat: &Stat) -> Result<()> {
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(StageError::new(
+            code::INVALID_CONFIG,
+            format!("{locator} is not a regular file"),
+        ));
+    }
+    let euid = rustix::process::geteuid().as_raw();
+    if stat.st_uid != 0 && stat.st_uid != euid {
+        let message = format!(
+            "the image {locator} belongs to uid {}, neither root nor the caller ({euid})",
+            stat.st_uid
+        );
+        return Err(StageError::new(code::PERMISSION, message));
+    }
+    if stat.st_mode & 0o022 != 0 {
+        let mode = stat.st_mode & 0o7777;
+        let message =
+            format!("the image {locator} has mode {mode:04o}: others than its owner may write it");
+        return Err(
+            StageError::new(code::PERMISSION, message).hint("images are made with mode 0600")
+        );
+    }
+    Ok(())
+}
+
+pub(crate) fn stat(file: &impl AsFd, path: &str) -> Result<Stat> {
+    rustix::fs::fstat(file).map_err(|e| StageError::io(format!("stat {path}"), &e.into()))
+}
+
+fn identity(stat: &Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
+}

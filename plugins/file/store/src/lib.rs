@@ -1,0 +1,30 @@
+//! One image as one file in one directory: what the sinks `file` and `tmpfs` share.
+//!
+//! ```text
+//!            Directory::open      the place; free space, replaceable name
+//!                   │
+//!   room::check ────┤             refuses what cannot fit, while the target runs
+//!                   ▼
+//!        ImageFile::create        O_TMPFILE: no name, so nobody finds it and a crash
+//!                   │             leaves nothing (elsewhere a hidden temporary name)
+//!   write_at, any order, any thread ──▶ WriteOut: to the disk and out of the page cache
+//!                   │
+//!                commit           exact length, then pages-PID.img, in one step
+//!                   │
+//!   ImageFile::open ┴─▶ read_at ──▶ remove    unlinks the name only if it still is ours
+//! ```
+//!
+//! The descriptor stays open from `create` to `remove`: whatever happens to the name
+//! meanwhile, the bytes of a held target can be read back.
+
+mod directory;
+mod image_file;
+mod make;
+pub mod room;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod write_out;
+
+pub use directory::Directory;
+pub use image_file::ImageFile;
+pub use write_out::Cache;

@@ -1,0 +1,96 @@
+//! Out of the page cache: memory that was saved must not live on as cached file pages.
+//!
+//! ```text
+//!   bytes written   0 ── 8 ── 16 ── … ── 56 ── 64 MiB ── …
+//!                        │     │          │     └ wait for the disk, then drop what is clean
+//!                        └─────┴──────────┴ start the write-out, drop what is clean
+//! ```
+//!
+//! `POSIX_FADV_DONTNEED` does both: the kernel starts to write dirty pages out and drops
+//! the clean ones (mm/fadvise.c). It never waits, so a slow disk would let dirty pages
+//! pile up; waiting at every [`BOUND`] keeps at most two of them in the cache. The exact
+//! tool, `sync_file_range`, cannot be called without unsafe code here; `fdatasync` waits
+//! just as well, and its additional cache flush on the device is paid once per 64 MiB.
+//! The advice always covers the whole file: writers come in any order, and pages that
+//! are gone already cost nothing.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::Advice;
+
+/// Bytes between two starts of the write-out: long enough for a disk to write in one
+/// go, short against the memory of a small device.
+const WINDOW: u64 = 8 << 20;
+/// Bytes between two waits; a multiple of [`WINDOW`].
+const BOUND: u64 = 64 << 20;
+
+/// What to do with the page cache behind an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// Leave it to the kernel. Faster to restore soon after, but the memory is not free.
+    Keep,
+    /// Write out and drop.
+    Drop,
+}
+
+/// Follows how much was written to one file.
+#[derive(Debug)]
+pub(crate) struct WriteOut {
+    cache: Cache,
+    written: AtomicU64,
+    /// One thread waits for the disk; others that reach a bound queue behind it, which
+    /// is what holds the writers back.
+    waiting: Mutex<()>,
+}
+
+impl WriteOut {
+    pub(crate) fn new(cache: Cache) -> Self {
+        Self {
+            cache,
+            written: AtomicU64::new(0),
+            waiting: Mutex::new(()),
+        }
+    }
+
+    /// `len` more bytes were written to `file`. Fails with what the disk reports.
+    pub(crate) fn wrote(&self, file: &File, len: usize) -> io::Result<()> {
+        if self.cache == Cache::Keep {
+            return Ok(());
+        }
+        let before = self.written.fetch_add(len as u64, Ordering::Relaxed);
+        let after = before + len as u64;
+        if before / BOUND != after / BOUND {
+            let _turn = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            return self.flush(file);
+        }
+        if before / WINDOW != after / WINDOW {
+            advise(file, Advice::DontNeed);
+        }
+        Ok(())
+    }
+
+    /// Waits until everything is on the disk, and drops it from the cache.
+    pub(crate) fn flush(&self, file: &File) -> io::Result<()> {
+        if self.cache == Cache::Drop {
+            file.sync_data()?;
+            advise(file, Advice::DontNeed);
+        }
+        Ok(())
+    }
+
+    /// Drops what reading brought into the cache.
+    pub(crate) fn drop_clean(&self, file: &File) {
+        if self.cache == Cache::Drop {
+            advise(file, Advice::DontNeed);
+        }
+    }
+}
+
+/// Advice on the whole file. Advice may be ignored by the kernel and its failure by us:
+/// tmpfs has nothing to drop, some network file systems refuse.
+pub(crate) fn advise(file: &File, advice: Advice) {
+    let _ = rustix::fs::fadvise(file, 0, None, advice);
+}
