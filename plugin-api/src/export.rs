@@ -23,6 +23,7 @@
 //! `unsafe`.
 #![allow(unsafe_code)]
 
+mod call;
 mod coder;
 mod guard;
 mod host;
@@ -42,6 +43,8 @@ use abi_stable::package_version_strings;
 use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::sabi_types::VersionStrings;
 
+pub use call::Loaded;
+pub(crate) use call::{Answer, ChunkArg, Failed, Handle, Worker};
 pub use host::Host;
 pub use info::validate;
 

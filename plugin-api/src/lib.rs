@@ -55,6 +55,7 @@
 //! | [`abi`] | the C tables, twin of `include/memcr_stage.h` |
 //! | [`stage`], [`sink`] | the safe traits |
 //! | [`export`] | both doors; the only unsafe code of this crate |
+//! | [`testkit`] | the conformance suite, one line in a plugin's tests |
 //! | [`order`] | puts per-chunk values back into order, for digests over an image |
 
 pub mod abi;
@@ -62,5 +63,6 @@ pub mod export;
 pub mod order;
 pub mod sink;
 pub mod stage;
+pub mod testkit;
 
 pub use export::Host;

@@ -15,9 +15,10 @@ use memcr_plugin_api::order::InOrder;
 use memcr_plugin_api::stage::{
     Checksum, Chunk, Image, Params, Result, StageError, StageInfo, Threads,
 };
-use memcr_plugin_api::{Host, register_stage};
+use memcr_plugin_api::{Host, conformance, register_stage};
 
 register_stage!(checksum: Crc32);
+conformance!();
 
 #[derive(Default)]
 struct Crc32 {

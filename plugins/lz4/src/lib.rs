@@ -9,9 +9,10 @@ use memcr_plugin_api::abi::{capability, code};
 use memcr_plugin_api::stage::{
     Chunk, Encoded, ParamKind, ParamSpec, Params, Result, StageError, StageInfo, Threads, Transform,
 };
-use memcr_plugin_api::{Host, register_stage};
+use memcr_plugin_api::{Host, conformance, register_stage};
 
 register_stage!(transform: Lz4);
+conformance!();
 
 /// Longest frame that liblz4 takes, bytes.
 const MAX_INPUT: usize = 0x7E00_0000;

@@ -14,11 +14,12 @@ use memcr_plugin_api::order::InOrder;
 use memcr_plugin_api::stage::{
     Checksum, Chunk, Image, Params, Result, StageError, StageInfo, Threads,
 };
-use memcr_plugin_api::{Host, register_stage};
+use memcr_plugin_api::{Host, conformance, register_stage};
 use openssl::error::ErrorStack;
 use openssl::hash::{Hasher, MessageDigest};
 
 register_stage!(checksum: Md5);
+conformance!();
 
 /// Length of an MD5 digest, bytes.
 const DIGEST_LEN: usize = 16;

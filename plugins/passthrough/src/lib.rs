@@ -7,9 +7,10 @@ use memcr_plugin_api::abi::{capability, code};
 use memcr_plugin_api::stage::{
     Chunk, Encoded, Params, Result, StageError, StageInfo, Threads, Transform,
 };
-use memcr_plugin_api::{Host, register_stage};
+use memcr_plugin_api::{Host, conformance, register_stage};
 
 register_stage!(transform: Passthrough);
+conformance!();
 
 struct Passthrough;
 

@@ -10,11 +10,12 @@ use memcr_plugin_api::abi::{capability, code};
 use memcr_plugin_api::stage::{
     Chunk, Encoded, ParamKind, ParamSpec, Params, Result, StageError, StageInfo, Threads, Transform,
 };
-use memcr_plugin_api::{Host, register_stage};
+use memcr_plugin_api::{Host, conformance, register_stage};
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::compress_bound;
 
 register_stage!(transform: Zstd);
+conformance!();
 
 /// Length of the chunk on which a new worker is tried, bytes: the longest that memcr
 /// makes unless told otherwise.
