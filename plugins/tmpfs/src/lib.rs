@@ -1,1 +1,283 @@
-//! The `tmpfs` stage of memcr.
+//! The `tmpfs` stage of memcr: keeps an image in RAM, smaller than what it saves.
+//!
+//! ```text
+//!   create      parameters
+//!   open_new    plain memory? ─▶ refuse        a tmpfs? room in it? RAM for it?
+//!   write_at    every 32 MiB: is there RAM left?
+//!   commit      smaller than the memory it holds? else refuse
+//!   remove      the file, and a tmpfs of ours that became empty
+//! ```
+//!
+//! The file itself is that of `memcr-filestore`, as in the sink `file`.
+
+mod memory;
+mod mount;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use memcr_filestore::{Cache, Directory, ImageFile, room};
+use memcr_plugin_api::Host;
+use memcr_plugin_api::abi::{capability, code};
+use memcr_plugin_api::sink::{NewImage, Sink};
+use memcr_plugin_api::stage::{
+    ParamKind, ParamSpec, Params, Result, StageError, StageInfo, Threads,
+};
+
+use mount::{MountOptions, OwnMount};
+
+memcr_plugin_api::register_stage!(sink: TmpfsSink);
+
+/// A tmpfs on every Linux with a C library (shm_open needs it), and anybody may write
+/// to it: the default works for root and others alike.
+const SHARED_DIR: &str = "/dev/shm";
+/// Where root mounts its own: /run is gone after a reboot, as the image is.
+const OWN_DIR: &str = "/run/memcr/tmpfs";
+/// `f_type` of a tmpfs (linux/magic.h).
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+/// `f_type` of a ramfs (linux/magic.h).
+const RAMFS_MAGIC: u64 = 0x8584_58f6;
+/// Bytes between two looks at the memory that is left: some 10 ms of writing, while a
+/// look takes a tenth of a millisecond.
+const LOOK_EVERY: u64 = 32 << 20;
+/// An image shorter than this is not worth a refusal, bytes: most of it is headers and
+/// tables, and it may stand for any amount of zeros, which were never stored.
+const SMALL_IMAGE: u64 = 1 << 20;
+
+/// The sink.
+#[derive(Debug)]
+struct TmpfsSink {
+    dir: String,
+    mount: Option<MountOptions>,
+    allow_plain: bool,
+    host: Host,
+    /// RAM to leave free while writing, bytes.
+    reserve: u64,
+    written: AtomicU64,
+    // In this order: an open image keeps its tmpfs busy.
+    image: Option<ImageFile>,
+    own: Option<OwnMount>,
+}
+
+impl Sink for TmpfsSink {
+    const INFO: StageInfo = StageInfo {
+        name: "tmpfs",
+        version: env!("CARGO_PKG_VERSION"),
+        summary: "keeps the image in RAM, as a file of a tmpfs; wants compression before it",
+        threads: Threads::Parallel,
+        capabilities: capability::WRITE_ANYWHERE
+            | capability::READ_BEFORE_COMMIT
+            | capability::IN_MEMORY,
+        params: PARAMS,
+    };
+
+    fn create(params: &Params, host: Host) -> Result<Self> {
+        let mount = mount_options(params)?;
+        let dir = params
+            .get("dir")
+            .unwrap_or(if mount.is_some() { OWN_DIR } else { SHARED_DIR });
+        Ok(Self {
+            dir: dir.to_owned(),
+            mount,
+            allow_plain: params.parse("allow_plain")?.unwrap_or(false),
+            host,
+            reserve: memory::RESERVE,
+            written: AtomicU64::new(0),
+            image: None,
+            own: None,
+        })
+    }
+
+    fn open_new(&mut self, image: &NewImage) -> Result<()> {
+        if !image.compressed && !self.allow_plain {
+            let message =
+                "tmpfs would take as much memory as it saves: nothing before it compresses";
+            return Err(StageError::new(code::INVALID_CONFIG, message)
+                .hint("put lz4 or zstd before it, or set tmpfs.allow_plain=true"));
+        }
+        let dir = self.open_dir()?;
+        check_tmpfs(&dir)?;
+        if let Some(free_len) = dir.free_len()? {
+            room::check(dir.path(), free_len, image, self.host)?;
+        }
+        room::check(
+            "the RAM",
+            memory::available().saturating_sub(self.reserve),
+            image,
+            self.host,
+        )?;
+        // Nothing to drop from the page cache: on a tmpfs it is the file.
+        self.image = Some(ImageFile::create(dir, image, Cache::Keep)?);
+        Ok(())
+    }
+
+    fn open_existing(&mut self, locator: &str) -> Result<()> {
+        let image = ImageFile::open(locator, Cache::Keep)?;
+        if mount::is_ours(image.dir())? {
+            self.own = Some(OwnMount::adopt(image.dir(), self.host));
+        }
+        self.image = Some(image);
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let image = self.image()?;
+        let before = self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+        if before / LOOK_EVERY != (before + data.len() as u64) / LOOK_EVERY {
+            self.check_reserve()?;
+        }
+        image.write_at(offset, data)
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
+        self.image()?.read_at(offset, out)
+    }
+
+    fn len(&self) -> Result<u64> {
+        self.image()?.len_bytes()
+    }
+
+    fn commit(&mut self, len: u64, raw_len: u64) -> Result<()> {
+        if len >= raw_len && len > SMALL_IMAGE && !self.allow_plain {
+            let message = format!(
+                "the image takes {len} bytes of RAM to save {raw_len}: this memory does not compress"
+            );
+            return Err(StageError::new(code::NO_SPACE, message)
+                .hint("keep it with the sink file, or set tmpfs.allow_plain=true"));
+        }
+        // Not durable: nothing on a tmpfs is.
+        self.image.as_mut().ok_or_else(not_open)?.commit(len, false)
+    }
+
+    fn locator(&self) -> Result<String> {
+        Ok(self.image()?.path())
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        self.image.take().map_or(Ok(()), ImageFile::remove)?;
+        self.own.take().map_or(Ok(()), OwnMount::release)
+    }
+}
+
+const PARAMS: &[ParamSpec] = &[
+    ParamSpec {
+        name: "dir",
+        kind: ParamKind::Path,
+        default: None,
+        required: false,
+        recorded: false,
+        help: "directory of the image, on a tmpfs; default /dev/shm, or /run/memcr/tmpfs with mount",
+    },
+    ParamSpec {
+        name: "allow_plain",
+        kind: ParamKind::Bool,
+        default: Some("false"),
+        required: false,
+        recorded: false,
+        help: "keep an image that is not compressed, or not smaller than the memory it holds",
+    },
+    ParamSpec {
+        name: "mount",
+        kind: ParamKind::Bool,
+        default: Some("false"),
+        required: false,
+        recorded: false,
+        help: "mount a tmpfs of mode 0700 at dir if none of ours is there, unmount it after the last image; needs root",
+    },
+    ParamSpec {
+        name: "size",
+        kind: ParamKind::Size {
+            min: 1 << 20,
+            max: i64::MAX,
+        },
+        default: None,
+        required: false,
+        recorded: false,
+        help: "with mount: most that all its images may take together; default half of the RAM",
+    },
+    ParamSpec {
+        name: "huge",
+        kind: ParamKind::Choice(&["never", "within_size", "always", "advise"]),
+        default: None,
+        required: false,
+        recorded: false,
+        help: "with mount: when to use huge pages; default always, where the kernel has them",
+    },
+];
+
+impl TmpfsSink {
+    /// The directory of a new image, on a tmpfs of ours if one is asked for.
+    fn open_dir(&mut self) -> Result<Directory> {
+        let Some(options) = &self.mount else {
+            return Directory::open(&self.dir);
+        };
+        let (own, dir) = OwnMount::ensure(&self.dir, options, self.host)?;
+        // Kept from here on: if opening the image fails, dropping the sink unmounts.
+        self.own = Some(own);
+        Ok(dir)
+    }
+
+    fn check_reserve(&self) -> Result<()> {
+        let available = memory::available();
+        if available >= self.reserve {
+            return Ok(());
+        }
+        let message = format!(
+            "only {} of RAM are left, {} must stay free: the image does not fit",
+            room::mib(available),
+            room::mib(self.reserve)
+        );
+        Err(StageError::new(code::NO_SPACE, message).hint("keep it with the sink file"))
+    }
+
+    fn image(&self) -> Result<&ImageFile> {
+        self.image.as_ref().ok_or_else(not_open)
+    }
+}
+
+/// The options of a mount if one is asked for; without one they would mean nothing.
+fn mount_options(params: &Params) -> Result<Option<MountOptions>> {
+    let options = MountOptions {
+        size: params.parse("size")?,
+        huge: params.get("huge").map(str::to_owned),
+    };
+    if params.parse("mount")?.unwrap_or(false) {
+        return Ok(Some(options));
+    }
+    for (name, given) in [
+        ("size", options.size.is_some()),
+        ("huge", options.huge.is_some()),
+    ] {
+        if given {
+            let message =
+                format!("parameter `{name}` of tmpfs is for a tmpfs that it mounts itself");
+            return Err(StageError::new(code::INVALID_CONFIG, message)
+                .hint("set tmpfs.mount=true, or leave it out"));
+        }
+    }
+    Ok(None)
+}
+
+fn check_tmpfs(dir: &Directory) -> Result<()> {
+    let stat = rustix::fs::fstatfs(dir).map_err(|e| {
+        StageError::io(
+            format!("ask for the file system of {}", dir.path()),
+            &e.into(),
+        )
+    })?;
+    // The type of `f_type` differs between architectures; magic numbers are 32 bits.
+    let what = match u64::from(stat.f_type as u32) {
+        TMPFS_MAGIC => return Ok(()),
+        RAMFS_MAGIC => "is a ramfs, which has no limit and would take all of the RAM".to_owned(),
+        other => format!("is not on a tmpfs (its file system is {other:#x})"),
+    };
+    Err(
+        StageError::new(code::INVALID_CONFIG, format!("{} {what}", dir.path()))
+            .hint("set `dir` to a tmpfs, set tmpfs.mount=true, or use the sink file"),
+    )
+}
+
+fn not_open() -> StageError {
+    StageError::new(code::INTERNAL, "no image is open in the sink tmpfs")
+}

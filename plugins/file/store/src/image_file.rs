@@ -217,6 +217,12 @@ impl ImageFile {
         self.dir.join(&self.name)
     }
 
+    /// The directory it is in.
+    #[must_use]
+    pub fn dir(&self) -> &Directory {
+        &self.dir
+    }
+
     /// Removes the image, unless somebody removed or replaced it before; its space is
     /// free as soon as nobody else holds it open.
     ///
