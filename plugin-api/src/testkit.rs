@@ -31,6 +31,8 @@ mod params;
 mod scratch;
 mod sink;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 

@@ -63,6 +63,15 @@ impl Loaded {
         }
     }
 
+    /// A stage of a test, through the table that `register_stage!` would make.
+    #[cfg(test)]
+    pub(crate) fn of(make: impl FnOnce(&'static super::TableCell) -> &'static StageTable) -> Self {
+        let cell = Box::leak(Box::new(super::TableCell::new()));
+        // SAFETY: `make` can get a table of a static lifetime from the cell only, whose
+        // shims keep the rules whatever the trait's implementation does.
+        unsafe { Self::new(make(cell)) }
+    }
+
     pub(crate) fn table(&self) -> &'static StageTable {
         self.table.0
     }
