@@ -34,6 +34,8 @@ use master::MasterKey;
 use suite::Suite;
 
 memcr_plugin_api::register_stage!(transform: Encrypt);
+// An ephemeral key serves one handle only, by its nature; the suite tries a fresh one too.
+memcr_plugin_api::conformance!(|suite| suite.file_param("key_file", &[7; 32]));
 
 /// The stage.
 #[derive(Debug)]

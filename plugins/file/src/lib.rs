@@ -15,6 +15,7 @@ use memcr_plugin_api::stage::{
 };
 
 memcr_plugin_api::register_stage!(sink: FileSink);
+memcr_plugin_api::conformance!(|suite| suite.dir_param("dir"));
 
 /// The directory that the C memcr uses, and that exists everywhere.
 const DEFAULT_DIR: &str = "/tmp";

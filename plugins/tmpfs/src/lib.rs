@@ -28,6 +28,10 @@ use memcr_plugin_api::stage::{
 use mount::{MountOptions, OwnMount};
 
 memcr_plugin_api::register_stage!(sink: TmpfsSink);
+memcr_plugin_api::conformance!(|suite| suite
+    .param("allow_plain", "true")
+    .dir_param("dir")
+    .dir_under(SHARED_DIR));
 
 /// A tmpfs on every Linux with a C library (shm_open needs it), and anybody may write
 /// to it: the default works for root and others alike.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod attacks;
+mod conformance;
 mod format;
 mod keys;
 mod round_trip;
