@@ -1,3 +1,92 @@
-//! The e2e program.
+//! End-to-end tests: memcr against targets that prove themselves.
+//!
+//! ```text
+//!   memcr-e2e [FILTER]            `blocked::`, `undo::enospc`, …
+//!   memcr-e2e --skip heavy        without the tests that take long or much memory
+//!   MEMCR_TEST_REQUIRE=all        what cannot be tested here is a failure
+//! ```
+//!
+//! | module      | rows of the table of corner cases, and what else                    |
+//! |-------------|---------------------------------------------------------------------|
+//! | `machinery` | the tests' own eyes: a changed byte, an EINTR, a difference is seen |
+//! | `stages`    | every stage alone and in combination                                |
+//! | `options`   | the command line of the C memcr, and the numbers of `--json`        |
+//! | `sizes`     | sizes, contents, numbers of threads; memcr itself stays small       |
+//! | `mappings`  | 15, 17, 19–29, 32, 33                                               |
+//! | `blocked`   | 7                                                                   |
+//! | `signals`   | 5, 8, 9, 10                                                         |
+//! | `registers` | 13, 14                                                              |
+//! | `races`     | 1, 2, 3, 6                                                          |
+//! | `refusals`  | 4, 6, 11, 12, 16, 30, 36, and who may not                           |
+//! | `undo`      | failures of every kind that must cost the target nothing            |
+//! | `held`      | what happens while the target is held, also to the image            |
+//! | `image`     | flipped bits, truncations                                           |
+//! | `limits`    | 34, 35, 38, 40                                                      |
+//! | `programs`  | 42: redis, CPython, Node, a JVM                                     |
 
-fn main() {}
+mod blocked;
+mod common;
+mod held;
+mod image;
+mod limits;
+mod machinery;
+mod mappings;
+mod options;
+mod programs;
+mod races;
+mod refusals;
+mod registers;
+mod signals;
+mod sizes;
+mod stages;
+mod undo;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use memcr_harness::{Result, Trouble};
+
+/// Tests wait more than they work: more at once than there are CPUs.
+const TESTS_PER_CPU: usize = 2;
+
+fn main() {
+    let mut args = Arguments::from_args();
+    let n_cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    args.test_threads = args.test_threads.or(Some(n_cpus * TESTS_PER_CPU));
+    let all = [
+        machinery::tests(),
+        stages::tests(),
+        options::tests(),
+        sizes::tests(),
+        mappings::tests(),
+        blocked::tests(),
+        signals::tests(),
+        registers::tests(),
+        races::tests(),
+        refusals::tests(),
+        undo::tests(),
+        held::tests(),
+        image::tests(),
+        limits::tests(),
+        programs::tests(),
+    ];
+    libtest_mimic::run(&args, all.into_iter().flatten().collect()).exit();
+}
+
+/// A test by name.
+fn test(name: impl Into<String>, run: impl FnOnce() -> Result + Send + 'static) -> Trial {
+    Trial::ignorable_test(name, move || match run() {
+        Ok(()) => Ok(Completion::Completed),
+        Err(Trouble::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
+        Err(Trouble::Failed(what)) => Err(Failed::from(what)),
+    })
+}
+
+/// A line of a module's table: name and test.
+type Row<'a> = (&'a str, fn() -> Result);
+
+/// The tests of a module from its table.
+fn table(module: &str, tests: &[Row]) -> Vec<Trial> {
+    tests
+        .iter()
+        .map(|&(name, run)| test(format!("{module}::{name}"), run))
+        .collect()
+}

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 /// What memcr prints when the target is held.
@@ -19,6 +19,8 @@ pub struct Memcr {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     as_user: Option<u32>,
+    program: Option<PathBuf>,
+    wrapper: Vec<OsString>,
 }
 
 impl Memcr {
@@ -71,12 +73,26 @@ impl Memcr {
         self
     }
 
+    /// Runs a copy of the program.
+    #[must_use]
+    pub fn program(mut self, path: &Path) -> Self {
+        self.program = Some(path.to_owned());
+        self
+    }
+
+    /// Runs it through another program: `WORDS memcr …`.
+    #[must_use]
+    pub fn via(mut self, words: &[&str]) -> Self {
+        self.wrapper = words.iter().map(OsString::from).collect();
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start(self) -> Result<Running> {
-        let mut command = Command::new(place::memcr()?);
+        let mut command = self.command()?;
         command
             .args(&self.args)
             .stdin(Stdio::piped())
@@ -114,6 +130,19 @@ impl Memcr {
             errors: Some(errors),
             line,
         })
+    }
+
+    fn command(&self) -> Result<Command> {
+        let program = match &self.program {
+            Some(path) => path.clone(),
+            None => place::memcr()?,
+        };
+        let Some((first, rest)) = self.wrapper.split_first() else {
+            return Ok(Command::new(program));
+        };
+        let mut command = Command::new(first);
+        command.args(rest).arg(program);
+        Ok(command)
     }
 
     /// Runs it to its end, with an empty input.

@@ -19,6 +19,7 @@ mod busy;
 mod churn;
 mod crew;
 mod fill;
+mod hardship;
 mod mapped;
 mod memory;
 mod odd;

@@ -1,15 +1,16 @@
 //! Mode `memory`: plain memory of some size and content, with threads at work.
 //!
-//! Options: `size=64M content=heap seed=1 threads=0 stack=0 comm=NAME nofile=0 as=0`.
+//! Options: `size=64M content=heap seed=1 threads=0 stack=0 comm=NAME`, and those of
+//! [`Hardship`].
 
 use crate::crew::{Crew, Work};
 use crate::fill::{Content, Rule};
+use crate::hardship::Hardship;
 use crate::opts::Opts;
 use crate::region::Region;
 use crate::regs::Level;
 use crate::talk::{Victim, Wrong, serve, verdict};
 use std::io;
-use std::os::fd::OwnedFd;
 
 /// Sleep of a crew thread between checks, µs, for up to 16 threads; more threads sleep
 /// longer, so that 500 do not starve the machine.
@@ -29,12 +30,12 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
         opts.len("threads", 0),
         opts.len("stack", 0),
     );
-    let (comm, fill_fds, tight_space) =
-        (opts.text("comm", ""), opts.flag("nofile"), opts.flag("as"));
+    let (comm, hardship) = (opts.text("comm", ""), Hardship::parse(opts));
     opts.done();
     if !comm.is_empty() {
         crate::sys::set_comm(&comm);
     }
+    hardship.move_away()?;
     let regions = if len == 0 {
         Vec::new()
     } else {
@@ -49,10 +50,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
             nap_us,
         },
     )?;
-    let _fds = if fill_fds { exhaust_fds()? } else { Vec::new() };
-    if tight_space {
-        limit_space()?;
-    }
+    let _fds = hardship.tighten()?;
     let mut memory = Memory {
         rule,
         regions,
@@ -137,28 +135,4 @@ fn serve_deep(memory: &mut Memory, rule: Rule, stack_len: usize) {
     if let Err(wrong) = rule.check(addr as u64, addr, &frame) {
         crate::talk::die(&format!("{wrong} (main stack)"));
     }
-}
-
-/// Opens descriptors until none is left.
-fn exhaust_fds() -> io::Result<Vec<OwnedFd>> {
-    crate::sys::set_soft_limit(libc::RLIMIT_NOFILE, 64)?;
-    let mut fds = Vec::new();
-    loop {
-        match std::fs::File::open("/dev/null") {
-            Ok(file) => fds.push(file.into()),
-            Err(err) if err.raw_os_error() == Some(libc::EMFILE) => return Ok(fds),
-            Err(err) => return Err(err),
-        }
-    }
-}
-
-/// Makes what is mapped now the most that may be mapped.
-fn limit_space() -> io::Result<()> {
-    let statm = std::fs::read_to_string("/proc/self/statm")?;
-    let n_pages: u64 = statm
-        .split(' ')
-        .next()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0);
-    crate::sys::set_soft_limit(libc::RLIMIT_AS, n_pages * crate::sys::page_len() as u64)
 }

@@ -1,0 +1,143 @@
+//! Row 7: in a blocking call.
+//!
+//! Each thread of the victim is in one call. However often the target is stopped, no
+//! call may return EINTR, none may end early, and a timeout must not begin anew.
+
+use crate::common::{Rig, hold};
+use crate::machinery::all_asleep;
+use crate::table;
+use libtest_mimic::Trial;
+use memcr_harness::{Allow, Context, Result, Snapshot, Trouble, Victim, ensure};
+use std::time::Instant;
+
+/// A call may end this much later than it is due: scheduling on a loaded machine.
+const LATE_MS: u64 = 1500;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    table(
+        "blocked",
+        &[
+            ("one_cycle", one_cycle),
+            ("many_cycles", many_cycles),
+            ("due_while_held", due_while_held),
+            ("woken_while_held", woken_while_held),
+            ("stopped_meanwhile", stopped_meanwhile),
+        ],
+    )
+}
+
+fn one_cycle() -> Result {
+    cycles(1, 2500)
+}
+
+fn many_cycles() -> Result {
+    cycles(8, 4000)
+}
+
+/// `n` cycles while all calls are under way.
+fn cycles(n: usize, ms: u64) -> Result {
+    let rig = Rig::new()?;
+    let mut victim = start(ms)?;
+    let before = Snapshot::take(victim.pid())?;
+    let begin = Instant::now();
+    for _ in 0..n {
+        hold(&rig, &victim, rig.memcr(victim.pid()))?.release()?;
+    }
+    let elapsed = u64::try_from(begin.elapsed().as_millis()).context("milliseconds")?;
+    ensure(elapsed < ms, || {
+        format!("the cycles took {elapsed} ms: calls of {ms} ms cannot show anything")
+    })?;
+    before.still(
+        victim.pid(),
+        Allow {
+            less_rss: true,
+            ..Allow::default()
+        },
+    )?;
+    victim.ask("wake")?;
+    judge(&victim.ask_lines("result")?, ms, 0)
+}
+
+fn start(ms: u64) -> Result<Victim> {
+    let victim = Victim::start("blocked", &[&format!("ms={ms}")])?;
+    all_asleep(&victim)?;
+    Ok(victim)
+}
+
+/// Their time runs out while nothing runs: they end at once after the release.
+fn due_while_held() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = start(700)?;
+    // Another victim's sleep is the clock: its end comes after all deadlines.
+    let mut clock = Victim::start("blocked", &["ms=1500", "calls=nanosleep"])?;
+    let begin = Instant::now();
+    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    clock.ask_lines("result")?;
+    held.release()?;
+    let held_ms = u64::try_from(begin.elapsed().as_millis()).context("milliseconds")?;
+    victim.ask("wake")?;
+    judge(&victim.ask_lines("result")?, 700, held_ms)
+}
+
+/// What they wait for comes from outside, while they are held.
+fn woken_while_held() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = start(60_000)?;
+    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    // The main thread's own read: its answer must come once, after the release.
+    victim.tell("wake")?;
+    held.release()?;
+    ensure(victim.answer()? == "woken", || "no answer to `wake`".into())?;
+    let n_left = victim.verify()?;
+    ensure(n_left > 0, || {
+        "the calls with a timeout have ended as well".into()
+    })
+}
+
+/// A target that was stopped before (row 5), with all calls under way: it stays
+/// stopped. Calls that any stop interrupts may see that one, so they are left out.
+fn stopped_meanwhile() -> Result {
+    let rig = Rig::new()?;
+    let calls =
+        "calls=nanosleep,poll,ppoll,select,futex_relative,read_pipe,wait4,futex_wake,accept";
+    let mut victim = Victim::start("blocked", &["ms=3000", calls])?;
+    all_asleep(&victim)?;
+    let pid = victim.pid();
+    victim.signal(rustix::process::Signal::STOP)?;
+    memcr_harness::wait::until("the stop", || {
+        memcr_harness::proc::state(pid, pid) == Some('T')
+    })?;
+    hold(&rig, &victim, rig.memcr(pid))?.release()?;
+    let state = memcr_harness::proc::state(pid, pid);
+    ensure(state == Some('T'), || {
+        format!("was stopped, is in state {state:?} after the restore")
+    })?;
+    victim.signal(rustix::process::Signal::CONT)?;
+    victim.ask("wake")?;
+    judge(&victim.ask_lines("result")?, 3000, 0)
+}
+
+/// Every line right, and nothing later than can be explained.
+fn judge(lines: &[String], ms: u64, held_ms: u64) -> Result {
+    let mut wrong: Vec<String> = lines
+        .iter()
+        .filter(|line| line.contains("WRONG"))
+        .cloned()
+        .collect();
+    for line in lines.iter().filter(|line| line.contains(" due=")) {
+        let after = line
+            .rsplit("after=")
+            .next()
+            .and_then(|n| n.parse::<u64>().ok());
+        let latest = ms.max(held_ms) + LATE_MS;
+        if after.is_none_or(|after| after > latest) {
+            wrong.push(format!("{line}: later than {latest} ms"));
+        }
+    }
+    ensure(!lines.is_empty(), || "no results".into())?;
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(Trouble::Failed(wrong.join("\n")))
+    }
+}

@@ -1,0 +1,129 @@
+//! What most tests do: a target, a place for its image, one cycle, everything compared.
+
+use memcr_harness::snapshot::Allow;
+use memcr_harness::{
+    Context, Finished, Held, Memcr, Result, Snapshot, Victim, ensure, place, proc,
+};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// The pipeline of tests that are not about pipelines: fast, and every byte is looked at.
+pub(crate) const PIPELINE: &str = "lz4,crc32,file";
+
+/// A directory for images, and the pipeline that ends there.
+pub(crate) struct Rig {
+    dir: TempDir,
+    pipeline: String,
+}
+
+impl Rig {
+    /// The usual pipeline, a fresh directory.
+    pub(crate) fn new() -> Result<Self> {
+        Self::with(PIPELINE)
+    }
+
+    /// Another pipeline; it ends in `file`.
+    pub(crate) fn with(pipeline: &str) -> Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("memcr-e2e-")
+            .tempdir_in(place::scratch())?;
+        Ok(Self {
+            dir,
+            pipeline: pipeline.to_owned(),
+        })
+    }
+
+    /// The directory.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The directory as text, for arguments of victims.
+    pub(crate) fn dir_text(&self) -> String {
+        self.dir().display().to_string()
+    }
+
+    /// memcr on `pid`, storing here.
+    pub(crate) fn memcr(&self, pid: u32) -> Memcr {
+        Memcr::on(pid).store(&self.pipeline, self.dir())
+    }
+
+    /// Where the image of `pid` is while it is held.
+    pub(crate) fn image(&self, pid: u32) -> PathBuf {
+        self.dir().join(format!("pages-{pid}.img"))
+    }
+
+    /// Fails if anything that looks like an image is left.
+    pub(crate) fn expect_clean(&self) -> Result {
+        let left: Vec<_> = std::fs::read_dir(self.dir())?
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| name.contains("pages-"))
+            .collect();
+        ensure(left.is_empty(), || {
+            format!("left behind in {}: {left:?}", self.dir_text())
+        })
+    }
+}
+
+/// Holds a target and checks what holding promises: memory is gone, the image is there
+/// and private.
+pub(crate) fn hold(rig: &Rig, victim: &Victim, memcr: Memcr) -> Result<Held> {
+    let held = memcr.hold()?;
+    let image = rig.image(victim.pid());
+    let mode = std::fs::metadata(&image).context(image.display())?.mode() & 0o7777;
+    ensure(mode == 0o600, || {
+        format!("{} has mode {mode:o}", image.display())
+    })?;
+    Ok(held)
+}
+
+/// How much of the target's own memory a checkpoint must free, of what the test says can
+/// be freed.
+pub(crate) fn expect_freed(before: &Snapshot, pid: u32, freeable_kib: u64) -> Result {
+    let (was, is) = (before.rss_kib(), proc::rss_kib(pid)?);
+    // Some pages stay: libraries, stacks, what the injected calls touch.
+    let want = freeable_kib - freeable_kib / 100;
+    ensure(was.saturating_sub(is) >= want, || {
+        format!("RSS was {was} KiB, while held it is {is} KiB; at least {want} KiB should be free")
+    })
+}
+
+/// Checkpoint, hold, restore, with everything compared; the target goes on in use.
+pub(crate) fn cycle(rig: &Rig, victim: &mut Victim, allow: Allow) -> Result<Finished> {
+    let before = Snapshot::take(victim.pid())?;
+    let held = hold(rig, victim, rig.memcr(victim.pid()))?;
+    let finished = held.release()?;
+    rig.expect_clean()?;
+    before.still(victim.pid(), allow)?;
+    victim.verify()?;
+    Ok(finished)
+}
+
+/// A fresh victim, verified before and after one cycle, and ended in good order.
+pub(crate) fn round_trip(mode: &str, args: &[&str], allow: Allow) -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start(mode, args)?;
+    victim.verify()?;
+    cycle(&rig, &mut victim, allow)?;
+    victim.quit()
+}
+
+/// A target that is not harmed by a memcr that fails: same state, same bytes, nothing
+/// left, and it can still be checkpointed afterwards.
+pub(crate) fn unharmed(rig: &Rig, victim: &mut Victim, before: &Snapshot, allow: Allow) -> Result {
+    rig.expect_clean()?;
+    before.still(victim.pid(), allow)?;
+    victim.verify()?;
+    let after = Rig::new()?;
+    cycle(
+        &after,
+        victim,
+        Allow {
+            less_rss: true,
+            ..allow
+        },
+    )?;
+    Ok(())
+}

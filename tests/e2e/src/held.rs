@@ -1,0 +1,169 @@
+//! What happens while the target is held: to memcr, and to the image.
+
+use crate::common::{Rig, hold, unharmed};
+use crate::{table, test};
+use libtest_mimic::Trial;
+use memcr_harness::wait::until;
+use memcr_harness::{Allow, Held, Result, Snapshot, Victim, ensure, proc};
+use rustix::process::Signal;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    let mut trials = table(
+        "held",
+        &[
+            ("interrupt", || ended_by(Signal::INT)),
+            ("terminate", || ended_by(Signal::TERM)),
+            ("hang_up", || ended_by(Signal::HUP)),
+            ("kill", kill),
+            ("suspend_and_continue", suspend_and_continue),
+            ("image_deleted", image_deleted),
+            ("image_truncated", image_truncated),
+            ("image_replaced", image_replaced),
+            ("two_targets", two_targets),
+        ],
+    );
+    for pipeline in ["file", "lz4,file", "zstd,md5,file", "lz4,encrypt,file"] {
+        let name = pipeline.replace(',', "_");
+        trials.push(test(format!("held::image_flipped_{name}"), move || {
+            image_flipped(pipeline)
+        }));
+    }
+    trials
+}
+
+/// Somebody ends memcr while it waits: it gives everything back first.
+fn ended_by(signal: Signal) -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=16M", "threads=3"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    held.signal(signal)?;
+    let finished = held.finish()?;
+    ensure(matches!(finished.code, Some(0 | 8)), || {
+        finished.to_string()
+    })?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// Until there is a guard that outlives memcr, the target dies with it rather than run
+/// on missing memory.
+fn kill() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=16M", "threads=3"])?;
+    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    held.signal(Signal::KILL)?;
+    held.finish()?;
+    let status = victim.exit_status()?;
+    ensure(status.signal() == Some(Signal::KILL.as_raw()), || {
+        format!("the target ended with {status}")
+    })
+}
+
+/// Ctrl-Z and `fg`.
+fn suspend_and_continue() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=16M", "threads=3"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    held.signal(Signal::STOP)?;
+    until("memcr to stop", || {
+        proc::state(held.pid(), held.pid()) == Some('T')
+    })?;
+    held.signal(Signal::CONT)?;
+    held.release()?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// The outcome of a restore whose image somebody has touched: right bytes and code 0,
+/// or code 10 and a dead target; nothing between.
+fn right_or_killed(rig: &Rig, victim: &mut Victim, held: Held) -> Result<bool> {
+    let finished = held.enter()?;
+    if finished.code == Some(0) {
+        victim.verify()?;
+        return Ok(true);
+    }
+    finished.expect(10)?;
+    finished.says("killed")?;
+    let status = victim.exit_status()?;
+    ensure(status.signal() == Some(Signal::KILL.as_raw()), || {
+        format!("the target ended with {status}")
+    })?;
+    rig.expect_clean()?;
+    Ok(false)
+}
+
+/// One byte, at places spread over the image.
+fn image_flipped(pipeline: &str) -> Result {
+    let mut n_killed = 0;
+    for i in 0..6u64 {
+        let rig = Rig::with(pipeline)?;
+        let mut victim = Victim::start("memory", &["size=4M"])?;
+        let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+        let image = File::options()
+            .read(true)
+            .write(true)
+            .open(rig.image(victim.pid()))?;
+        let at = image.metadata()?.len() * i / 6 + i * 13;
+        let mut byte = [0];
+        image.read_exact_at(&mut byte, at)?;
+        image.write_all_at(&[byte[0] ^ (1 << i)], at)?;
+        n_killed += u32::from(!right_or_killed(&rig, &mut victim, held)?);
+    }
+    ensure(n_killed >= 4, || {
+        format!("only {n_killed} of 6 flipped bytes were noticed")
+    })
+}
+
+/// The name is gone, the file is not: memcr has it open.
+fn image_deleted() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=4M"])?;
+    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    std::fs::remove_file(rig.image(victim.pid()))?;
+    right_or_killed(&rig, &mut victim, held).map(drop)
+}
+
+fn image_truncated() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=4M"])?;
+    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    let image = File::options().write(true).open(rig.image(victim.pid()))?;
+    image.set_len(image.metadata()?.len() / 2)?;
+    let right = right_or_killed(&rig, &mut victim, held)?;
+    ensure(!right, || "half an image was enough".into())
+}
+
+/// Another target's image under this one's name: whole, and still not ours.
+fn image_replaced() -> Result {
+    let (rig, other_rig) = (Rig::new()?, Rig::new()?);
+    let mut victim = Victim::start("memory", &["size=4M", "seed=1"])?;
+    let mut other = Victim::start("memory", &["size=4M", "seed=2"])?;
+    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    let other_held = hold(&other_rig, &other, other_rig.memcr(other.pid()))?;
+    let (from, to) = (other_rig.image(other.pid()), rig.image(victim.pid()));
+    // In place, so that a descriptor that memcr has open sees it too.
+    std::fs::copy(from, to)?;
+    let right = right_or_killed(&rig, &mut victim, held)?;
+    ensure(!right, || "restored from another target's image".into())?;
+    other_held.release()?;
+    other.verify()?;
+    other.quit()
+}
+
+fn two_targets() -> Result {
+    let rig = Rig::new()?;
+    let mut first = Victim::start("memory", &["size=8M", "seed=1"])?;
+    let mut second = Victim::start("memory", &["size=8M", "seed=2"])?;
+    let held_first = hold(&rig, &first, rig.memcr(first.pid()))?;
+    let held_second = hold(&rig, &second, rig.memcr(second.pid()))?;
+    held_first.release()?;
+    first.verify()?;
+    held_second.release()?;
+    second.verify()?;
+    rig.expect_clean()?;
+    first.quit()?;
+    second.quit()
+}

@@ -1,0 +1,178 @@
+//! Rows 34, 35, 38, 40: limits, namespaces, watched descriptors, many cycles.
+
+use crate::common::{Rig, hold, round_trip, unharmed};
+use crate::{table, test};
+use libtest_mimic::Trial;
+use memcr_harness::wait::until_some;
+use memcr_harness::{Allow, Result, Snapshot, Trouble, Victim, ensure, place, proc, require};
+use std::process::Command;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    let mut trials = table(
+        "limits",
+        &[
+            ("user_net_mount_namespaces", namespaces),
+            ("pid_namespace", pid_namespace),
+            ("watched_descriptors", watched_descriptors),
+            ("cycles_20", || cycles(20)),
+            ("heavy_cycles_200", || cycles(200)),
+            ("memory_cgroup", memory_cgroup),
+        ],
+    );
+    for limit in [
+        "nofile=1",
+        "as=1",
+        "nproc=1",
+        "mdwe=1",
+        "chroot=/var",
+        "uid=65534",
+    ] {
+        trials.push(test(
+            format!("limits::{}", limit.replace(['=', '/'], "_")),
+            move || round_trip("memory", &["size=8M", "threads=2", limit], Allow::default()),
+        ));
+    }
+    trials.push(test("limits::all_at_once", || {
+        require("root")?;
+        let limits = [
+            "size=8M",
+            "threads=2",
+            "nofile=1",
+            "as=1",
+            "nproc=1",
+            "mdwe=1",
+            "chroot=/var",
+            "uid=65534",
+        ];
+        round_trip("memory", &limits, Allow::default())
+    }));
+    trials
+}
+
+/// The victim in namespaces of its own; memcr works from outside.
+fn namespaces() -> Result {
+    require("root")?;
+    let rig = Rig::new()?;
+    let mut command = Command::new("unshare");
+    command.args([
+        "--user",
+        "--map-root-user",
+        "--net",
+        "--mount",
+        "--ipc",
+        "--uts",
+        "--cgroup",
+    ]);
+    command
+        .arg(place::victim()?)
+        .args(["memory", "size=8M", "threads=2"]);
+    let mut victim = Victim::talk(command, "a victim in namespaces")?;
+    let before = Snapshot::take(victim.pid())?;
+    hold(&rig, &victim, rig.memcr(victim.pid()))?.release()?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// Its own pid is another one than ours for it, and it has no `/proc` that fits.
+fn pid_namespace() -> Result {
+    require("root")?;
+    let rig = Rig::new()?;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--pid", "--fork", "--kill-child"])
+        .arg(place::victim()?)
+        .args(["memory", "size=8M", "threads=2"]);
+    let mut victim = Victim::talk(command, "a victim in a pid namespace")?;
+    let pid = until_some("the child of unshare", || {
+        let children = proc::text(victim.pid(), &format!("task/{}/children", victim.pid())).ok()?;
+        children.split_whitespace().next()?.parse::<u32>().ok()
+    })?;
+    let before = Snapshot::take(pid)?;
+    rig.memcr(pid).cycle()?;
+    before.still(pid, Allow::default())?;
+    victim.verify()?;
+    rig.expect_clean()
+}
+
+/// The target counts its descriptors all the time and complains about one too many.
+fn watched_descriptors() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("fdclose", &[])?;
+    let before = Snapshot::take(victim.pid())?;
+    for _ in 0..10 {
+        hold(&rig, &victim, rig.memcr(victim.pid()))?.release()?;
+        victim.verify()?;
+    }
+    before.still(victim.pid(), Allow::default())?;
+    victim.quit()
+}
+
+/// Again and again: nothing leaks, nothing drifts.
+fn cycles(n: usize) -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=4M", "threads=3"])?;
+    let before = Snapshot::take(victim.pid())?;
+    for i in 0..n {
+        rig.memcr(victim.pid())
+            .cycle()
+            .map_err(|trouble| Trouble::Failed(format!("cycle {i}: {trouble}")))?;
+        if i % 10 == 9 {
+            victim.verify()?;
+            victim.ask(&format!("refill {i}"))?;
+        }
+    }
+    victim.verify()?;
+    unharmed(&rig, &mut victim, &before, Allow::default())?;
+    victim.quit()
+}
+
+/// A cgroup whose limit is just above what the target has: neither the injected calls
+/// nor the way back may push it over.
+fn memory_cgroup() -> Result {
+    require("root")?;
+    let (dir, limit) = match std::path::Path::new("/sys/fs/cgroup/memory/tasks").exists() {
+        true => (
+            "/sys/fs/cgroup/memory/memcr-e2e-tight",
+            "memory.limit_in_bytes",
+        ),
+        false => ("/sys/fs/cgroup/memcr-e2e-tight", "memory.max"),
+    };
+    let dir = std::path::Path::new(dir);
+    std::fs::create_dir_all(dir)?;
+    if !dir.join(limit).exists() {
+        let _ = std::fs::remove_dir(dir);
+        return Err(memcr_harness::require::lacking(
+            "memory_cgroup",
+            "no memory controller",
+        ));
+    }
+    std::fs::write(dir.join(limit), (48 << 20).to_string())?;
+    let outcome = in_tight_cgroup(dir);
+    memcr_harness::wait::until("the cgroup to be empty", || {
+        std::fs::remove_dir(dir).is_ok()
+    })?;
+    outcome
+}
+
+fn in_tight_cgroup(dir: &std::path::Path) -> Result {
+    let rig = Rig::new()?;
+    let mut command = Command::new("sh");
+    let script = format!(
+        "echo $$ > {}/cgroup.procs; exec \"$0\" \"$@\"",
+        dir.display()
+    );
+    command.args(["-c", &script]).arg(place::victim()?).args([
+        "memory",
+        "size=40M",
+        "threads=2",
+        "content=random",
+    ]);
+    let mut victim = Victim::talk(command, "a victim in a tight cgroup")?;
+    let before = Snapshot::take(victim.pid())?;
+    for _ in 0..3 {
+        hold(&rig, &victim, rig.memcr(victim.pid()))?.release()?;
+        ensure(proc::lives(victim.pid()), || "the target was killed".into())?;
+        victim.verify()?;
+    }
+    before.still(victim.pid(), Allow::default())?;
+    victim.quit()
+}

@@ -1,0 +1,343 @@
+//! Targets that cannot be checkpointed: a clear message, a code of its own, no harm.
+//!
+//! The messages are pinned: they are what people search for.
+
+use crate::common::Rig;
+use crate::{table, test};
+use libtest_mimic::Trial;
+use memcr_harness::wait::until;
+use memcr_harness::{
+    Allow, Context, Finished, Memcr, Result, Snapshot, Victim, ensure, proc, require,
+};
+use rustix::process::Signal;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+pub(crate) fn tests() -> Vec<Trial> {
+    let mut trials = table(
+        "refusals",
+        &[
+            ("no_such_process", no_such_process),
+            ("kernel_thread", kernel_thread),
+            ("zombie", zombie),
+            ("itself_or_an_ancestor", itself_or_an_ancestor),
+            ("a_thread", a_thread),
+            ("traced", traced),
+            ("another_user", another_user),
+            ("shared_memory", shared_memory),
+            ("vfork_parent", vfork_parent),
+            ("leader_exited", leader_exited),
+            ("io_uring_in_flight", || io_under_way("uring")),
+            ("aio_in_flight", || io_under_way("aio")),
+            ("thirty_two_bits", thirty_two_bits),
+            ("cgroup_freezer", cgroup_freezer),
+        ],
+    );
+    // Seccomp and dispatch: works, since the filter is suspended; or is refused.
+    for mode in ["filter", "strict", "dispatch"] {
+        trials.push(test(format!("refusals::or_works_{mode}"), move || {
+            works_or_is_refused(mode)
+        }));
+    }
+    trials.push(test("refusals::or_works_idle_uring", || {
+        works_or_is_refused("uring")
+    }));
+    trials.push(test("refusals::or_works_idle_aio", || {
+        works_or_is_refused("aio")
+    }));
+    trials
+}
+
+/// memcr on `pid` is refused with 4 and says `message`.
+fn refused(pid: u32, message: &str) -> Result<Finished> {
+    let rig = Rig::new()?;
+    let finished = rig.memcr(pid).arg("-n").run()?;
+    finished.expect(4)?;
+    finished.says(&format!("memcr: {message}"))?;
+    rig.expect_clean()?;
+    Ok(finished)
+}
+
+fn no_such_process() -> Result {
+    // Above any pid_max.
+    let finished = Memcr::on(0x7fff_fff0).arg("-n").run()?;
+    finished.expect(5)?;
+    finished.says("memcr: no process 2147483632")
+}
+
+fn kernel_thread() -> Result {
+    require("root")?;
+    refused(2, "process 2 is a thread of the kernel").map(drop)
+}
+
+fn zombie() -> Result {
+    let mut child = Command::new("true").spawn()?;
+    let pid = child.id();
+    until("the zombie", || proc::state(pid, pid) == Some('Z'))?;
+    let outcome = refused(pid, &format!("process {pid} is a zombie"));
+    child.wait()?;
+    outcome.map(drop)
+}
+
+/// The parent of memcr is this very program.
+fn itself_or_an_ancestor() -> Result {
+    let pid = std::process::id();
+    refused(
+        pid,
+        &format!("process {pid} is memcr itself or one of its ancestors"),
+    )
+    .map(drop)
+}
+
+fn a_thread() -> Result {
+    let mut victim = Victim::start("memory", &["size=1M", "threads=1"])?;
+    let pid = victim.pid();
+    let tid = proc::threads(pid)
+        .into_iter()
+        .find(|&tid| tid != pid)
+        .ok_or("no second thread")?;
+    refused(
+        tid,
+        &format!("{tid} is a thread of process {pid}; name the process"),
+    )?;
+    victim.verify()?;
+    victim.quit()
+}
+
+/// A target that one memcr holds is traced by it: another one names it.
+fn traced() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=4M"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let held = rig.memcr(victim.pid()).hold()?;
+    let (pid, tracer) = (victim.pid(), held.pid());
+    let other = Rig::new()?;
+    let finished = other.memcr(pid).arg("-n").run()?;
+    finished.expect(4)?;
+    finished.says(&format!(
+        "memcr: process {pid} is traced by process {tracer} (memcr) already"
+    ))?;
+    held.release()?;
+    before.still(pid, Allow::default())?;
+    victim.verify()?;
+    victim.quit()
+}
+
+/// An ordinary user on a process of root's.
+fn another_user() -> Result {
+    require("root")?;
+    let dir = tempfile::tempdir_in("/tmp")?;
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777))?;
+    let mut victim = Victim::start("memory", &["size=1M"])?;
+    let before = Snapshot::take(victim.pid())?;
+    // The program itself may lie where another user cannot reach it.
+    let copy = dir.path().join("memcr");
+    std::fs::copy(memcr_harness::place::memcr()?, &copy)?;
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
+    let stages = dir.path().join("stages");
+    std::fs::create_dir(&stages)?;
+    copy_stages(&stages)?;
+    let finished = Memcr::on(victim.pid())
+        .store("file", dir.path())
+        .arg("-n")
+        .program(&copy)
+        .env("MEMCR_STAGE_PATH", &stages)
+        .as_user(65534)
+        .run()?;
+    finished.expect(6)?;
+    finished.says(&format!(
+        "memcr: process {} may not be traced by us",
+        victim.pid()
+    ))?;
+    before.still(victim.pid(), Allow::default())?;
+    victim.verify()?;
+    victim.quit()
+}
+
+/// Copies all stages to `to`, where everybody can read them.
+fn copy_stages(to: &std::path::Path) -> Result {
+    let from = match memcr_harness::place::stages()? {
+        Some(dir) => dir,
+        None => memcr_harness::place::memcr()?.join("../../lib/memcr/stages"),
+    };
+    for entry in std::fs::read_dir(from)?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("libmemcr_stage_") && name.ends_with(".so") {
+            std::fs::copy(entry.path(), to.join(&name))?;
+            std::fs::set_permissions(to.join(&name), std::fs::Permissions::from_mode(0o755))?;
+        }
+    }
+    Ok(())
+}
+
+fn shared_memory() -> Result {
+    let mut victim = Victim::start("sharedvm", &[])?;
+    let pid = victim.pid();
+    refused(
+        pid,
+        &format!("process {pid} shares its memory with process "),
+    )?;
+    victim.verify()?;
+    victim.ask("release")?;
+    victim.quit()
+}
+
+/// The parent of a vfork child waits uninterruptibly, and shares its memory.
+fn vfork_parent() -> Result {
+    let mut victim = Victim::start("vfork", &[])?;
+    let pid = victim.pid();
+    until("a thread in vfork", || {
+        proc::threads(pid)
+            .iter()
+            .any(|&tid| proc::state(pid, tid) == Some('D'))
+    })?;
+    refused(
+        pid,
+        &format!("process {pid} shares its memory with process "),
+    )?;
+    victim.verify()?;
+    victim.ask("release")?;
+    victim.quit()
+}
+
+fn leader_exited() -> Result {
+    let mut victim = Victim::start("leader", &[])?;
+    let pid = victim.pid();
+    refused(pid, &format!("the first thread of process {pid} has ended"))?;
+    victim.verify()?;
+    victim.quit()
+}
+
+/// The kernel may write to memory at any moment.
+fn io_under_way(mode: &str) -> Result {
+    let mut victim = Victim::start(mode, &["inflight=1"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let pid = victim.pid();
+    refused(
+        pid,
+        &format!("process {pid} has input or output under way that does not stop with it"),
+    )?;
+    before.still(pid, Allow::default())?;
+    // Completes the operation and looks at what came of it.
+    victim.verify()?;
+    victim.quit()
+}
+
+/// A program of 32 bits by hand: an ELF file whose code is `int 0x80` with pause.
+fn thirty_two_bits() -> Result {
+    let dir = tempfile::tempdir_in("/tmp")?;
+    let path = dir.path().join("thirty-two");
+    std::fs::write(&path, elf32())?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    let mut child = match Command::new(&path).stdin(Stdio::null()).spawn() {
+        Ok(child) => child,
+        Err(err) => {
+            return Err(memcr_harness::require::lacking(
+                "ia32",
+                &format!("cannot run 32-bit programs: {err}"),
+            ));
+        }
+    };
+    let pid = child.id();
+    until("the program to pause", || {
+        proc::state(pid, pid) == Some('S')
+    })?;
+    let outcome = refused(pid, "thread ")
+        .and_then(|finished| finished.says("runs code of another ABI than memcr (32-bit)"));
+    let state = proc::state(pid, pid);
+    child.kill()?;
+    child.wait()?;
+    outcome?;
+    ensure(state == Some('S'), || {
+        format!("the target is in state {state:?}")
+    })
+}
+
+/// ELF header, one program header, and `1: mov eax, 29 (pause); int 0x80; jmp 1b`.
+fn elf32() -> Vec<u8> {
+    const BASE: u32 = 0x0804_8000;
+    const CODE: [u8; 9] = [0xb8, 29, 0, 0, 0, 0xcd, 0x80, 0xeb, 0xf7];
+    let (header_len, program_len) = (52u32, 32u32);
+    let len = header_len + program_len + CODE.len() as u32;
+    let mut file = vec![0x7f, b'E', b'L', b'F', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let half = |file: &mut Vec<u8>, n: u16| file.extend(n.to_le_bytes());
+    let word = |file: &mut Vec<u8>, n: u32| file.extend(n.to_le_bytes());
+    half(&mut file, 2); // ET_EXEC
+    half(&mut file, 3); // EM_386
+    for n in [1, BASE + header_len + program_len, header_len, 0, 0] {
+        word(&mut file, n); // version, entry, program headers, section headers, flags
+    }
+    for n in [header_len as u16, program_len as u16, 1, 40, 0, 0] {
+        half(&mut file, n);
+    }
+    for n in [1, 0, BASE, BASE, len, len, 5, 0x1000] {
+        word(&mut file, n); // PT_LOAD, offset, addresses, lengths, R+X, alignment
+    }
+    file.extend(CODE);
+    file
+}
+
+/// Code of ours would never run in it.
+fn cgroup_freezer() -> Result {
+    require("root")?;
+    let root = std::path::Path::new("/sys/fs/cgroup");
+    let (dir, freeze, frozen, thaw) = if root.join("freezer/tasks").exists() {
+        (
+            root.join("freezer/memcr-e2e"),
+            "freezer.state",
+            "FROZEN",
+            "THAWED",
+        )
+    } else if root.join("cgroup.controllers").exists() {
+        (root.join("memcr-e2e"), "cgroup.freeze", "1", "0")
+    } else {
+        return Err(memcr_harness::require::lacking(
+            "cgroup_freezer",
+            "no cgroup freezer is mounted",
+        ));
+    };
+    let mut victim = Victim::start("memory", &["size=1M"])?;
+    std::fs::create_dir_all(&dir).context(dir.display())?;
+    std::fs::write(dir.join("cgroup.procs"), victim.pid().to_string())
+        .context("move the victim")?;
+    std::fs::write(dir.join(freeze), frozen).context("freeze")?;
+    let outcome = frozen_outcome(&victim, &dir.join(freeze), frozen);
+    std::fs::write(dir.join(freeze), thaw).context("thaw")?;
+    let verified = victim.verify();
+    victim.quit()?;
+    // Empty only when the victim is gone.
+    until("the cgroup to be empty", || {
+        std::fs::remove_dir(&dir).is_ok()
+    })?;
+    outcome?;
+    verified.map(drop)
+}
+
+fn frozen_outcome(victim: &Victim, state: &std::path::Path, frozen: &str) -> Result {
+    until("the freezer", || {
+        std::fs::read_to_string(state).is_ok_and(|text| text.trim() == frozen)
+    })?;
+    let pid = victim.pid();
+    refused(pid, &format!("process {pid} is frozen by the cgroup "))
+        .and_then(|finished| finished.says("memcr-e2e"))
+}
+
+/// The kernel lets us (and then everything must hold), or memcr says no.
+fn works_or_is_refused(mode: &str) -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start(mode, &[])?;
+    let before = Snapshot::take(victim.pid())?;
+    let finished = rig.memcr(victim.pid()).arg("-n").run()?;
+    if finished.code != Some(0) {
+        finished.expect(4)?;
+    }
+    rig.expect_clean()?;
+    before.still(victim.pid(), Allow::default())?;
+    victim.verify()?;
+    if mode == "strict" {
+        // It ends by `exit` when its input does; nothing else is allowed to it.
+        return victim.quit();
+    }
+    victim.signal(Signal::CONT)?;
+    victim.quit()
+}

@@ -1,0 +1,55 @@
+//! Rows 13 and 14: registers that are live, restartable sequences.
+
+use crate::common::{Rig, hold};
+use crate::test;
+use libtest_mimic::Trial;
+use memcr_harness::require::lacking;
+use memcr_harness::{Allow, Result, Snapshot, Victim, ensure};
+
+/// Cycles per test: each one stops the threads somewhere else.
+const N_CYCLES: usize = 15;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    let mut trials: Vec<Trial> = ["sse", "avx", "avx512"]
+        .into_iter()
+        .map(|level| test(format!("registers::{level}"), move || vector(level)))
+        .collect();
+    trials.push(test("registers::rseq", rseq));
+    trials
+}
+
+fn vector(level: &str) -> Result {
+    let flags = std::fs::read_to_string("/proc/cpuinfo")?;
+    let flag = match level {
+        "avx512" => " avx512bw",
+        "avx" => " avx2",
+        _ => " sse2",
+    };
+    if !flags.contains(flag) {
+        return Err(lacking(level, "the CPU has no such registers"));
+    }
+    let mut victim = Victim::start("vector", &[&format!("level={level}"), "threads=3"])?;
+    cycles(&mut victim)?;
+    victim.quit()
+}
+
+fn rseq() -> Result {
+    let mut victim = Victim::start("rseq", &["threads=4", "spins=20000"])?;
+    cycles(&mut victim)?;
+    let stat = victim.ask("stat")?;
+    ensure(!stat.contains("aborts=0"), || {
+        format!("no sequence was ever interrupted: {stat}")
+    })?;
+    victim.quit()
+}
+
+fn cycles(victim: &mut Victim) -> Result {
+    let rig = Rig::new()?;
+    victim.verify()?;
+    let before = Snapshot::take(victim.pid())?;
+    for _ in 0..N_CYCLES {
+        hold(&rig, victim, rig.memcr(victim.pid()))?.release()?;
+        victim.verify()?;
+    }
+    before.still(victim.pid(), Allow::default())
+}

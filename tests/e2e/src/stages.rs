@@ -1,0 +1,123 @@
+//! Every stage alone and in combination.
+
+use crate::common::{Rig, cycle};
+use crate::test;
+use libtest_mimic::Trial;
+use memcr_harness::{Allow, Memcr, Result, Snapshot, Victim, require};
+
+const COMPRESS: [&str; 3] = ["", "lz4,", "zstd,"];
+const CHECKSUM: [&str; 3] = ["", "md5,", "crc32,"];
+const ENCRYPT: [&str; 2] = ["", "encrypt,"];
+const CIPHERS: [&str; 5] = [
+    "aes-256-gcm",
+    "chacha20-poly1305",
+    "aes-128-cbc",
+    "aes-192-cbc",
+    "aes-256-cbc",
+];
+
+pub(crate) fn tests() -> Vec<Trial> {
+    let mut trials = vec![
+        test("stages::passthrough", || store("passthrough,file", &[])),
+        test("stages::twice_the_same", || {
+            store("passthrough,crc32,passthrough,file", &[])
+        }),
+        test("stages::checksum_behind_compression", || {
+            store("lz4,crc32,file", &[])
+        }),
+        test("stages::checksum_behind_everything", || {
+            store("lz4,encrypt,md5,file", &[])
+        }),
+        test("stages::aliases_of_the_configuration", || {
+            store("compress,checksum,file", &[])
+        }),
+        test("stages::zstd_level_19", || {
+            store("zstd,file", &["zstd.level=19"])
+        }),
+        test("stages::file_synced", || store("file", &["file.sync=true"])),
+    ];
+    for cipher in CIPHERS {
+        let set = format!("encrypt.cipher={cipher}");
+        trials.push(test(format!("stages::encrypt_{cipher}"), move || {
+            store("lz4,encrypt,file", &[&set])
+        }));
+    }
+    for workers in ["1", "2", "7"] {
+        let name = format!("stages::workers_{workers}");
+        trials.push(test(name, move || {
+            with("lz4,md5,encrypt,file", &["--workers", workers])
+        }));
+    }
+    for encrypt in ENCRYPT {
+        for compress in COMPRESS {
+            for checksum in CHECKSUM {
+                // The order of the C memcr: checksum over raw data, compress, encrypt.
+                let front = format!("{checksum}{compress}{encrypt}");
+                let name = front.trim_end_matches(',').replace(',', "_");
+                let name = if name.is_empty() {
+                    "plain".into()
+                } else {
+                    name
+                };
+                let (file, tmpfs) = (format!("{front}file"), format!("{front}tmpfs"));
+                trials.push(test(format!("stages::file_{name}"), move || {
+                    store(&file, &[])
+                }));
+                trials.push(test(format!("stages::tmpfs_{name}"), move || {
+                    in_memory(&tmpfs)
+                }));
+            }
+        }
+    }
+    trials
+}
+
+/// One cycle through a pipeline that ends in `file`, with parameters.
+fn store(pipeline: &str, set: &[&str]) -> Result {
+    let args: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
+    with(pipeline, &args)
+}
+
+fn with(pipeline: &str, args: &[&str]) -> Result {
+    let rig = Rig::with(pipeline)?;
+    let mut victim = Victim::start("memory", &["size=12M", "threads=2"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let held = crate::common::hold(&rig, &victim, rig.memcr(victim.pid()).args(args))?;
+    crate::common::expect_freed(&before, victim.pid(), 12 << 10)?;
+    held.release()?;
+    before.still(victim.pid(), Allow::default())?;
+    rig.expect_clean()?;
+    victim.verify()?;
+    // Once more with other bytes: nothing of the first image may come back.
+    victim.ask("refill 77")?;
+    cycle(&rig, &mut victim, Allow::default())?;
+    victim.quit()
+}
+
+/// One cycle through a pipeline that ends in `tmpfs`, on a tmpfs that is there already.
+fn in_memory(pipeline: &str) -> Result {
+    require("root")?;
+    let dir = tempfile::Builder::new()
+        .prefix("memcr-e2e-")
+        .tempdir_in("/dev/shm")?;
+    let mut victim = Victim::start("memory", &["size=12M", "threads=2", "content=pointer"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let set = format!("tmpfs.dir={}", dir.path().display());
+    let memcr = Memcr::on(victim.pid()).args(["--pipeline", pipeline, "--set", &set]);
+    // Storing raw pages in RAM saves nothing, which the sink refuses unless told.
+    let memcr = if pipeline.contains("lz4") || pipeline.contains("zstd") {
+        memcr
+    } else {
+        memcr.args(["--set", "tmpfs.allow_uncompressed=true"])
+    };
+    let held = memcr.hold()?;
+    crate::common::expect_freed(&before, victim.pid(), 12 << 10)?;
+    held.release()?;
+    before.still(victim.pid(), Allow::default())?;
+    let left = std::fs::read_dir(dir.path())?.count();
+    memcr_harness::ensure(left == 0, || {
+        format!("{left} files left behind in the tmpfs")
+    })?;
+    victim.verify()?;
+    victim.quit()
+}

@@ -1,0 +1,365 @@
+//! Failures of every kind before the image is complete: undone, the target runs on.
+
+use crate::common::{Rig, unharmed};
+use crate::{table, test};
+use libtest_mimic::Trial;
+use memcr_harness::wait::until;
+use memcr_harness::{
+    Allow, Context, Finished, Memcr, Result, Snapshot, Victim, ensure, place, proc, require,
+};
+use rustix::process::Signal;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    let mut trials = table(
+        "undo",
+        &[
+            ("enospc_seen_early", enospc_seen_early),
+            ("enospc_under_way", enospc_under_way),
+            ("file_size_limit", file_size_limit),
+            ("no_directory", no_directory),
+            ("read_only_directory", read_only_directory),
+            ("interrupted", interrupted),
+            ("terminated", terminated),
+            ("timeout", timeout),
+            ("killed_memcr_before_the_drop", killed_before_the_drop),
+            ("killed_memcr_at_any_moment", killed_at_any_moment),
+        ],
+    );
+    // What a failing stage does to the checkpoint, and the exit code that says so.
+    for (fault, code) in [
+        ("create", 3),
+        ("begin", 3),
+        ("encode", 7),
+        ("encode_panic", 7),
+        ("finish", 7),
+    ] {
+        for at in [0, 7] {
+            trials.push(test(format!("undo::plugin_{fault}_at_{at}"), move || {
+                plugin_fails(fault, at, code)
+            }));
+        }
+    }
+    trials.push(test("undo::plugin_hangs", plugin_hangs));
+    trials.push(test("undo::plugin_crashes", plugin_crashes));
+    for fault in [
+        "decode",
+        "decode_panic",
+        "decode_wrong",
+        "decode_short",
+        "decode_abort",
+    ] {
+        trials.push(test(
+            format!("undo::never_wrong_memory_{fault}"),
+            move || never_wrong_memory(fault),
+        ));
+    }
+    trials
+}
+
+/// A small tmpfs of the test's own.
+struct SmallDisk {
+    dir: TempDir,
+}
+
+impl SmallDisk {
+    fn mount(size: &str) -> Result<Self> {
+        require("mount")?;
+        let dir = tempfile::Builder::new().prefix("memcr-e2e-").tempdir()?;
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "memcr-e2e"])
+            .arg(dir.path())
+            .status()?;
+        ensure(status.success(), || format!("mount: {status}"))?;
+        Ok(Self { dir })
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Nothing to be done if it fails: the directory stays, and tells.
+        let _ = Command::new("umount").arg(self.dir.path()).status();
+    }
+}
+
+/// memcr fails with `code`, and its target is as it was.
+fn fails(victim: &mut Victim, pipeline: &str, dir: &Path, code: i32) -> Result<Finished> {
+    let before = Snapshot::take(victim.pid())?;
+    let finished = Memcr::on(victim.pid())
+        .store(pipeline, dir)
+        .arg("-n")
+        .run()?;
+    finished.expect(code)?;
+    unharmed(&Rig::new()?, victim, &before, Allow::default())?;
+    Ok(finished)
+}
+
+/// No room at all: noticed before the freeze.
+fn enospc_seen_early() -> Result {
+    let disk = SmallDisk::mount("1M")?;
+    let mut victim = Victim::start("memory", &["size=64M", "content=random", "threads=2"])?;
+    let finished = fails(&mut victim, "file", disk.dir.path(), 7)?;
+    finished.says("space")?;
+    nothing_in(&disk)
+}
+
+/// Room for some of it: what was begun is removed. The compressed length cannot be
+/// known before, so this one fails on the way.
+fn enospc_under_way() -> Result {
+    let disk = SmallDisk::mount("24M")?;
+    let mut victim = Victim::start("memory", &["size=64M", "content=random", "threads=2"])?;
+    let finished = fails(&mut victim, "lz4,file", disk.dir.path(), 7)?;
+    finished.says("space")?;
+    nothing_in(&disk)
+}
+
+fn nothing_in(disk: &SmallDisk) -> Result {
+    let left = std::fs::read_dir(disk.dir.path())?.count();
+    ensure(left == 0, || format!("{left} files left on the full disk"))
+}
+
+/// RLIMIT_FSIZE of memcr: EFBIG, and SIGXFSZ, which must not end memcr either.
+fn file_size_limit() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=64M", "content=random", "threads=2"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let finished = rig
+        .memcr(victim.pid())
+        .arg("-n")
+        .via(&["prlimit", "--fsize=4194304"])
+        .run()?;
+    finished.expect(7)?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+fn no_directory() -> Result {
+    let mut victim = Victim::start("memory", &["size=4M"])?;
+    let dir = Path::new("/nonexistent/directory");
+    fails(&mut victim, "file", dir, 3)?.says("/nonexistent/directory")
+}
+
+fn read_only_directory() -> Result {
+    let mut victim = Victim::start("memory", &["size=4M"])?;
+    let dir = Path::new("/proc/sys");
+    fails(&mut victim, "file", dir, 3)?.says("/proc/sys")
+}
+
+fn interrupted() -> Result {
+    stopped_by(Signal::INT, 12)
+}
+
+fn terminated() -> Result {
+    stopped_by(Signal::TERM, 5)
+}
+
+/// Ctrl-C at moments spread over the whole run.
+fn stopped_by(signal: Signal, n_rounds: u32) -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=96M", "threads=3"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let begin = Instant::now();
+    rig.memcr(victim.pid()).cycle()?;
+    let whole = begin.elapsed();
+    for i in 0..n_rounds {
+        let memcr = rig.memcr(victim.pid()).arg("-n").start()?;
+        at(whole * i / n_rounds);
+        // It may have finished: then there is nobody to signal, which is one of the moments.
+        let _ = memcr.signal(signal);
+        let finished = memcr.finish()?;
+        // Before its handler stands, the signal ends memcr itself, and nothing has happened.
+        let right =
+            matches!(finished.code, Some(0 | 8)) || finished.signal == Some(signal.as_raw());
+        ensure(right, || format!("round {i}: {finished}"))?;
+        until("the target to run", || {
+            proc::state(victim.pid(), victim.pid()) == Some('S')
+        })?;
+        rig.expect_clean()?;
+        before.still(
+            victim.pid(),
+            Allow {
+                less_rss: true,
+                ..Allow::default()
+            },
+        )?;
+        victim.verify()?;
+    }
+    unharmed(
+        &rig,
+        &mut victim,
+        &before,
+        Allow {
+            less_rss: true,
+            ..Allow::default()
+        },
+    )
+}
+
+/// A moment of the run. Not synchronisation: any moment will do.
+fn at(moment: Duration) {
+    std::thread::sleep(moment);
+}
+
+/// A stage that takes longer than the user wants to wait.
+fn timeout() -> Result {
+    let stages = faulty_stage()?;
+    let rig = Rig::with("zstd,file")?;
+    let mut victim = Victim::start("memory", &["size=128M", "content=text", "threads=2"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let memcr = rig.memcr(victim.pid()).args([
+        "-n",
+        "--set",
+        "zstd.level=19",
+        "--timeout",
+        "1",
+        "--workers",
+        "1",
+    ]);
+    let finished = memcr.env("MEMCR_STAGE_PATH", stages.path_list()?).run()?;
+    finished.expect(8)?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// SIGKILL while nothing is dropped yet: the kernel lets go, the target runs.
+fn killed_before_the_drop() -> Result {
+    let stages = faulty_stage()?;
+    let rig = Rig::with("faulty,file")?;
+    let mut victim = Victim::start("memory", &["size=32M", "threads=3"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let pid = victim.pid();
+    let memcr = rig
+        .memcr(pid)
+        .args(["-n", "--set", "faulty.fault=encode_hang"]);
+    let memcr = memcr.env("MEMCR_STAGE_PATH", stages.path_list()?).start()?;
+    until("the freeze", || proc::state(pid, pid) == Some('t'))?;
+    memcr.signal(Signal::KILL)?;
+    memcr.finish()?;
+    until("the target to run", || proc::state(pid, pid) == Some('S'))?;
+    before.still(pid, Allow::default())?;
+    victim.verify()?;
+    victim.quit()
+}
+
+/// SIGKILL at any moment: the target is either right or dead, never wrong.
+fn killed_at_any_moment() -> Result {
+    let begin = Instant::now();
+    let mut whole = Duration::ZERO;
+    for i in 0..16 {
+        let rig = Rig::new()?;
+        let mut victim = Victim::start("memory", &["size=48M", "threads=3"])?;
+        let pid = victim.pid();
+        if i == 0 {
+            let start = Instant::now();
+            rig.memcr(pid).cycle()?;
+            whole = start.elapsed();
+        }
+        let memcr = rig.memcr(pid).arg("-n").start()?;
+        at(whole * i / 16);
+        let _ = memcr.signal(Signal::KILL);
+        memcr.finish()?;
+        until("the target to run or be gone", || {
+            !matches!(proc::state(pid, pid), Some('t' | 'T'))
+        })?;
+        if proc::lives(pid) && victim.verify().is_err() && proc::lives(pid) {
+            return Err(format!("round {i}: the target runs on wrong memory").into());
+        }
+    }
+    ensure(begin.elapsed() > whole, || "no time passed".into())
+}
+
+/// A copy of the faulty stage where it is trusted.
+struct FaultyStage {
+    dir: TempDir,
+}
+
+fn faulty_stage() -> Result<FaultyStage> {
+    let dir = tempfile::Builder::new().prefix("memcr-e2e-").tempdir()?;
+    let to = dir.path().join("libmemcr_stage_faulty.so");
+    std::fs::copy(place::faulty_stage()?, &to)?;
+    std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o755))?;
+    Ok(FaultyStage { dir })
+}
+
+impl FaultyStage {
+    /// Its directory, and the others.
+    fn path_list(&self) -> Result<std::ffi::OsString> {
+        let others = place::stages()?;
+        std::env::join_paths(std::iter::once(self.dir.path().to_owned()).chain(others))
+            .context("stage path")
+    }
+}
+
+/// memcr with the faulty stage, told what to do.
+fn faulty(rig: &Rig, stages: &FaultyStage, pid: u32, fault: &str, at: u64) -> Result<Memcr> {
+    let (fault, at) = (format!("faulty.fault={fault}"), format!("faulty.at={at}"));
+    let memcr = rig.memcr(pid).args(["--set", &fault, "--set", &at]);
+    Ok(memcr.env("MEMCR_STAGE_PATH", stages.path_list()?))
+}
+
+fn plugin_fails(fault: &str, at: u64, code: i32) -> Result {
+    let (stages, rig) = (faulty_stage()?, Rig::with("lz4,faulty,file")?);
+    let mut victim = Victim::start("memory", &["size=24M", "threads=2", "content=pointer"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let finished = faulty(&rig, &stages, victim.pid(), fault, at)?
+        .arg("-n")
+        .run()?;
+    finished.expect(code)?;
+    finished.says("faulty")?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// A stage that does not come back: the time limit must still work.
+fn plugin_hangs() -> Result {
+    let (stages, rig) = (faulty_stage()?, Rig::with("faulty,file")?);
+    let mut victim = Victim::start("memory", &["size=8M"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let memcr =
+        faulty(&rig, &stages, victim.pid(), "encode_hang", 0)?.args(["-n", "--timeout", "1"]);
+    memcr.run()?.expect(8)?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// A stage that takes memcr down before anything is dropped.
+fn plugin_crashes() -> Result {
+    let (stages, rig) = (faulty_stage()?, Rig::with("faulty,file")?);
+    let mut victim = Victim::start("memory", &["size=8M"])?;
+    let pid = victim.pid();
+    let finished = faulty(&rig, &stages, pid, "encode_abort", 0)?
+        .arg("-n")
+        .run()?;
+    ensure(finished.code != Some(0), || format!("success?\n{finished}"))?;
+    until("the target to run or be gone", || {
+        !matches!(proc::state(pid, pid), Some('t' | 'T'))
+    })?;
+    ensure(proc::lives(pid), || {
+        "the target was killed although nothing was dropped".into()
+    })?;
+    victim.verify()?;
+    victim.quit()
+}
+
+/// The way back is broken: the target must not run on bytes that are not its own.
+fn never_wrong_memory(fault: &str) -> Result {
+    let (stages, rig) = (faulty_stage()?, Rig::with("faulty,file")?);
+    let mut victim = Victim::start("memory", &["size=24M", "threads=2", "content=pointer"])?;
+    let pid = victim.pid();
+    let finished = faulty(&rig, &stages, pid, fault, 3)?.arg("-n").run()?;
+    ensure(finished.code != Some(0), || format!("success?\n{finished}"))?;
+    until("the target to run or be gone", || {
+        !matches!(proc::state(pid, pid), Some('t' | 'T'))
+    })?;
+    if proc::lives(pid) {
+        victim.verify()?;
+        return Ok(());
+    }
+    rig.expect_clean().or_else(|trouble| {
+        if fault == "decode_abort" {
+            Ok(())
+        } else {
+            Err(trouble)
+        }
+    })
+}
