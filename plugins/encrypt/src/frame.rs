@@ -80,30 +80,16 @@ impl Worker {
             return Err(too_long(chunk, input.len()));
         }
         let have = out.len();
-        let Some(out) = out.get_mut(..len) else {
-            let message = format!(
-                "chunk {}: {have} bytes of room for a frame of {len}",
-                chunk.index
-            );
-            return Err(StageError::new(code::BUFFER_TOO_SMALL, message));
-        };
-        let sealed = self
-            .seal
-            .keyed(keys, Direction::Seal)
-            .and_then(|ctx| match &keys.mac {
-                None => aead::seal(ctx, chunk, input, out),
-                Some(key) => cbc::seal(
-                    ctx,
-                    &mut Mac {
-                        ctx: &mut self.mac,
-                        key,
-                    },
-                    chunk,
-                    input,
-                    out,
-                ),
-            });
-        sealed.map_err(|e| broken(chunk, &e))?;
+        let out = out
+            .get_mut(..len)
+            .ok_or_else(|| no_room(chunk, len, have))?;
+        let ctx = self.seal.keyed(keys, Direction::Seal);
+        let mac = &mut self.mac;
+        ctx.and_then(|ctx| match &keys.mac {
+            None => aead::seal(ctx, chunk, input, out),
+            Some(key) => cbc::seal(ctx, &mut Mac { ctx: mac, key }, chunk, input, out),
+        })
+        .map_err(|e| broken(chunk, &e))?;
         Ok(len)
     }
 
@@ -123,18 +109,10 @@ impl Worker {
             .open
             .keyed(keys, Direction::Open)
             .map_err(|e| broken(chunk, &e))?;
+        let mac = &mut self.mac;
         let opened = match &keys.mac {
             None => aead::open(ctx, chunk, input, out),
-            Some(key) => cbc::open(
-                ctx,
-                &mut Mac {
-                    ctx: &mut self.mac,
-                    key,
-                },
-                chunk,
-                input,
-                out,
-            ),
+            Some(key) => cbc::open(ctx, &mut Mac { ctx: mac, key }, chunk, input, out),
         };
         if opened.is_err() {
             // An AEAD writes before it knows: nobody may see bytes that failed.
@@ -215,6 +193,14 @@ fn room<'a>(chunk: &Chunk<'_>, len: usize, out: &'a mut [u8]) -> Result<&'a mut 
         );
         StageError::new(code::CORRUPT, message)
     })
+}
+
+fn no_room(chunk: &Chunk<'_>, len: usize, have: usize) -> StageError {
+    let message = format!(
+        "chunk {}: {have} bytes of room for a frame of {len}",
+        chunk.index
+    );
+    StageError::new(code::BUFFER_TOO_SMALL, message)
 }
 
 fn malformed(chunk: &Chunk<'_>, len: usize) -> StageError {

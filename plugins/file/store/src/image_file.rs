@@ -16,11 +16,12 @@ use std::os::unix::fs::FileExt;
 use memcr_plugin_api::abi::code;
 use memcr_plugin_api::sink::NewImage;
 use memcr_plugin_api::stage::{Result, StageError};
-use rustix::fs::{Advice, AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{Advice, AtFlags, CWD, Stat};
 use rustix::io::Errno;
 
+use crate::existing::{self, Existing};
 use crate::write_out::{WriteOut, advise};
-use crate::{Cache, Directory, make};
+use crate::{Cache, Directory, make, sweep};
 
 /// The file of one image. Dropping one that was not committed removes it.
 #[derive(Debug)]
@@ -65,43 +66,21 @@ impl ImageFile {
     /// # Errors
     /// `NOT_FOUND`, `PERMISSION`, `IO`; `INVALID_CONFIG` for what is no file's path.
     pub fn open(locator: &str, cache: Cache) -> Result<Self> {
-        let unusable = |why: &str| {
-            Err(StageError::new(
-                code::INVALID_CONFIG,
-                format!("{locator} {why}"),
-            ))
-        };
-        let Some((parent, name)) = locator.rsplit_once('/') else {
-            return unusable("is no absolute path of an image");
-        };
-        if !locator.starts_with('/') || matches!(name, "" | "." | "..") {
-            return unusable("is no absolute path of an image");
-        }
-        let dir = Directory::open(if parent.is_empty() { "/" } else { parent })?;
-        // NONBLOCK: a FIFO of that name must fail below, not hang here.
-        let flags =
-            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::LOOP) => return unusable("is a symbolic link, not an image"),
-            Err(e) => {
-                return Err(StageError::io(
-                    format!("open the image {locator}"),
-                    &e.into(),
-                ));
-            }
-        };
-        let stat = stat(&file, locator)?;
-        check_trusted(locator, &stat)?;
+        let Existing {
+            dir,
+            name,
+            file,
+            stat,
+        } = existing::open(locator)?;
         advise(&file, Advice::Sequential);
-        let (name, identity) = (name.to_owned(), identity(&stat));
-        let write_out = WriteOut::new(cache);
+        let (identity, write_out) = (identity(&stat), WriteOut::new(cache));
+        let link = Link::Named;
         Ok(Self {
             dir,
             name,
             file,
             identity,
-            link: Link::Named,
+            link,
             write_out,
             max_len: 0,
             id: [0; 16],
@@ -245,10 +224,12 @@ impl ImageFile {
         let (file, link) = match unnamed {
             Some(file) => (file, Link::Unnamed),
             None => {
+                sweep::leftovers(&dir);
                 let hidden = make::hidden_name(&name, &image.id);
                 (make::hidden(&dir, &hidden)?, Link::Hidden(hidden))
             }
         };
+        sweep::lock(&file);
         let identity = identity(&stat(&file, dir.path())?);
         let write_out = WriteOut::new(cache);
         let made = Self {
@@ -261,9 +242,27 @@ impl ImageFile {
             max_len,
             id: image.id,
         };
+        // Another memcr may have swept between making and locking.
+        made.ensure_named()?;
         // Now that dropping it would remove it.
         make::ensure_private(&made.file, made.dir.path())?;
         Ok(made)
+    }
+
+    /// Fails if the name that the file has is not there any more, or another file's.
+    fn ensure_named(&self) -> Result<()> {
+        let Link::Hidden(name) = &self.link else {
+            return Ok(());
+        };
+        if self
+            .dir
+            .stat(name)?
+            .is_some_and(|found| identity(&found) == self.identity)
+        {
+            return Ok(());
+        }
+        let message = format!("{} was taken away while it was made", self.dir.join(name));
+        Err(StageError::new(code::IO, message).hint("try again"))
     }
 
     /// Gives the file its final name.
@@ -338,36 +337,11 @@ impl Drop for ImageFile {
     }
 }
 
-fn check_trusted(locator: &str, stat: &Stat) -> Result<()> {
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(StageError::new(
-            code::INVALID_CONFIG,
-            format!("{locator} is not a regular file"),
-        ));
-    }
-    let euid = rustix::process::geteuid().as_raw();
-    if stat.st_uid != 0 && stat.st_uid != euid {
-        let message = format!(
-            "the image {locator} belongs to uid {}, neither root nor the caller ({euid})",
-            stat.st_uid
-        );
-        return Err(StageError::new(code::PERMISSION, message));
-    }
-    if stat.st_mode & 0o022 != 0 {
-        let mode = stat.st_mode & 0o7777;
-        let message =
-            format!("the image {locator} has mode {mode:04o}: others than its owner may write it");
-        return Err(
-            StageError::new(code::PERMISSION, message).hint("images are made with mode 0600")
-        );
-    }
-    Ok(())
-}
-
 pub(crate) fn stat(file: &impl AsFd, path: &str) -> Result<Stat> {
     rustix::fs::fstat(file).map_err(|e| StageError::io(format!("stat {path}"), &e.into()))
 }
 
-fn identity(stat: &Stat) -> (u64, u64) {
+/// Device and inode.
+pub(crate) fn identity(stat: &Stat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
 }

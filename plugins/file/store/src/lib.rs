@@ -18,9 +18,11 @@
 //! meanwhile, the bytes of a held target can be read back.
 
 mod directory;
+mod existing;
 mod image_file;
 mod make;
 pub mod room;
+mod sweep;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod write_out;

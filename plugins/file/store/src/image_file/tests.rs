@@ -86,6 +86,38 @@ fn only_the_fallback_has_a_name_before() {
 }
 
 #[test]
+fn leftovers_of_the_dead_are_swept_and_those_of_the_living_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let dead = format!(".pages-3.img.{}", "0".repeat(32));
+    std::fs::write(dir.path().join(&dead), b"left by a killed memcr").unwrap();
+    std::fs::write(dir.path().join(".pages-3.img.notes"), b"of somebody").unwrap();
+    symlink(
+        "/etc/passwd",
+        dir.path().join(format!(".pages-4.img.{}", "0".repeat(32))),
+    )
+    .unwrap();
+    let mut living = create_hidden(dir.path());
+    let living_name = names(dir.path())
+        .into_iter()
+        .find(|name| name.contains("abab"))
+        .unwrap();
+    assert!(!names(dir.path()).contains(&dead));
+    let other = NewImage {
+        id: [0xcd; 16],
+        ..new_image(8)
+    };
+    drop(ImageFile::create_from(None, directory(dir.path()), &other, Cache::Keep).unwrap());
+    assert!(names(dir.path()).contains(&living_name), "in use");
+    assert_eq!(names(dir.path()).len(), 3, "{:?}", names(dir.path()));
+    living.write_at(0, b"abc").unwrap();
+    living.commit(3, false).unwrap();
+    assert_eq!(
+        std::fs::read(dir.path().join("pages-7.img")).unwrap(),
+        b"abc"
+    );
+}
+
+#[test]
 fn an_image_not_committed_leaves_nothing() {
     both(|dir, image| {
         image.write_at(0, b"abc").unwrap();
@@ -273,7 +305,7 @@ fn only_trustworthy_files_are_opened() {
     ImageFile::open(&file, Cache::Keep).unwrap();
     symlink(&file, at("link")).unwrap();
     assert!(refused(&at("link")).message.contains("symbolic link"));
-    rustix::fs::mknodat(CWD, at("fifo"), FileType::Fifo, 0o600.into(), 0).unwrap();
+    rustix::fs::mknodat(CWD, at("fifo"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     assert!(refused(&at("fifo")).message.contains("not a regular file"));
     std::fs::create_dir(at("dir")).unwrap();
     assert!(refused(&at("dir")).message.contains("not a regular file"));
