@@ -13,7 +13,7 @@ use std::io;
 
 use super::details::VmaDetails;
 use super::page::{PageState, PageTable};
-use super::policy::{LeftBecause, Policy, Treatment};
+use super::policy::{LeftBecause, Policy, Treatment, is_plain};
 use super::vma::Vma;
 use crate::pages::{ChunkClass, ChunkPlan, PageRun, RemoteAddr};
 use crate::sys::pagemap::{Region, category};
@@ -121,7 +121,7 @@ where
 
     fn scan(&mut self, vma: &Vma, details: &VmaDetails, is_file: bool) -> Result<(), E> {
         let class = ChunkClass {
-            through_proc_mem: self.options.force_proc_mem || !(vma.perms.read && vma.perms.write),
+            through_proc_mem: self.options.force_proc_mem || !is_plain(vma),
             elide_zero: !is_file,
             huge: false,
         };
@@ -466,7 +466,11 @@ mod tests {
 
     #[test]
     fn protection_decides_the_way_in() {
-        let (chunks, _) = plan("P", "---p 0 00:00 0", Policy::default(), 8);
+        let policy = Policy {
+            override_protection: true,
+            ..Default::default()
+        };
+        let (chunks, _) = plan("P", "---p 0 00:00 0", policy, 8);
         assert!(chunks[0].class.through_proc_mem);
         let (chunks, _) = plan("P", ANON, Policy::default(), 8);
         assert!(!chunks[0].class.through_proc_mem);

@@ -14,6 +14,9 @@ pub struct Policy {
     /// A stage of the pipeline encrypts: memory that its owner keeps out of core dumps
     /// may be written.
     pub encrypted: bool,
+    /// Pages can be written whatever their protection (`/proc/PID/mem`): without this,
+    /// pages that the target itself cannot write could not come back.
+    pub override_protection: bool,
 }
 
 /// What is done with the pages of a mapping.
@@ -53,6 +56,8 @@ pub enum LeftBecause {
     Swapped,
     /// The shared page of zeros: takes no RAM.
     ZeroPage,
+    /// Not writable by the target, and the kernel lets nobody override that.
+    Protected,
     /// A clean page of a file.
     CleanFile,
     /// The kernel refused to drop it.
@@ -75,6 +80,7 @@ impl LeftBecause {
             Self::ForkShared => "shared with other processes",
             Self::Swapped => "in swap already",
             Self::ZeroPage => "zero page",
+            Self::Protected => "protected, and the kernel forbids to write there",
             Self::CleanFile => "clean file pages",
             Self::DropRefused => "not given back by the kernel",
         }
@@ -106,11 +112,20 @@ impl Policy {
             (flags.droppable, LeftBecause::Droppable),
             (flags.locked && !self.include_locked, LeftBecause::Locked),
             (flags.dont_dump && !self.encrypted, LeftBecause::DontDump),
+            (
+                !is_plain(vma) && !self.override_protection,
+                LeftBecause::Protected,
+            ),
         ];
         reasons
             .into_iter()
             .find_map(|(applies, reason)| applies.then_some(reason))
     }
+}
+
+/// Readable and writable: `process_vm_readv` and `process_vm_writev` work.
+pub(super) fn is_plain(vma: &Vma) -> bool {
+    vma.perms.read && vma.perms.write
 }
 
 /// Mappings that the kernel itself puts into every process.

@@ -7,6 +7,10 @@
 //!
 //! The traits are the seam: the pipeline moves a vector in a test as it moves a process.
 
+pub mod give_back;
+pub mod remote;
+pub mod table;
+
 use std::fmt;
 
 /// An address in the target. Never a pointer of ours.

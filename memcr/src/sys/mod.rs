@@ -12,6 +12,7 @@ pub mod proc_mem;
 pub mod process_vm;
 pub mod procfs;
 pub mod ptrace;
+pub mod sched;
 pub mod wait;
 
 use std::io;

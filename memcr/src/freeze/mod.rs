@@ -1,0 +1,370 @@
+//! Freeze: every thread of the target stands still, and goes on as if nothing had been.
+//!
+//! ```text
+//! Target ──freeze()──▶ Frozen ──release()──▶ (the target runs)
+//!   examine             │ threads, each in a ptrace event stop
+//!                       │ drop: released as well, unless memory is missing
+//! ```
+//!
+//! Threads are listed until a pass finds nothing new; clones are traced meanwhile, so
+//! that a thread born during the freeze arrives stopped. All ptrace requests of a
+//! session come from the one OS thread that froze (the kernel demands it), so
+//! [`Frozen`] is not `Send`.
+
+mod doom;
+mod restart;
+mod target;
+mod threads;
+
+use std::io;
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+pub use doom::Doom;
+pub use target::{Refusal, Target};
+
+use crate::pipeline::Cancel;
+use crate::sys::procfs::{self, Status};
+use crate::sys::ptrace::{self, Options};
+use crate::sys::wait::WaitStatus;
+use crate::sys::{self, kcmp, wait};
+use restart::Sleepers;
+use threads::Outcome;
+
+/// How long a thread may take to stop. Sleeps and running code stop in microseconds;
+/// a disk that is slow to answer keeps a thread uninterruptible for a while.
+const STOP_DEADLINE: Duration = Duration::from_secs(3);
+/// Passes over the thread list before a target that never stops cloning is refused.
+/// With clones traced two passes are enough; the limit is for a broken world.
+const MAX_PASSES: usize = 1000;
+
+/// Why a freeze did not come about, or did not hold.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// The target cannot be frozen.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The target ended.
+    #[error("process {0} ended while it was being frozen")]
+    TargetExited(i32),
+    /// The user gave up.
+    #[error("stopped while process {0} was being frozen")]
+    Cancelled(i32),
+    /// A request to the kernel failed.
+    #[error("cannot {what} thread {tid}")]
+    Request {
+        /// What was asked for.
+        what: &'static str,
+        /// Of which thread.
+        tid: i32,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A target whose every thread stands still.
+#[derive(Debug)]
+pub struct Frozen {
+    target: Target,
+    tids: Vec<i32>,
+    sleepers: Sleepers,
+    options: i32,
+    memory_is_missing: bool,
+    /// How the target ended, as far as we have seen it.
+    exit_signal: Option<i32>,
+    /// A stop signal that was swallowed while a remote call ran; sent again at release.
+    pub(crate) swallowed: Vec<i32>,
+    /// Bound to the thread that traces.
+    not_send: PhantomData<*const ()>,
+}
+
+/// Freezes `target`.
+///
+/// # Errors
+/// With the target running as before, unless it ended by itself.
+pub fn freeze(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
+    let sleepers = Sleepers::note(target.pid);
+    let mut options = (Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACESYSGOOD).bits();
+    if target.has_seccomp {
+        options |= ptrace::SUSPEND_SECCOMP;
+    }
+    let mut frozen = Frozen {
+        target,
+        tids: Vec::new(),
+        sleepers,
+        options,
+        memory_is_missing: false,
+        exit_signal: None,
+        swallowed: Vec::new(),
+        not_send: PhantomData,
+    };
+    // On any failure `frozen` is dropped, which lets go of whatever was stopped.
+    frozen.stop_all(cancel)?;
+    frozen.target.check_frozen()?;
+    frozen.sleepers.threads_stopped(frozen.target.pid);
+    Ok(frozen)
+}
+
+impl Frozen {
+    /// The target.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.target.pid
+    }
+
+    /// The threads, in the order in which they were found (the first one first).
+    #[must_use]
+    pub fn tids(&self) -> &[i32] {
+        &self.tids
+    }
+
+    /// From the first drop to the last populate: should we die, the kernel kills the
+    /// target (PTRACE_O_EXITKILL) rather than let it run on missing memory. One thread
+    /// with the option is enough, the signal ends the whole process.
+    ///
+    /// # Errors
+    /// When the kernel refuses; nothing may be dropped then.
+    pub fn set_memory_missing(&mut self, missing: bool) -> Result<(), FreezeError> {
+        let tid = self.tids[0];
+        let kill = if missing {
+            Options::PTRACE_O_EXITKILL.bits()
+        } else {
+            0
+        };
+        ptrace::set_options(tid, self.options | kill)
+            .map_err(|source| self.request("set options of", tid, source))?;
+        self.memory_is_missing = missing;
+        Ok(())
+    }
+
+    /// Lets the target run on. Interrupted calls go on, a target that was stopped stays
+    /// stopped.
+    ///
+    /// # Errors
+    /// When some thread could not be let go; the others were.
+    pub fn release(mut self) -> Result<(), FreezeError> {
+        self.let_go()
+    }
+
+    /// Ends the target. For bytes that are provably lost, and nothing else.
+    pub fn kill(mut self) {
+        self.kill_now();
+    }
+
+    /// True once the target has ended; its threads are then reaped, so that its parent
+    /// hears of it.
+    pub fn has_exited(&mut self) -> bool {
+        // Whatever ends a process ends all its threads. The first one is reported last,
+        // so the last one speaks for the others.
+        let Some(&last) = self.tids.last() else {
+            return true;
+        };
+        match wait::try_wait(last) {
+            Ok(Some(WaitStatus::Signaled(signal))) => self.exit_signal = Some(signal),
+            Ok(Some(WaitStatus::Exited(_))) | Err(_) => {}
+            Ok(_) => return false,
+        }
+        self.reap();
+        true
+    }
+
+    /// The signal that ended the target, if one did and we have seen it.
+    #[must_use]
+    pub fn exit_signal(&self) -> Option<i32> {
+        self.exit_signal
+    }
+
+    fn kill_now(&mut self) {
+        // SIGKILL to a process that we have a descriptor of cannot fail but by its death.
+        let _ = rustix::process::pidfd_send_signal(&self.target, rustix::process::Signal::KILL);
+        self.reap();
+    }
+
+    fn stop_all(&mut self, cancel: &Cancel) -> Result<(), FreezeError> {
+        let pid = self.target.pid;
+        for _ in 0..MAX_PASSES {
+            let listed = procfs::tids(pid).map_err(|_| FreezeError::TargetExited(pid))?;
+            let known: std::collections::HashSet<i32> = self.tids.iter().copied().collect();
+            let fresh: Vec<i32> = listed
+                .into_iter()
+                .filter(|tid| !known.contains(tid))
+                .collect();
+            let mut attached = Vec::with_capacity(fresh.len());
+            for tid in fresh {
+                if self.attach(tid)? {
+                    attached.push(tid);
+                }
+            }
+            if attached.is_empty() {
+                return if self.tids.is_empty() {
+                    Err(FreezeError::TargetExited(pid))
+                } else {
+                    Ok(())
+                };
+            }
+            let deadline = Instant::now() + STOP_DEADLINE;
+            for tid in attached {
+                self.stop(tid, deadline, cancel)?;
+            }
+        }
+        Err(Refusal::Unfinished {
+            pid,
+            passes: MAX_PASSES,
+        }
+        .into())
+    }
+
+    /// Attaches to a thread and tells it to stop. `false`: it has ended.
+    fn attach(&self, tid: i32) -> Result<bool, FreezeError> {
+        let error = match ptrace::seize(tid, self.options).and_then(|()| ptrace::interrupt(tid)) {
+            Ok(()) => return Ok(true),
+            Err(error) => error,
+        };
+        let Ok(status) = Status::of_thread(self.target.pid, tid) else {
+            return Ok(false);
+        };
+        if error.raw_os_error() == Some(libc::ESRCH) || matches!(status.state(), 'Z' | 'X') {
+            return Ok(false);
+        }
+        if status.number("TracerPid") == Some(sys::gettid() as u64) {
+            // Born of a thread that we trace: attached by the kernel, about to stop.
+            return Ok(true);
+        }
+        target::check_tracer(self.target.pid, &status)?;
+        if self.target.has_seccomp && !may_suspend_seccomp() {
+            return Err(Refusal::Seccomp(self.target.pid).into());
+        }
+        Err(target::gone_or_forbidden(self.target.pid, error).into())
+    }
+
+    fn stop(&mut self, tid: i32, deadline: Instant, cancel: &Cancel) -> Result<(), FreezeError> {
+        let pid = self.target.pid;
+        let mut clones = Vec::new();
+        let outcome = threads::wait_stopped(pid, tid, deadline, cancel, &mut clones)
+            .map_err(|source| self.request("stop", tid, source));
+        for clone in clones {
+            self.check_clone(clone)?;
+        }
+        match outcome? {
+            Outcome::Stopped => self.tids.push(tid),
+            Outcome::Gone => {}
+            Outcome::Cancelled => return Err(FreezeError::Cancelled(pid)),
+            Outcome::Late => return Err(does_not_stop(pid, tid).into()),
+        }
+        match ptrace::registers(tid) {
+            Ok(None) => Err(Refusal::ForeignAbi(tid).into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A clone may be a process of its own (no CLONE_THREAD): the kernel attached us to
+    /// it all the same, so it is let go. A thread is found by the next pass.
+    fn check_clone(&self, child: i32) -> Result<(), FreezeError> {
+        let pid = self.target.pid;
+        let Ok(status) = Status::of_process(child) else {
+            return Ok(());
+        };
+        if status.number("Tgid") == Some(pid as u64) {
+            return Ok(());
+        }
+        let deadline = Instant::now() + STOP_DEADLINE;
+        let stopped =
+            threads::wait_stopped(child, child, deadline, &Cancel::new(), &mut Vec::new());
+        let shares_memory = kcmp::share_memory(pid, child).unwrap_or(false);
+        if matches!(stopped, Ok(Outcome::Stopped)) {
+            let _ = ptrace::detach(child); // it may have been killed meanwhile
+        }
+        if shares_memory {
+            return Err(Refusal::SharedMemory { pid, other: child }.into());
+        }
+        Ok(())
+    }
+
+    fn let_go(&mut self) -> Result<(), FreezeError> {
+        if self.memory_is_missing {
+            self.set_memory_missing(false)?;
+        }
+        for signal in std::mem::take(&mut self.swallowed) {
+            // Of the stop signals only SIGSTOP gets past the mask of a remote call, and
+            // no handler ever sees who sent it.
+            if let Some(signal) = rustix::process::Signal::from_named_raw(signal) {
+                let _ = rustix::process::pidfd_send_signal(&self.target, signal);
+            }
+        }
+        let mut result = Ok(());
+        let pid = self.target.pid;
+        for tid in std::mem::take(&mut self.tids) {
+            self.sleepers.rewind(pid, tid);
+            match ptrace::detach(tid) {
+                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+                    result = Err(self.request("let go of", tid, error));
+                }
+                _ => {}
+            }
+        }
+        result
+    }
+
+    /// Takes notice of the death of all threads: the first one last, as the kernel
+    /// reports it only when the others are gone.
+    fn reap(&mut self) {
+        let deadline = Instant::now() + STOP_DEADLINE;
+        let tids = std::mem::take(&mut self.tids);
+        for &tid in tids.iter().skip(1).chain(tids.first()) {
+            while let Ok(status) = wait::try_wait(tid) {
+                match status {
+                    Some(WaitStatus::Exited(_) | WaitStatus::Signaled(_)) => break,
+                    // A thread that the kernel cannot end yet (a core dump, a dead disk)
+                    // is left to it: when we end, its parent becomes its tracer again.
+                    None if Instant::now() >= deadline => break,
+                    None => wait::wait_for_change(Duration::from_millis(10)),
+                    Some(_) => {}
+                }
+            }
+        }
+        self.memory_is_missing = false;
+    }
+
+    fn request(&self, what: &'static str, tid: i32, source: io::Error) -> FreezeError {
+        if source.raw_os_error() == Some(libc::ESRCH) {
+            return FreezeError::TargetExited(self.target.pid);
+        }
+        FreezeError::Request { what, tid, source }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // With memory missing nothing is let go: when this thread ends, the kernel ends
+        // the target (PTRACE_O_EXITKILL), which is better than wrong memory.
+        if !self.memory_is_missing
+            && let Err(error) = self.let_go()
+        {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+fn does_not_stop(pid: i32, tid: i32) -> Refusal {
+    let state = Status::of_thread(pid, tid).map_or('?', |status| status.state());
+    let wchan =
+        std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/wchan")).unwrap_or_default();
+    Refusal::DoesNotStop {
+        pid,
+        tid,
+        state,
+        wchan,
+    }
+}
+
+/// CAP_SYS_ADMIN, bit 21 of the effective set (capabilities(7)).
+fn may_suspend_seccomp() -> bool {
+    let own = Status::of_process(std::process::id().cast_signed());
+    own.is_ok_and(|status| status.signals("CapEff") & 1 << 21 != 0)
+}

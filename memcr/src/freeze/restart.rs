@@ -1,0 +1,244 @@
+//! Interrupted calls that the kernel does not restart by itself.
+//!
+//! Most calls go on after a stop: the kernel restarts them, with the time that is left.
+//! Some answer EINTR after any stop, even without a signal (signal(7), "Interruption of
+//! system calls and library functions by stop signals"). A stop of ours must not be
+//! seen, so such a thread is set back to its call:
+//!
+//! ```text
+//!   noted (running)          stopped                    released
+//!   epoll_wait(…, 1000)      EINTR, 300 ms slept        epoll_wait(…, 700)
+//!   └ asleep since when?     └ did it sleep all the time in between?
+//! ```
+//!
+//! The kernel does not tell when a call began, but the scheduler tells when a sleeping
+//! thread last ran (`se.exec_start` in `/proc/PID/task/TID/sched`, on the clock of the
+//! CPU it ran on). It is read before the freeze; the count of voluntary switches shows
+//! afterwards whether the thread slept on. Where the time is not known (no such file,
+//! or the thread ran in between) the call begins anew with its whole timeout: too late
+//! is safe, too early is not. The timeouts of sockets (SO_RCVTIMEO, SO_SNDTIMEO) are
+//! not arguments of the call, so these always begin anew.
+//!
+//! EINTR stands when a signal with a handler is about to be delivered to the thread:
+//! then it is the truth.
+
+use std::time::{Duration, Instant};
+
+use crate::sys::arch::{InterruptedCall, Regs, nr};
+use crate::sys::proc_mem::ProcMem;
+use crate::sys::procfs::{self, Status};
+use crate::sys::{ptrace, sched};
+
+/// Where a call keeps its relative timeout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Timeout {
+    /// It has none, or none of its arguments holds it.
+    None,
+    /// Argument with this number, milliseconds; negative: for ever.
+    Millis(usize),
+    /// Argument with this number, address of a `struct timespec`; null: for ever.
+    Timespec(usize),
+}
+
+/// The calls that signal(7) lists, and io_uring_enter(2), which behaves alike.
+fn timeout_of(call: u64) -> Option<Timeout> {
+    match call {
+        nr::EPOLL_WAIT | nr::EPOLL_PWAIT => Some(Timeout::Millis(3)),
+        nr::EPOLL_PWAIT2 | nr::SEMTIMEDOP => Some(Timeout::Timespec(3)),
+        nr::RT_SIGTIMEDWAIT => Some(Timeout::Timespec(2)),
+        nr::IO_GETEVENTS | nr::IO_PGETEVENTS => Some(Timeout::Timespec(4)),
+        nr::SEMOP | nr::IO_URING_ENTER => Some(Timeout::None),
+        nr::READ
+        | nr::READV
+        | nr::RECVFROM
+        | nr::RECVMSG
+        | nr::RECVMMSG
+        | nr::ACCEPT
+        | nr::ACCEPT4 => Some(Timeout::None),
+        nr::WRITE | nr::WRITEV | nr::SENDTO | nr::SENDMSG | nr::SENDMMSG | nr::CONNECT => {
+            Some(Timeout::None)
+        }
+        _ => None,
+    }
+}
+
+/// The threads that slept in such a call with a timeout when the freeze began.
+#[derive(Debug, Default)]
+pub(super) struct Sleepers(Vec<Sleeper>);
+
+#[derive(Debug)]
+struct Sleeper {
+    tid: i32,
+    nr: u64,
+    args: [u64; 6],
+    /// How long it had slept when it was noted, and when that was.
+    slept: Duration,
+    noted: Instant,
+    n_voluntary_switches: u64,
+    /// How long it had slept when it was stopped; `None`: not known.
+    slept_at_stop: Option<Duration>,
+}
+
+impl Sleepers {
+    /// Notes who sleeps. Of a target that we may not look at, nobody.
+    pub(super) fn note(pid: i32) -> Self {
+        let tids = procfs::tids(pid).unwrap_or_default();
+        Self(
+            tids.into_iter()
+                .filter_map(|tid| Sleeper::note(pid, tid))
+                .collect(),
+        )
+    }
+
+    /// All threads have stopped: who slept on until then?
+    pub(super) fn threads_stopped(&mut self, pid: i32) {
+        for sleeper in &mut self.0 {
+            let switches = Status::of_thread(pid, sleeper.tid)
+                .ok()
+                .and_then(|s| s.number("voluntary_ctxt_switches"));
+            // Stopping is the one switch more.
+            if switches == Some(sleeper.n_voluntary_switches + 1) {
+                sleeper.slept_at_stop = Some(sleeper.slept + sleeper.noted.elapsed());
+            }
+        }
+    }
+
+    /// Sets a stopped thread back to its call, if our stop has made it answer EINTR.
+    pub(super) fn rewind(&self, pid: i32, tid: i32) {
+        let Ok(Some(regs)) = ptrace::registers(tid) else {
+            return;
+        };
+        let Some(call) = regs.interrupted_call() else {
+            return;
+        };
+        let Some(timeout) = timeout_of(call.nr).filter(|_| call.result == -i64::from(libc::EINTR))
+        else {
+            return;
+        };
+        if is_signal_due(pid, tid) {
+            return;
+        }
+        let args = self.args_for(pid, tid, &regs, &call, timeout);
+        if let Err(error) = ptrace::set_registers(tid, &regs.rewound(&call, args)) {
+            tracing::debug!("thread {tid} will see EINTR: {error}");
+        }
+    }
+
+    fn args_for(
+        &self,
+        pid: i32,
+        tid: i32,
+        regs: &Regs,
+        call: &InterruptedCall,
+        timeout: Timeout,
+    ) -> [u64; 6] {
+        let mut args = call.args;
+        let slept = self
+            .0
+            .iter()
+            .find(|s| s.tid == tid && s.nr == call.nr && s.args == call.args);
+        let Some(slept) = slept.and_then(|sleeper| sleeper.slept_at_stop) else {
+            return args;
+        };
+        match timeout {
+            Timeout::Millis(index) => {
+                // An int in a 64-bit register.
+                let millis = call.args[index] as i32;
+                if let Ok(millis) = u64::try_from(millis) {
+                    let left = Duration::from_millis(millis).saturating_sub(slept);
+                    args[index] = left.as_nanos().div_ceil(1_000_000) as u64;
+                }
+            }
+            Timeout::Timespec(index) if args[index] != 0 => {
+                if let Some(address) = shorten(pid, regs, args[index], slept) {
+                    args[index] = address;
+                }
+            }
+            Timeout::Timespec(_) | Timeout::None => {}
+        }
+        args
+    }
+}
+
+impl Sleeper {
+    fn note(pid: i32, tid: i32) -> Option<Self> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
+        let (nr, args) = parse_syscall(&text)?;
+        let has_timeout = match timeout_of(nr)? {
+            Timeout::None => false,
+            Timeout::Millis(index) => args[index] as i32 > 0,
+            Timeout::Timespec(index) => args[index] != 0,
+        };
+        let asleep = sched::asleep(pid, tid).filter(|_| has_timeout)?;
+        Some(Self {
+            tid,
+            nr,
+            args,
+            slept: asleep.since,
+            noted: Instant::now(),
+            n_voluntary_switches: asleep.n_voluntary_switches,
+            slept_at_stop: None,
+        })
+    }
+}
+
+/// `/proc/PID/task/TID/syscall` (proc_pid_syscall(5)) of a thread asleep in a call:
+/// number, six arguments, stack pointer, program counter.
+fn parse_syscall(text: &str) -> Option<(u64, [u64; 6])> {
+    let mut words = text.split_whitespace();
+    let nr = words.next()?.parse().ok()?;
+    let mut args = [0; 6];
+    for arg in &mut args {
+        *arg = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+    }
+    Some((nr, args))
+}
+
+/// Puts a timespec with the time that is left just below the red zone of the thread's
+/// stack, and answers its address. The kernel reads it when the call begins, at once
+/// after the release. The place belongs to nobody: the kernel itself puts signal frames
+/// there. (A frame of a signal that arrives before the call begins would overwrite it;
+/// the argument itself cannot be changed, it may be a constant of the program.)
+fn shorten(pid: i32, regs: &Regs, address: u64, slept: Duration) -> Option<u64> {
+    let memory = ProcMem::open(pid).ok()?;
+    let (seconds, nanos) = (
+        memory.read_u64(address).ok()?,
+        memory.read_u64(address + 8).ok()?,
+    );
+    let whole = Duration::new(
+        seconds,
+        u32::try_from(nanos)
+            .ok()
+            .filter(|&nanos| nanos < 1_000_000_000)?,
+    );
+    let left = whole.saturating_sub(slept);
+    let place = (regs.sp() - Regs::RED_ZONE_LEN - 16) & !15;
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&left.as_secs().to_ne_bytes());
+    bytes[8..].copy_from_slice(&u64::from(left.subsec_nanos()).to_ne_bytes());
+    memory.write(place, &bytes).ok()?;
+    Some(place)
+}
+
+/// A signal with a handler, pending and not blocked: it will be delivered first.
+fn is_signal_due(pid: i32, tid: i32) -> bool {
+    Status::of_thread(pid, tid).is_ok_and(|status| {
+        let pending = status.signals("SigPnd") | status.signals("ShdPnd");
+        pending & !status.signals("SigBlk") & status.signals("SigCgt") != 0
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_line_of_a_sleeping_thread_is_read() {
+        let (nr, args) =
+            parse_syscall("232 0x4 0x7ffd 0x20 0x3e8 0x0 0x0 0x7ffd5f10 0x7f01\n").unwrap();
+        assert_eq!((nr, args), (232, [4, 0x7ffd, 0x20, 0x3e8, 0, 0]));
+        assert_eq!(parse_syscall("running\n"), None);
+        assert_eq!(parse_syscall("-1 0x7ffd5f10 0x7f01\n"), None);
+    }
+}

@@ -1,0 +1,358 @@
+//! The process that the user named, looked at before anything is done to it.
+//!
+//! Everything that makes a checkpoint impossible or unsafe is found here, while the
+//! target runs, and named. [`Target::check_frozen`] repeats, on the frozen process,
+//! what may have changed in between.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::sys::kcmp;
+use crate::sys::procfs::{self, Stat, Status};
+
+/// Why a process cannot be checkpointed. It was not touched, and runs on.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// There is none, or it is gone.
+    #[error("no process {0}")]
+    NoSuchProcess(i32),
+    /// The caller may not trace it.
+    #[error("process {pid} may not be traced by us: {source}")]
+    Permission {
+        /// The target.
+        pid: i32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A debugger or the like has it.
+    #[error("process {pid} is traced by process {tracer} ({name}) already")]
+    Traced {
+        /// The target.
+        pid: i32,
+        /// Its tracer.
+        tracer: i32,
+        /// The tracer's name.
+        name: String,
+    },
+    /// It has no memory of its own.
+    #[error("process {0} is a thread of the kernel")]
+    KernelThread(i32),
+    /// It has ended, its parent has not noticed yet.
+    #[error("process {0} is a zombie")]
+    Zombie(i32),
+    /// The user named a thread.
+    #[error("{tid} is a thread of process {pid}; name the process")]
+    NotLeader {
+        /// What the user named.
+        tid: i32,
+        /// Its process.
+        pid: i32,
+    },
+    /// memcr would freeze itself, or wait for what it has frozen.
+    #[error("process {0} is memcr itself or one of its ancestors")]
+    Ourselves(i32),
+    /// Two processes, one memory (CLONE_VM, vfork).
+    #[error("process {pid} shares its memory with process {other}, which would run on without it")]
+    SharedMemory {
+        /// The target.
+        pid: i32,
+        /// The other one.
+        other: i32,
+    },
+    /// Its first thread has ended while others live.
+    #[error("the first thread of process {0} has ended")]
+    LeaderExited(i32),
+    /// 32-bit code under a 64-bit memcr.
+    #[error(
+        "thread {0} runs code of another ABI than memcr (32-bit); a memcr of that ABI is needed"
+    )]
+    ForeignAbi(i32),
+    /// A filter would see, and might punish, our calls.
+    #[error("process {0} has a seccomp filter and we may not suspend it (needs CAP_SYS_ADMIN)")]
+    Seccomp(i32),
+    /// The kernel may be writing into its pages while it stands still.
+    #[error("process {pid} has input or output under way that does not stop with it: {what}")]
+    IoUnderWay {
+        /// The target.
+        pid: i32,
+        /// Which.
+        what: String,
+    },
+    /// A thread does not stop.
+    #[error("thread {tid} of process {pid} does not stop (state {state}{}): uninterruptible wait, perhaps a vfork", in_kernel(.wchan))]
+    DoesNotStop {
+        /// The target.
+        pid: i32,
+        /// The thread.
+        tid: i32,
+        /// Its state's letter.
+        state: char,
+        /// Where in the kernel it waits, if known.
+        wchan: String,
+    },
+    /// A cgroup freezer holds it: code of ours would never run.
+    #[error("process {pid} is frozen by the cgroup {cgroup}")]
+    CgroupFrozen {
+        /// The target.
+        pid: i32,
+        /// The cgroup, below its mount.
+        cgroup: String,
+    },
+    /// New threads appeared faster than they could be stopped.
+    #[error("process {pid} still had new threads after {passes} passes")]
+    Unfinished {
+        /// The target.
+        pid: i32,
+        /// How often its threads were listed.
+        passes: usize,
+    },
+}
+
+fn in_kernel(wchan: &str) -> String {
+    if wchan.is_empty() || wchan == "0" {
+        String::new()
+    } else {
+        format!(" in {wchan}")
+    }
+}
+
+/// The process to be worked on; its descriptor keeps the pid from meaning another one.
+#[derive(Debug)]
+pub struct Target {
+    /// Its pid in our namespace.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot.
+    pub start_time: u64,
+    /// A seccomp filter or strict mode is on.
+    pub has_seccomp: bool,
+    pidfd: OwnedFd,
+}
+
+impl AsFd for Target {
+    /// The pidfd: readable once the process has ended (pidfd_open(2)).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+impl Target {
+    /// Looks at `pid`.
+    ///
+    /// # Errors
+    /// The first reason why it cannot be checkpointed.
+    pub fn examine(pid: i32) -> Result<Self, Refusal> {
+        let raw = Pid::from_raw(pid)
+            .filter(|_| pid > 0)
+            .ok_or(Refusal::NoSuchProcess(pid))?;
+        let status = Status::of_process(pid).map_err(|_| Refusal::NoSuchProcess(pid))?;
+        // pidfd_open refuses a thread, but does not say whose it is.
+        let tgid = status.number("Tgid").map_or(pid, |tgid| tgid as i32);
+        if tgid != pid {
+            return Err(Refusal::NotLeader {
+                tid: pid,
+                pid: tgid,
+            });
+        }
+        let pidfd = pidfd_open(raw, PidfdFlags::empty())
+            .map_err(|error| gone_or_forbidden(pid, error.into()))?;
+        let stat = Stat::read(pid).map_err(|_| Refusal::NoSuchProcess(pid))?;
+        check_kind(pid, &status, stat)?;
+        check_tracer(pid, &status)?;
+        // The same right as ptrace(2) demands (PTRACE_MODE_ATTACH), asked for early.
+        fs::File::open(format!("/proc/{pid}/mem"))
+            .map_err(|error| gone_or_forbidden(pid, error))?;
+        check_cgroup(pid)?;
+        check_memory_is_its_own(pid)?;
+        let has_seccomp = status.number("Seccomp").is_some_and(|mode| mode != 0);
+        let target = Self {
+            pid,
+            start_time: stat.start_time,
+            has_seccomp,
+            pidfd,
+        };
+        target.check_frozen()?;
+        Ok(target)
+    }
+
+    /// What can be told for sure only while nothing of the target runs.
+    ///
+    /// # Errors
+    /// [`Refusal::IoUnderWay`].
+    pub fn check_frozen(&self) -> Result<(), Refusal> {
+        check_io(self.pid)
+    }
+}
+
+/// ESRCH and ENOENT mean that it is gone; the rest, that we may not.
+pub(super) fn gone_or_forbidden(pid: i32, error: io::Error) -> Refusal {
+    match error.raw_os_error() {
+        Some(libc::ESRCH | libc::ENOENT) => Refusal::NoSuchProcess(pid),
+        _ => Refusal::Permission { pid, source: error },
+    }
+}
+
+fn check_kind(pid: i32, status: &Status, stat: Stat) -> Result<(), Refusal> {
+    if stat.is_kernel_thread {
+        return Err(Refusal::KernelThread(pid));
+    }
+    if matches!(status.state(), 'Z' | 'X') {
+        // The leader is a zombie to all eyes while its other threads live on.
+        let others = procfs::tids(pid).unwrap_or_default().len() > 1;
+        return Err(if others {
+            Refusal::LeaderExited(pid)
+        } else {
+            Refusal::Zombie(pid)
+        });
+    }
+    let mut ancestor = std::process::id().cast_signed();
+    while ancestor > 0 {
+        if ancestor == pid {
+            return Err(Refusal::Ourselves(pid));
+        }
+        ancestor = Stat::read(ancestor).map_or(0, |stat| stat.parent);
+    }
+    Ok(())
+}
+
+pub(super) fn check_tracer(pid: i32, status: &Status) -> Result<(), Refusal> {
+    match status.number("TracerPid") {
+        None | Some(0) => Ok(()),
+        Some(tracer) => {
+            let tracer = tracer as i32;
+            let name = Status::of_process(tracer)
+                .ok()
+                .and_then(|status| status.field("Name").map(str::to_owned));
+            Err(Refusal::Traced {
+                pid,
+                tracer,
+                name: name.unwrap_or_else(|| "unknown".into()),
+            })
+        }
+    }
+}
+
+/// cgroup v2 (Documentation/admin-guide/cgroup-v2.rst): `cgroup.events` of the group
+/// says whether it is frozen, by itself or by a group above it.
+fn check_cgroup(pid: i32) -> Result<(), Refusal> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let Some(cgroup) = groups.lines().find_map(|line| line.strip_prefix("0::")) else {
+        return Ok(());
+    };
+    let events =
+        fs::read_to_string(format!("/sys/fs/cgroup{cgroup}/cgroup.events")).unwrap_or_default();
+    if events.lines().any(|line| line == "frozen 1") {
+        return Err(Refusal::CgroupFrozen {
+            pid,
+            cgroup: cgroup.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Asks about every process: nothing in /proc tells which ones share a memory. Without
+/// CONFIG_KCMP it cannot be told at all; a vfork is still found, its parent does not stop.
+fn check_memory_is_its_own(pid: i32) -> Result<(), Refusal> {
+    let others = procfs::pids().unwrap_or_default();
+    match others
+        .into_iter()
+        .find(|&other| other != pid && kcmp::share_memory(pid, other).unwrap_or(false))
+    {
+        Some(other) => Err(Refusal::SharedMemory { pid, other }),
+        None => Ok(()),
+    }
+}
+
+fn check_io(pid: i32) -> Result<(), Refusal> {
+    let status = Status::of_process(pid).map_err(|_| Refusal::NoSuchProcess(pid))?;
+    let refuse = |what: String| Err(Refusal::IoUnderWay { pid, what });
+    if let Some(pinned) = status.number("VmPin").filter(|&kib| kib > 0) {
+        return refuse(format!("{pinned} KiB are pinned for device access"));
+    }
+    let maps =
+        fs::read(format!("/proc/{pid}/maps")).map_err(|error| gone_or_forbidden(pid, error))?;
+    // The ring of an AIO context is mapped under this name (fs/aio.c); how much is
+    // under way is known to the kernel alone.
+    if memchr_all(&maps, b"/[aio]") {
+        return refuse("an asynchronous I/O context (io_setup)".into());
+    }
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let Ok(link) = fs::read_link(entry.path()) else {
+            continue;
+        };
+        if link.as_os_str() == "anon_inode:[io_uring]" {
+            let number = entry.file_name();
+            let number = number.to_string_lossy();
+            let info =
+                fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap_or_default();
+            if let Some(what) = ring_is_busy(&info) {
+                return refuse(format!("io_uring on descriptor {number}: {what}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads the fdinfo of an io_uring (io_uring/fdinfo.c): a ring is idle when all that
+/// was submitted has completed, and when it keeps no buffers of the target pinned.
+fn ring_is_busy(info: &str) -> Option<String> {
+    let field = |name: &str| -> Option<u64> {
+        let text = info
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?
+            .trim();
+        match text.strip_prefix("0x") {
+            Some(hex) => u64::from_str_radix(hex, 16).ok(),
+            None => text.parse().ok(),
+        }
+    };
+    let (Some(submitted), Some(completed)) = (
+        field("CachedSqHead"),
+        field("CqTail").or(field("CachedCqTail")),
+    ) else {
+        return Some("its state cannot be read".into());
+    };
+    if field("UserBufs").is_some_and(|n_buffers| n_buffers > 0) {
+        return Some("it has registered buffers".into());
+    }
+    // Counters of 32 bits that wrap around.
+    let under_way = (submitted as u32).wrapping_sub(completed as u32);
+    (under_way != 0).then(|| format!("{under_way} requests are not completed"))
+}
+
+fn memchr_all(text: &[u8], word: &[u8]) -> bool {
+    text.windows(word.len()).any(|window| window == word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_with_requests_under_way_is_busy() {
+        let idle = "SqHead:\t4\nSqTail:\t4\nCachedSqHead:\t4\nCqHead:\t4\nCqTail:\t4\nCachedCqTail:\t4\nUserBufs:\t0\n";
+        assert_eq!(ring_is_busy(idle), None);
+        let busy = idle.replace("CqTail:\t4", "CqTail:\t1");
+        assert!(ring_is_busy(&busy).is_some_and(|what| what.contains("3 requests")));
+        let pinned = idle.replace("UserBufs:\t0", "UserBufs:\t2");
+        assert!(ring_is_busy(&pinned).is_some_and(|what| what.contains("buffers")));
+        assert!(ring_is_busy("pos: 0\n").is_some());
+    }
+
+    #[test]
+    fn processes_that_cannot_be_are_refused_by_name() {
+        assert!(matches!(Target::examine(0), Err(Refusal::NoSuchProcess(0))));
+        assert!(matches!(
+            Target::examine(-4),
+            Err(Refusal::NoSuchProcess(-4))
+        ));
+        let own = std::process::id().cast_signed();
+        assert!(matches!(Target::examine(own), Err(Refusal::Ourselves(pid)) if pid == own));
+    }
+}

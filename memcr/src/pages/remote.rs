@@ -1,0 +1,91 @@
+//! The memory of the target, read and written from outside.
+//!
+//! `process_vm_readv`/`process_vm_writev` move many runs in one call and are the fastest
+//! way; they respect the mapping's protection. `/proc/PID/mem` does not, and takes one
+//! run a call. No protection is ever changed: mappings stay what they are.
+
+use std::io;
+use std::sync::OnceLock;
+
+use super::{ChunkClass, ChunkPlan, FetchPages, PageRun, PopulatePages};
+use crate::sys::proc_mem::ProcMem;
+use crate::sys::process_vm;
+
+/// The memory of one process.
+#[derive(Debug)]
+pub struct RemoteMemory {
+    pid: i32,
+    /// Opened on the frozen process: an exec before the freeze would have replaced the
+    /// memory that an earlier descriptor is bound to.
+    proc_mem: OnceLock<ProcMem>,
+}
+
+impl RemoteMemory {
+    /// Of `pid`; nothing is opened yet.
+    #[must_use]
+    pub fn new(pid: i32) -> Self {
+        Self {
+            pid,
+            proc_mem: OnceLock::new(),
+        }
+    }
+
+    /// Opens the memory of the frozen process.
+    ///
+    /// # Errors
+    /// As [`ProcMem::open`].
+    pub fn open(&self) -> io::Result<&ProcMem> {
+        let opened = ProcMem::open(self.pid)?;
+        Ok(self.proc_mem.get_or_init(|| opened))
+    }
+
+    fn proc_mem(&self) -> io::Result<&ProcMem> {
+        self.proc_mem
+            .get()
+            .ok_or_else(|| io::Error::other("the memory of the target is not open"))
+    }
+}
+
+impl FetchPages for RemoteMemory {
+    fn fetch(&self, plan: &ChunkPlan, out: &mut [u8]) -> io::Result<()> {
+        if !plan.class.through_proc_mem {
+            match process_vm::read(self.pid, &plan.runs, out) {
+                // A mapping may refuse although its protection allows (a file cut short
+                // under it): the other way in knows better what is there.
+                Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {}
+                result => return result,
+            }
+        }
+        let memory = self.proc_mem()?;
+        let mut rest = out;
+        for run in &plan.runs {
+            let (part, tail) = rest.split_at_mut(len(run)?);
+            memory.read(run.addr.0, part)?;
+            rest = tail;
+        }
+        Ok(())
+    }
+}
+
+impl PopulatePages for RemoteMemory {
+    fn populate(&self, class: ChunkClass, runs: &[PageRun], bytes: &[u8]) -> io::Result<()> {
+        if !class.through_proc_mem {
+            match process_vm::write(self.pid, runs, bytes) {
+                Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {}
+                result => return result,
+            }
+        }
+        let memory = self.proc_mem()?;
+        let mut rest = bytes;
+        for run in runs {
+            let (part, tail) = rest.split_at(len(run)?);
+            memory.write(run.addr.0, part)?;
+            rest = tail;
+        }
+        Ok(())
+    }
+}
+
+fn len(run: &PageRun) -> io::Result<usize> {
+    usize::try_from(run.len_bytes).map_err(|_| io::ErrorKind::InvalidInput.into())
+}

@@ -1,0 +1,54 @@
+//! The target's page table: PAGEMAP_SCAN where the kernel has it, else the page map.
+
+use std::io;
+
+use crate::maps::page::PageTable;
+use crate::sys::pagemap::{Pagemap, Region, category};
+
+/// Regions asked for at once: 96 KiB of them.
+const MAX_REGIONS: usize = 4096;
+
+/// `/proc/PID/pagemap` of a frozen process.
+#[derive(Debug)]
+pub struct KernelPageTable(Pagemap);
+
+impl KernelPageTable {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// As [`Pagemap::open`].
+    pub fn open(pid: i32) -> io::Result<Self> {
+        Pagemap::open(pid).map(Self)
+    }
+}
+
+impl PageTable for KernelPageTable {
+    /// Without PAGEMAP_SCAN (before Linux 6.7) the whole range may be occupied, and it
+    /// is not known which pages are huge or the zero page: both are then handled as
+    /// small pages and as shared ones.
+    fn occupied(&self, start: u64, end: u64, regions: &mut Vec<Region>) -> io::Result<u64> {
+        regions.resize(MAX_REGIONS, Region::default());
+        let (n_regions, walked_to) = match self.0.scan(start, end, regions) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
+                regions[0] = Region {
+                    start,
+                    end,
+                    categories: category::PRESENT,
+                };
+                (1, end)
+            }
+            result => result?,
+        };
+        regions.truncate(n_regions);
+        // The kernel says 0 for a walk that went to the end in some versions.
+        Ok(if walked_to == 0 || n_regions < MAX_REGIONS {
+            end
+        } else {
+            walked_to
+        })
+    }
+
+    fn entries(&self, addr: u64, out: &mut [u64]) -> io::Result<()> {
+        self.0.entries(addr, out)
+    }
+}
