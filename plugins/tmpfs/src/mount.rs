@@ -91,6 +91,7 @@ impl OwnMount {
     }
 
     fn unmount_if_empty(&self) -> Result<()> {
+        // Never between another's mount and its look at what it mounted.
         let _lock = lock(&self.path)?;
         let dir = match Directory::open(&self.path) {
             Ok(dir) => dir,

@@ -61,15 +61,17 @@ impl WriteOut {
             return Ok(());
         }
         let before = self.written.fetch_add(len as u64, Ordering::Relaxed);
-        let after = before + len as u64;
-        if before / BOUND != after / BOUND {
-            let _turn = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            return self.flush(file);
+        match step(before, before + len as u64) {
+            Step::None => Ok(()),
+            Step::Start => {
+                advise(file, Advice::DontNeed);
+                Ok(())
+            }
+            Step::Wait => {
+                let _turn = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                self.flush(file)
+            }
         }
-        if before / WINDOW != after / WINDOW {
-            advise(file, Advice::DontNeed);
-        }
-        Ok(())
     }
 
     /// Waits until everything is on the disk, and drops it from the cache.
@@ -89,8 +91,53 @@ impl WriteOut {
     }
 }
 
+/// What a write does beside writing.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    None,
+    Start,
+    Wait,
+}
+
+/// What the write does that took the sum of all from `before` to `after`. Each boundary
+/// lies in exactly one write, whatever the order.
+fn step(before: u64, after: u64) -> Step {
+    if before / BOUND != after / BOUND {
+        Step::Wait
+    } else if before / WINDOW != after / WINDOW {
+        Step::Start
+    } else {
+        Step::None
+    }
+}
+
 /// Advice on the whole file. Advice may be ignored by the kernel and its failure by us:
 /// tmpfs has nothing to drop, some network file systems refuse.
 pub(crate) fn advise(file: &File, advice: Advice) {
     let _ = rustix::fs::fadvise(file, 0, None, advice);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_window_starts_and_every_bound_waits() {
+        const PIECE: u64 = 300_001;
+        let steps: Vec<Step> = (0..1000)
+            .map(|n| step(n * PIECE, (n + 1) * PIECE))
+            .collect();
+        let count = |wanted| steps.iter().filter(|step| **step == wanted).count() as u64;
+        assert_eq!(count(Step::Wait), 1000 * PIECE / BOUND);
+        assert_eq!(
+            count(Step::Start),
+            1000 * PIECE / WINDOW - count(Step::Wait)
+        );
+        assert_eq!(
+            step(0, 10 * BOUND),
+            Step::Wait,
+            "one write over many bounds"
+        );
+        assert_eq!(step(WINDOW, WINDOW), Step::None, "an empty write");
+    }
 }
