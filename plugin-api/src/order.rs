@@ -66,8 +66,10 @@ impl<V> InOrder<V> {
     /// Checks that exactly the chunks `0..n_chunks` came.
     ///
     /// # Errors
-    /// [`code::INTERNAL`] naming the first that is missing or too many.
-    pub fn check_complete(&self, n_chunks: u64) -> Result<()> {
+    /// With `code`, saying which is missing or that there are too many: after encoding
+    /// that is a defect ([`code::INTERNAL`]), after decoding the image is not whole
+    /// ([`code::CORRUPT`]).
+    pub fn check_complete(&self, n_chunks: u64, code: i32) -> Result<()> {
         let next = self.next;
         if next == n_chunks && self.waiting.is_empty() {
             return Ok(());
@@ -77,7 +79,7 @@ impl<V> InOrder<V> {
         } else {
             format!("the image has {n_chunks} chunks, but more came")
         };
-        Err(StageError::new(code::INTERNAL, message))
+        Err(StageError::new(code, message))
     }
 
     fn keep(&mut self, index: u64, value: V) -> Result<()> {
@@ -117,7 +119,7 @@ mod tests {
         for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {
             let (in_order, seen) = folded(&order);
             assert_eq!(seen, [0, 10, 20, 30]);
-            in_order.check_complete(4).unwrap();
+            in_order.check_complete(4, code::CORRUPT).unwrap();
         }
     }
 
@@ -125,13 +127,18 @@ mod tests {
     fn a_chunk_that_comes_twice_counts_once() {
         let (in_order, seen) = folded(&[1, 1, 0, 0, 1]);
         assert_eq!(seen, [0, 10]);
-        in_order.check_complete(2).unwrap();
+        in_order.check_complete(2, code::CORRUPT).unwrap();
     }
 
     #[test]
     fn a_missing_chunk_and_one_too_many_are_named() {
         let (in_order, _) = folded(&[0, 2]);
-        let message = |n| in_order.check_complete(n).unwrap_err().message;
+        let message = |n| {
+            in_order
+                .check_complete(n, code::CORRUPT)
+                .unwrap_err()
+                .message
+        };
         assert_eq!(message(3), "the image has 3 chunks, but chunk 1 never came");
         assert_eq!(message(1), "the image has 1 chunks, but more came");
     }
@@ -145,6 +152,8 @@ mod tests {
         let beyond = in_order.put(u64::MAX, (), |()| Ok(())).unwrap_err();
         assert_eq!(beyond.code, code::UNSUPPORTED);
         in_order.put(0, (), |()| Ok(())).unwrap();
-        in_order.check_complete(MAX_WAITING as u64 + 1).unwrap();
+        in_order
+            .check_complete(MAX_WAITING as u64 + 1, code::CORRUPT)
+            .unwrap();
     }
 }

@@ -58,12 +58,16 @@ impl Hostile<'_> {
         frames.filter_map(|(piece, frame)| Some((piece, frame.as_ref()?)))
     }
 
-    /// A worker of a handle that is about to decode chunk 0.
-    fn begin(&self) -> Option<Worker<'_>> {
+    /// Whatever the last attempt did to the handle, it is to decode chunk 0 next.
+    fn begin(&self) -> Option<()> {
         let begun = self
             .handle
             .begin_decode(&self.stored.image, &self.stored.state);
-        self.subject.expect("begin_decode", begun)?;
+        self.subject.expect("begin_decode", begun)
+    }
+
+    /// One worker for all attempts: damage must not spoil it either.
+    fn worker(&self) -> Option<Worker<'_>> {
         self.subject.expect("worker_create", self.handle.worker())
     }
 
@@ -85,26 +89,27 @@ impl Hostile<'_> {
     }
 
     fn damaged_frames(&self) -> Option<()> {
+        let mut worker = self.worker()?;
         for (piece, frame) in self.chunks() {
             for (damage, frame) in damages(frame) {
-                let mut worker = self.begin()?;
+                self.begin()?;
                 let answer = decode(self.subject, self.handle, &mut worker, piece, &frame);
                 self.judge(&format!("{} with {damage}", piece.name), piece, answer);
             }
-            self.wrong_lengths(piece, frame)?;
+            self.wrong_lengths(&mut worker, piece, frame)?;
         }
         Some(())
     }
 
     /// Transform: buffers that are too small. Checksum: input that was changed.
-    fn wrong_lengths(&self, piece: &Piece, frame: &[u8]) -> Option<()> {
+    fn wrong_lengths(&self, worker: &mut Worker<'_>, piece: &Piece, frame: &[u8]) -> Option<()> {
         let len = piece.bytes.len();
         if self.subject.loaded.table().kind == kind::CHECKSUM {
             for (damage, bytes) in damages(&piece.bytes) {
-                let mut worker = self.begin()?;
+                self.begin()?;
                 let answer = self
                     .handle
-                    .check(&mut worker, &piece.chunk, &bytes, frame)
+                    .check(worker, &piece.chunk, &bytes, frame)
                     .map(|()| bytes);
                 self.judge(
                     &format!("{}, themselves with {damage}", piece.name),
@@ -118,12 +123,8 @@ impl Hostile<'_> {
             .into_iter()
             .filter(|&cap| cap < len)
         {
-            let mut worker = self.begin()?;
-            if self
-                .handle
-                .decode(&mut worker, &piece.chunk, frame, cap)
-                .is_ok()
-            {
+            self.begin()?;
+            if self.handle.decode(worker, &piece.chunk, frame, cap).is_ok() {
                 let name = &piece.name;
                 self.subject.notice(format!(
                     "decode of {name} to a buffer of {cap} bytes did not fail"
@@ -161,11 +162,12 @@ impl Hostile<'_> {
         if !self.subject.has(capability::AUTHENTICATES) {
             return Some(());
         }
+        let mut worker = self.worker()?;
         for (piece, frame) in self.chunks() {
             for (damage, aad) in damages(&piece.chunk.aad).into_iter().take(20) {
                 let mut chunk = piece.chunk.clone();
                 chunk.aad = aad;
-                let mut worker = self.begin()?;
+                self.begin()?;
                 let answer = self
                     .handle
                     .decode(&mut worker, &chunk, frame, piece.bytes.len());
@@ -183,8 +185,9 @@ impl Hostile<'_> {
         if self.stored.trailer.is_empty() {
             return Some(());
         }
+        let mut worker = self.worker()?;
         for (damage, trailer) in damages(&self.stored.trailer) {
-            let mut worker = self.begin()?;
+            self.begin()?;
             for (piece, frame) in self.pieces.iter().zip(&self.stored.frames) {
                 let Some(frame) = frame else { continue };
                 decode(self.subject, self.handle, &mut worker, piece, frame).ok()?;

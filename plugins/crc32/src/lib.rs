@@ -20,6 +20,9 @@ use memcr_plugin_api::{Host, conformance, register_stage};
 register_stage!(checksum: Crc32);
 conformance!();
 
+#[cfg(test)]
+mod tests;
+
 #[derive(Default)]
 struct Crc32 {
     image: Mutex<Whole>,
@@ -87,11 +90,15 @@ impl Checksum for Crc32 {
     }
 
     fn finish_encode(&self, n_chunks: u64) -> Result<Vec<u8>> {
-        Ok(self.image().crc(n_chunks)?.to_le_bytes().to_vec())
+        Ok(self
+            .image()
+            .crc(n_chunks, code::INTERNAL)?
+            .to_le_bytes()
+            .to_vec())
     }
 
     fn finish_decode(&self, n_chunks: u64, trailer: &[u8]) -> Result<()> {
-        let crc = self.image().crc(n_chunks)?;
+        let crc = self.image().crc(n_chunks, code::CORRUPT)?;
         if trailer != crc.to_le_bytes() {
             let message = format!("the image has CRC-32 {crc:08x}, stored is {}", hex(trailer));
             return Err(StageError::new(code::CORRUPT, message));
@@ -116,8 +123,9 @@ impl Whole {
         })
     }
 
-    fn crc(&self, n_chunks: u64) -> Result<u32> {
-        self.order.check_complete(n_chunks)?;
+    /// Fails with `incomplete` when not all chunks came.
+    fn crc(&self, n_chunks: u64, incomplete: i32) -> Result<u32> {
+        self.order.check_complete(n_chunks, incomplete)?;
         Ok(self.hasher.clone().finalize())
     }
 }

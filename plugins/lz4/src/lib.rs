@@ -14,6 +14,9 @@ use memcr_plugin_api::{Host, conformance, register_stage};
 register_stage!(transform: Lz4);
 conformance!();
 
+#[cfg(test)]
+mod tests;
+
 /// Longest frame that liblz4 takes, bytes.
 const MAX_INPUT: usize = 0x7E00_0000;
 

@@ -21,6 +21,9 @@ use openssl::hash::{Hasher, MessageDigest};
 register_stage!(checksum: Md5);
 conformance!();
 
+#[cfg(test)]
+mod tests;
+
 /// Length of an MD5 digest, bytes.
 const DIGEST_LEN: usize = 16;
 type Digest = [u8; DIGEST_LEN];
@@ -108,11 +111,11 @@ impl Checksum for Md5 {
     }
 
     fn finish_encode(&self, n_chunks: u64) -> Result<Vec<u8>> {
-        Ok(self.image().digest(n_chunks)?.to_vec())
+        Ok(self.image().digest(n_chunks, code::INTERNAL)?.to_vec())
     }
 
     fn finish_decode(&self, n_chunks: u64, trailer: &[u8]) -> Result<()> {
-        let digest = self.image().digest(n_chunks)?;
+        let digest = self.image().digest(n_chunks, code::CORRUPT)?;
         if trailer != digest {
             let message = format!(
                 "the image has MD5 {}, stored is {}",
@@ -147,8 +150,9 @@ impl Whole {
         })
     }
 
-    fn digest(&self, n_chunks: u64) -> Result<Digest> {
-        self.order.check_complete(n_chunks)?;
+    /// Fails with `incomplete` when not all chunks came.
+    fn digest(&self, n_chunks: u64, incomplete: i32) -> Result<Digest> {
+        self.order.check_complete(n_chunks, incomplete)?;
         // A copy: finishing the hasher itself would begin a new digest.
         digest(&mut self.hasher.clone(), &[])
     }

@@ -5,10 +5,12 @@
 //! are CPUs.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memcr_plugin_api::abi::{capability, code};
 use memcr_plugin_api::stage::{
-    Chunk, Encoded, ParamKind, ParamSpec, Params, Result, StageError, StageInfo, Threads, Transform,
+    Chunk, Encoded, Image, ParamKind, ParamSpec, Params, Result, StageError, StageInfo, Threads,
+    Transform,
 };
 use memcr_plugin_api::{Host, conformance, register_stage};
 use zstd::bulk::{Compressor, Decompressor};
@@ -17,12 +19,18 @@ use zstd::zstd_safe::compress_bound;
 register_stage!(transform: Zstd);
 conformance!();
 
-/// Length of the chunk on which a new worker is tried, bytes: the longest that memcr
-/// makes unless told otherwise.
-const WARM_UP_LEN: usize = 1 << 20;
+#[cfg(test)]
+mod tests;
+
+/// Length of the frame on which a new worker is tried, bytes, until an image tells its
+/// own: memcr's chunks unless told otherwise.
+const USUAL_CHUNK_LEN: usize = 256 * 1024;
+/// Longest frame on which a new worker is tried, bytes, whatever an image says.
+const MAX_WARM_UP_LEN: usize = 4 * 1024 * 1024;
 
 struct Zstd {
     level: i32,
+    warm_up_len: AtomicUsize,
 }
 
 /// Scratch memory of one thread: zstd's tables, kept from chunk to chunk.
@@ -42,8 +50,8 @@ impl Transform for Zstd {
         capabilities: capability::INDEPENDENT_CHUNKS | capability::COMPRESSES,
         params: &[ParamSpec {
             name: "level",
-            // Beyond 19 lie the levels that need hundreds of MiB, below -7 those that
-            // lz4 beats in both directions.
+            // Beyond 19 lie the levels that need hundreds of MiB; below -7 those that
+            // barely compress.
             kind: ParamKind::Integer { min: -7, max: 19 },
             // The target stands still meanwhile: time counts for more than the last
             // per cent of ratio, which is why this is not zstd's own default of 3.
@@ -57,7 +65,10 @@ impl Transform for Zstd {
 
     fn create(params: &Params, _: Host) -> Result<Self> {
         let level = params.parse("level")?.unwrap_or(1);
-        Ok(Self { level })
+        Ok(Self {
+            level,
+            warm_up_len: AtomicUsize::new(USUAL_CHUNK_LEN),
+        })
     }
 
     fn worker(&self) -> Result<Worker> {
@@ -67,11 +78,22 @@ impl Transform for Zstd {
         })?;
         // zstd allocates its tables with the first frame: that is to happen now, not
         // while the target stands still.
-        worker.warm_up().map_err(|error| {
+        let len = self.warm_up_len.load(Ordering::Relaxed);
+        worker.warm_up(len).map_err(|error| {
             let message = format!("zstd fails on a frame of zeros at level {}", self.level);
             StageError::new(code::INTERNAL, format!("{message}: {error}"))
         })?;
         Ok(worker)
+    }
+
+    fn begin_encode(&self, image: &Image) -> Result<Vec<u8>> {
+        self.expect_chunks(image);
+        Ok(Vec::new())
+    }
+
+    fn begin_decode(&self, image: &Image, _: &[u8]) -> Result<()> {
+        self.expect_chunks(image);
+        Ok(())
     }
 
     fn bound(&self, in_len: usize) -> usize {
@@ -126,6 +148,13 @@ impl Transform for Zstd {
 }
 
 impl Zstd {
+    /// Workers made from now on are tried on frames as long as this image's chunks.
+    fn expect_chunks(&self, image: &Image) {
+        let len = usize::try_from(image.max_chunk_len).unwrap_or(usize::MAX);
+        self.warm_up_len
+            .store(len.min(MAX_WARM_UP_LEN), Ordering::Relaxed);
+    }
+
     fn cold_worker(&self) -> io::Result<Worker> {
         let mut compressor = Compressor::new(self.level)?;
         compressor.include_checksum(false)?;
@@ -137,9 +166,9 @@ impl Zstd {
 }
 
 impl Worker {
-    fn warm_up(&mut self) -> io::Result<()> {
-        let mut chunk = vec![0; WARM_UP_LEN];
-        let mut frame = vec![0; compress_bound(WARM_UP_LEN)];
+    fn warm_up(&mut self, len: usize) -> io::Result<()> {
+        let mut chunk = vec![0; len];
+        let mut frame = vec![0; compress_bound(len)];
         let len = self.compressor.compress_to_buffer(&chunk, &mut frame[..])?;
         self.decompressor
             .decompress_to_buffer(&frame[..len], &mut chunk[..])?;
