@@ -145,13 +145,19 @@ pub enum StepError {
     Proc(#[from] io::Error),
     /// Moving the pages.
     #[error(transparent)]
-    Pipeline(#[from] PipelineError),
+    Pipeline(Box<PipelineError>),
     /// Making calls in the target.
     #[error(transparent)]
     Inject(#[from] InjectError),
     /// Dropping the pages.
     #[error(transparent)]
     Drop(#[from] DropError),
+}
+
+impl From<PipelineError> for StepError {
+    fn from(error: PipelineError) -> Self {
+        Self::Pipeline(Box::new(error))
+    }
 }
 
 /// Takes the memory of a process away: on success it is held.

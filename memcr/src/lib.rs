@@ -1,4 +1,59 @@
 //! memcr takes the memory of a live process away and gives it back.
+//!
+//! It freezes the process, sends its pages through a pipeline of stage plugins
+//! (compress, checksum, encrypt) into a sink (file, tmpfs), drops them from RAM, holds
+//! the process, and later brings every byte back: same pid, same threads, same
+//! descriptors, same mappings. The target cannot tell, except by the clock.
+//!
+//! ```text
+//! checkpoint   cli → freeze → maps → pages ═chunks⇒ pipeline(encode) ═frames⇒ sink → commit → inject(drop) → hold
+//! restore      cli → sink(open, check) ═frames⇒ pipeline(decode) ═chunks⇒ pages(populate) → release
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. **Never wrong memory.** No thread of the target runs on bytes that are not its
+//!    own. From the first drop to the last populate the kernel is told to kill the
+//!    target should we die (PTRACE_O_EXITKILL).
+//! 2. **Drop only what is safe**: after the sink has committed the image and can give
+//!    it back. Pages that others share, or that could not be put back, stay.
+//! 3. **A failed checkpoint costs the target nothing.** Until the commit nothing is
+//!    dropped; a failure of the drop itself is undone from the image. memcr kills a
+//!    target only when its bytes are provably lost, says so, and exits non-zero.
+//! 4. **Nothing left behind**: after a restore the target has the mappings, protections,
+//!    descriptors, signal state and registers that it had; the image is gone.
+//! 5. **Nobody else gets in**: images are private to the user, plugins that another user
+//!    can write are refused, nothing listens anywhere.
+//! 6. **memcr stays small**: memory is bounded by the chunks in flight, not by the target.
+//!
+//! What can fail, and what takes time for reasons of its own (plugins, the sink's space,
+//! threads, buffers), is done before the freeze.
+//!
+//! # Where things are
+//!
+//! | room | what it does |
+//! |---|---|
+//! | [`checkpoint`], [`restore`] | the two stories: one line per phase, one way back |
+//! | [`cli`] | flags, configuration, messages for people |
+//! | [`freeze`] | stops every thread, lets them go as if nothing had been |
+//! | [`inject`] | system calls made by a frozen thread for us |
+//! | [`maps`] | what is mapped, which pages go: functions on text and numbers |
+//! | [`pages`] | reads, writes and drops pages |
+//! | [`pipeline`] | finds and loads plugins, moves chunks through them on all CPUs |
+//! | [`session`] | holds a target until it is restored or dies |
+//! | [`sink`] | the image format: writing, checking, reading back |
+//! | [`sys`] | the only raw system calls; `sys::arch` the only code that knows the CPU |
+//!
+//! Beside this crate: `plugin-api` (the stable tables and the safe traits of stages),
+//! `plugins` (the stages), `parasite` (the few instructions that run inside the target).
+//!
+//! Two decisions differ from what one might expect:
+//!
+//! * A chunk may span mappings. Thousands of small mappings then cost a read and a frame
+//!   per chunk, not per mapping; see [`pages::ChunkPlan`].
+//! * Pages are dropped after the commit, not as they are written. A plain pipeline to a
+//!   tmpfs therefore needs its room for a moment beside the target's; in exchange a
+//!   failure at any point before costs nothing at all.
 
 pub mod checkpoint;
 pub mod cli;

@@ -130,13 +130,13 @@ pub fn restore(mut held: Held, progress: &Arc<Progress>) -> Result<RestoreReport
 
 /// A step that failed with the target still held.
 enum StepError {
-    Pipeline(PipelineError),
+    Pipeline(Box<PipelineError>),
     Inject(InjectError),
 }
 
 impl From<PipelineError> for StepError {
     fn from(error: PipelineError) -> Self {
-        Self::Pipeline(error)
+        Self::Pipeline(Box::new(error))
     }
 }
 
@@ -227,20 +227,11 @@ fn failed(mut held: Held, error: StepError) -> RestoreFailure {
                 tracing::warn!("the corrupt image stays behind: {left}");
             }
             RestoreFailure {
-                error: RestoreError::Lost {
-                    pid,
-                    source: Box::new(error),
-                },
+                error: RestoreError::Lost { pid, source: error },
                 held: None,
             }
         }
-        StepError::Pipeline(error) => still_held(
-            held,
-            RestoreError::Held {
-                pid,
-                source: Box::new(error),
-            },
-        ),
+        StepError::Pipeline(error) => still_held(held, RestoreError::Held { pid, source: error }),
         StepError::Inject(source) => still_held(held, RestoreError::Inject { pid, source }),
     }
 }

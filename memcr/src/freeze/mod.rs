@@ -34,6 +34,8 @@ use threads::Outcome;
 /// How long a thread may take to stop. Sleeps and running code stop in microseconds;
 /// a disk that is slow to answer keeps a thread uninterruptible for a while.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
+/// How long a failed freeze waits for each thread that has not stopped yet.
+const LATE_DEADLINE: Duration = Duration::from_millis(50);
 /// Passes over the thread list before a target that never stops cloning is refused.
 /// With clones traced two passes are enough; the limit is for a broken world.
 const MAX_PASSES: usize = 1000;
@@ -67,6 +69,8 @@ pub enum FreezeError {
 pub struct Frozen {
     target: Target,
     tids: Vec<i32>,
+    /// Attached to, and told to stop, but not seen standing still yet.
+    stopping: Vec<i32>,
     sleepers: Sleepers,
     options: i32,
     memory_is_missing: bool,
@@ -91,6 +95,7 @@ pub fn freeze(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
     let mut frozen = Frozen {
         target,
         tids: Vec::new(),
+        stopping: Vec::new(),
         sleepers,
         options,
         memory_is_missing: false,
@@ -195,13 +200,12 @@ impl Frozen {
                 .into_iter()
                 .filter(|tid| !known.contains(tid))
                 .collect();
-            let mut attached = Vec::with_capacity(fresh.len());
             for tid in fresh {
                 if self.attach(tid)? {
-                    attached.push(tid);
+                    self.stopping.push(tid);
                 }
             }
-            if attached.is_empty() {
+            if self.stopping.is_empty() {
                 return if self.tids.is_empty() {
                     Err(FreezeError::TargetExited(pid))
                 } else {
@@ -209,7 +213,9 @@ impl Frozen {
                 };
             }
             let deadline = Instant::now() + STOP_DEADLINE;
-            for tid in attached {
+            // In the order in which they were found: the first thread stays the first.
+            self.stopping.reverse();
+            while let Some(&tid) = self.stopping.last() {
                 self.stop(tid, deadline, cancel)?;
             }
         }
@@ -243,6 +249,7 @@ impl Frozen {
         Err(target::gone_or_forbidden(self.target.pid, error).into())
     }
 
+    /// Waits for the last one of `stopping`, `tid`.
     fn stop(&mut self, tid: i32, deadline: Instant, cancel: &Cancel) -> Result<(), FreezeError> {
         let pid = self.target.pid;
         let mut clones = Vec::new();
@@ -257,6 +264,7 @@ impl Frozen {
             Outcome::Cancelled => return Err(FreezeError::Cancelled(pid)),
             Outcome::Late => return Err(does_not_stop(pid, tid).into()),
         }
+        self.stopping.pop();
         match ptrace::registers(tid) {
             Ok(None) => Err(Refusal::ForeignAbi(tid).into()),
             _ => Ok(()),
@@ -299,6 +307,7 @@ impl Frozen {
         }
         let mut result = Ok(());
         let pid = self.target.pid;
+        self.collect_late_ones();
         for tid in std::mem::take(&mut self.tids) {
             self.sleepers.rewind(pid, tid);
             match ptrace::detach(tid) {
@@ -309,6 +318,25 @@ impl Frozen {
             }
         }
         result
+    }
+
+    /// After a failed freeze: threads that were told to stop must not do so for ever. One
+    /// that does not stop even now (uninterruptible) stays attached until the thread that
+    /// traces ends; the kernel then lets it go.
+    fn collect_late_ones(&mut self) {
+        for tid in std::mem::take(&mut self.stopping) {
+            let deadline = Instant::now() + LATE_DEADLINE;
+            let stopped = threads::wait_stopped(
+                self.target.pid,
+                tid,
+                deadline,
+                &Cancel::new(),
+                &mut Vec::new(),
+            );
+            if matches!(stopped, Ok(Outcome::Stopped)) {
+                self.tids.push(tid);
+            }
+        }
     }
 
     /// Takes notice of the death of all threads: the first one last, as the kernel

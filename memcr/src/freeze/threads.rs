@@ -17,7 +17,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::pipeline::Cancel;
-use crate::sys::procfs::Stat;
+use crate::sys::procfs::Status;
 use crate::sys::ptrace;
 use crate::sys::wait::{self, WaitStatus};
 
@@ -89,7 +89,5 @@ fn go_on(tid: i32, signal: i32) -> io::Result<Option<Outcome>> {
 
 /// A first thread that ended before the others reports nothing until they end too.
 fn is_dead(pid: i32, tid: i32) -> bool {
-    let state = crate::sys::procfs::Status::of_thread(pid, tid).map(|status| status.state());
-    !matches!(state, Ok(state) if !matches!(state, 'Z' | 'X'))
-        || Stat::read(format!("{pid}/task/{tid}")).is_err()
+    Status::of_thread(pid, tid).map_or(true, |status| matches!(status.state(), 'Z' | 'X'))
 }
