@@ -6,7 +6,10 @@ use serde_json::json;
 
 use super::config::ConfigError;
 use super::exit::Exit;
+use crate::checkpoint::{CheckpointError, StepError};
+use crate::freeze::{FreezeError, Refusal};
 use crate::pipeline::{CancelReason, LoadError, PipelineError};
+use crate::restore::RestoreError;
 use crate::sink::ImageError;
 
 /// Why a command failed, and how memcr ends because of it.
@@ -111,6 +114,64 @@ impl From<PipelineError> for Failure {
         };
         let hint = error.hint().map(str::to_owned);
         Self::new(exit, error).with_hint(hint.as_deref())
+    }
+}
+
+/// The exit code says what became of the target.
+impl From<CheckpointError> for Failure {
+    fn from(error: CheckpointError) -> Self {
+        let exit = match &error {
+            CheckpointError::Refused {
+                source: Refusal::NoSuchProcess(_),
+                ..
+            } => Exit::NoProcess,
+            CheckpointError::Refused {
+                source: Refusal::Permission { .. },
+                ..
+            } => Exit::Permission,
+            CheckpointError::Refused { .. } => Exit::Refused,
+            CheckpointError::NotReady { source, .. } => undone(source),
+            CheckpointError::TargetExited { .. } => Exit::TargetGone,
+            CheckpointError::Undone { source, .. } => match &**source {
+                StepError::Pipeline(error) => undone(error),
+                StepError::Freeze(FreezeError::Cancelled(_)) => Exit::Aborted,
+                _ => Exit::Undone,
+            },
+            CheckpointError::NotUndone { source, .. } => not_restored(source),
+        };
+        let hint = match &error {
+            CheckpointError::NotReady { source, .. } => source.hint().map(str::to_owned),
+            CheckpointError::Undone { source, .. } => match &**source {
+                StepError::Pipeline(error) => error.hint().map(str::to_owned),
+                _ => None,
+            },
+            _ => None,
+        };
+        Self::new(exit, error).with_hint(hint.as_deref())
+    }
+}
+
+impl From<RestoreError> for Failure {
+    fn from(error: RestoreError) -> Self {
+        Self::new(not_restored(&error), error)
+    }
+}
+
+/// Of a pipeline that failed while the target could still be let go as it was.
+fn undone(error: &PipelineError) -> Exit {
+    match error {
+        PipelineError::Load(_) | PipelineError::Config { .. } => Exit::Plugin,
+        PipelineError::Cancelled(CancelReason::TargetGone) => Exit::TargetGone,
+        PipelineError::Cancelled(_) => Exit::Aborted,
+        _ => Exit::Undone,
+    }
+}
+
+fn not_restored(error: &RestoreError) -> Exit {
+    match error {
+        RestoreError::Lost { .. } => Exit::ImageCorrupt,
+        RestoreError::TargetExited { .. } => Exit::TargetGone,
+        _ => Exit::RestoreFailed,
     }
 }
 

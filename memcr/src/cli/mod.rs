@@ -8,14 +8,20 @@
 //! ```
 
 pub mod args;
+mod check;
 pub mod compat;
 pub mod config;
 pub mod exit;
 pub mod failure;
 mod image;
+mod interactive;
+mod job;
 mod log;
 mod out;
 mod print;
+mod progress;
+mod report;
+mod signals;
 mod stages;
 mod stray;
 mod table;
@@ -31,7 +37,8 @@ use exit::Exit;
 use failure::Failure;
 use out::Out;
 
-use crate::pipeline::{Cancel, Pipeline, SearchPath};
+use crate::pipeline::{Pipeline, SearchPath};
+use crate::sys;
 
 /// The command line in `words`, the first of which is the name of the program.
 ///
@@ -64,24 +71,18 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 fn dispatch(args: &Args, out: &mut Out) -> Result<(), Failure> {
     let json = args.common.json;
     match &args.verb {
-        Some(Verb::Inspect { image }) => image::inspect(image, json, out),
+        Some(Verb::Inspect { image }) => image::inspect(image, json, out)?,
         Some(Verb::Verify { image }) => {
             let overrides = config::overrides(&args.common.set)?;
-            image::verify(
-                image,
-                &search(&load(args)?),
-                &overrides,
-                Cancel::new(),
-                json,
-                out,
-            )
+            image::verify(image, &search(&load(args)?), &overrides, json, out)?;
         }
-        Some(Verb::Check) => Ok(()),
-        Some(Verb::Completions { shell }) => Ok(print::completions(*shell, out)),
-        Some(Verb::Man { verb }) => print::man(verb.as_deref(), out),
-        Some(Verb::Stages) => Ok(stages::list(&search(&load(args)?), json, out)),
-        None => without_verb(args, out),
+        Some(Verb::Check) => check::run(json, out),
+        Some(Verb::Completions { shell }) => print::completions(*shell, out),
+        Some(Verb::Man { verb }) => print::man(verb.as_deref(), out)?,
+        Some(Verb::Stages) => stages::list(&search(&load(args)?), json, out),
+        None => without_verb(args, out)?,
     }
+    Ok(())
 }
 
 fn without_verb(args: &Args, out: &mut Out) -> Result<(), Failure> {
@@ -90,26 +91,28 @@ fn without_verb(args: &Args, out: &mut Out) -> Result<(), Failure> {
     let search = search(&config);
     if args.job.stages {
         stages::list(&search, json, out);
-    } else if let Some(name) = &args.job.stage_help {
-        stages::help(&config, name, &search, json, out)?;
-    } else if args.job.check_config {
-        let spec = config::pipeline(&config, &args.job, &args.common.set)?;
-        print::config(
+        return Ok(());
+    }
+    if let Some(name) = &args.job.stage_help {
+        return stages::help(&config, name, &search, json, out);
+    }
+    let spec = config::pipeline(&config, &args.job, &args.common.set)?;
+    match args.job.pid {
+        Some(pid) => job::run(args, pid, &spec, &search, out)?,
+        // `stray` has seen to it that there is a target or --check-config.
+        None => print::config(
             &config,
             Pipeline::load(&spec, &search)?.describe(),
             json,
             out,
-        );
+        ),
     }
     Ok(())
 }
 
 fn load(args: &Args) -> Result<Config, Failure> {
-    // TODO secure
-    Ok(Config::load(
-        args.common.config.as_deref(),
-        &Places::of_process(false),
-    )?)
+    let places = Places::of_process(sys::is_secure());
+    Ok(Config::load(args.common.config.as_deref(), &places)?)
 }
 
 fn search(config: &Config) -> SearchPath {

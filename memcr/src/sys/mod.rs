@@ -37,3 +37,12 @@ pub fn page_size() -> u64 {
 pub fn gettid() -> i32 {
     rustix::thread::gettid().as_raw_nonzero().get()
 }
+
+/// Whether the kernel says that this program has more rights than its caller (set-user-ID,
+/// file capabilities): the caller's environment must then decide nothing.
+#[must_use]
+pub fn is_secure() -> bool {
+    // SAFETY: getauxval reads a value that the kernel gave this process; any key is
+    // allowed, and one that is missing reads as 0.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}

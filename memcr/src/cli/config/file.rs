@@ -77,10 +77,10 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
             .stage_path
             .map(|dirs| directories(&places, dirs))
             .transpose()?,
-        workers: raw.workers.map(|n| Given {
-            origin: places.place(n.span()),
-            value: n.into_inner(),
-        }),
+        workers: raw
+            .workers
+            .map(|value| workers(&places, value))
+            .transpose()?,
         chunk: raw
             .chunk
             .map(|value| scalar(&places, "chunk", value))
@@ -101,7 +101,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
 struct Raw {
     pipeline: Option<Spanned<String>>,
     stage_path: Option<Vec<Spanned<PathBuf>>>,
-    workers: Option<Spanned<u16>>,
+    workers: Option<Spanned<Value>>,
     chunk: Option<Spanned<Value>>,
     #[serde(default)]
     pipelines: BTreeMap<String, Spanned<String>>,
@@ -141,6 +141,27 @@ fn directories(
         }
     };
     dirs.into_iter().map(check).collect()
+}
+
+/// Most workers that can be asked for; more only cost memory on any machine there is.
+const MAX_WORKERS: u16 = 1024;
+
+fn workers(places: &Text<'_>, value: Spanned<Value>) -> Result<Given<u16>, ConfigError> {
+    let origin = places.place(value.span());
+    let number = value
+        .get_ref()
+        .as_integer()
+        .and_then(|number| u16::try_from(number).ok());
+    match number.filter(|number| *number <= MAX_WORKERS) {
+        Some(value) => Ok(Given { value, origin }),
+        None => {
+            let message = format!(
+                "workers: `{}` is no number from 0 to {MAX_WORKERS}",
+                value.get_ref()
+            );
+            Err(entry(origin, message))
+        }
+    }
 }
 
 fn stage(
@@ -234,7 +255,7 @@ mod tests {
             ),
             (
                 "workers = -1",
-                "p.toml:1:11: invalid value: integer `-1`, expected u16",
+                "p.toml:1:11: workers: `-1` is no number from 0 to 1024",
             ),
             ("pipeline = [", "p.toml:1:13: "),
             ("chunk = [1]", "p.toml:1:9: `chunk` is a list; a text"),

@@ -1,0 +1,162 @@
+//! The main job as the user sees it: checkpoint, wait, restore.
+//!
+//! ```text
+//!   load ─▶ checkpoint ─▶ report ─▶ "press enter" ─▶ restore ─▶ report
+//!              │ undone                │ the target's end   │ tried again, then told
+//!              └──────── Failure ◀─────┴────────────────────┘
+//! ```
+//!
+//! With `--json` stdout holds one object at the end and nothing else, so the line that
+//! asks for Enter goes to stderr then.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::args::Args;
+use super::compat;
+use super::exit::Exit;
+use super::failure::Failure;
+use super::interactive::{self, Line};
+use super::out::Out;
+use super::{progress, report, signals};
+use crate::checkpoint::{CheckpointOptions, checkpoint};
+use crate::pipeline::{Cancel, Pipeline, PipelineSpec, Progress, SearchPath};
+use crate::restore::{RestoreReport, restore};
+use crate::session::{Held, HeldEvent};
+
+/// What the user is asked when the target is held. Others wait for these words.
+const PROMPT: &str = "press enter to restore";
+
+/// How often a restore that failed without proof that the memory is lost is tried: a
+/// disk or a server that was away for a moment, memory that was short.
+const TRIES: u32 = 3;
+/// Time between two tries.
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+
+/// Takes the memory of process `pid` away, waits, and gives it back.
+pub(super) fn run(
+    args: &Args,
+    pid: u32,
+    spec: &PipelineSpec,
+    search: &SearchPath,
+    out: &mut Out,
+) -> Result<(), Failure> {
+    for flag in compat::without_effect(&args.job) {
+        tracing::info!("{flag} changes nothing: the channel to the target has no name");
+    }
+    let cancel = Cancel::new();
+    // Before any other thread: those of plugins must have the signals blocked too.
+    let limit = signals::watch(&cancel, args.job.timeout).map_err(|error| {
+        Failure::new(Exit::Internal, format!("cannot watch for signals: {error}"))
+    })?;
+    let pipeline = Pipeline::load(spec, search)?;
+    let stages = pipeline.describe().to_vec();
+    let options = options(args, pid, &cancel);
+    let line = progress::Line::start("checkpoint", &options.progress, shows_progress(args));
+    let result = checkpoint(pipeline, &options);
+    drop(line);
+    limit.disarm();
+    let mut held = result?;
+
+    let taken = held.report().clone();
+    if !args.common.json {
+        report::checkpoint(&taken, &stages, out);
+    }
+    if !args.job.no_wait {
+        wait(&mut held, &cancel, args.common.json, out);
+    }
+    let given_back = bring_back(held, shows_progress(args))?;
+    if args.common.json {
+        out.json(&json!({
+            "ok": true,
+            "exit_code": Exit::Ok.code(),
+            "pipeline": stages,
+            "checkpoint": taken,
+            "restore": given_back,
+        }));
+    } else {
+        report::restore(&given_back, out);
+    }
+    Ok(())
+}
+
+fn options(args: &Args, pid: u32, cancel: &Cancel) -> CheckpointOptions {
+    CheckpointOptions {
+        pid: pid.cast_signed(),
+        proc_mem: args.job.proc_mem,
+        drop_file_pages: args.job.rss_file,
+        include_locked: false,
+        cancel: cancel.clone(),
+        progress: Arc::new(Progress::default()),
+    }
+}
+
+fn shows_progress(args: &Args) -> bool {
+    !args.common.json && !args.common.quiet
+}
+
+/// Waits for Enter, for a signal that wants memcr to end, or for the target's end.
+/// Whatever it is, the restore is next: it is the one that tells the target's end.
+fn wait(held: &mut Held, cancel: &Cancel, as_json: bool, out: &mut Out) {
+    if as_json {
+        // Who does not read it presses Enter all the same, or has closed the input.
+        let _ = writeln!(std::io::stderr(), "{PROMPT}");
+    } else {
+        out.line(PROMPT);
+    }
+    let stdin = std::io::stdin();
+    loop {
+        match held.wait(std::os::fd::AsFd::as_fd(&stdin), cancel) {
+            Ok(HeldEvent::Wake) if interactive::take(&stdin) == Line::Begun => {}
+            Ok(HeldEvent::Wake | HeldEvent::TargetExited(_)) => return,
+            Ok(HeldEvent::Cancelled(reason)) => return tracing::info!("{reason}: restoring"),
+            Err(error) => {
+                return tracing::warn!(
+                    "{}: restoring",
+                    Failure::new(Exit::Internal, error).causes().join(": ")
+                );
+            }
+        }
+    }
+}
+
+/// Restores. A failure that leaves the target held is tried again: giving up means its
+/// end, since it cannot run without its memory, nor stand still without us.
+fn bring_back(mut held: Held, shows_progress: bool) -> Result<RestoreReport, Failure> {
+    for tries_left in (0..TRIES).rev() {
+        let progress = Arc::new(Progress::default());
+        let line = progress::Line::start("restore", &progress, shows_progress);
+        let result = restore(held, &progress);
+        drop(line);
+        let failure = match result {
+            Ok(report) => {
+                if let Some(left) = &report.image_left {
+                    tracing::warn!("the image stays behind: {left}");
+                }
+                return Ok(report);
+            }
+            Err(failure) => failure,
+        };
+        let reason = Failure::from(failure.error);
+        match failure.held {
+            Some(again) if tries_left > 0 => held = *again,
+            Some(lost) => return Err(give_up(&lost, reason)),
+            None => return Err(reason),
+        }
+        tracing::error!("{}; trying again", reason.causes().join(": "));
+        std::thread::sleep(BETWEEN_TRIES);
+    }
+    // The last round returns.
+    Err(Failure::new(Exit::Internal, "the restore was not tried"))
+}
+
+fn give_up(held: &Held, reason: Failure) -> Failure {
+    let image = &held.report().image;
+    reason.with_hint(Some(&format!(
+        "process {} ends with memcr, which could not give its memory back; its image stays at {image}",
+        held.pid()
+    )))
+}
