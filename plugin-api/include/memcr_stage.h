@@ -75,6 +75,8 @@ extern "C" {
 #define MEMCR_MAX_STATE_LEN 4096u
 /* Longest tag of a checksum, in bytes. */
 #define MEMCR_MAX_TAG_LEN 64u
+/* What bound of a transform may add to twice the length of a frame, in bytes. */
+#define MEMCR_MAX_GROWTH 65536u
 
 /* ---- Result codes ---------------------------------------------------------------- */
 
@@ -137,7 +139,7 @@ extern "C" {
 #define MEMCR_CAPABILITY_COMPRESSES (UINT64_C(1) << 1)
 /* Transform: hides the bytes from a reader of the image. */
 #define MEMCR_CAPABILITY_ENCRYPTS (UINT64_C(1) << 2)
-/* Transform: a changed frame or associated datum fails to decode (keyed tag). */
+/* Transform, checksum: a changed frame or associated datum fails to decode (keyed tag). */
 #define MEMCR_CAPABILITY_AUTHENTICATES (UINT64_C(1) << 3)
 /* Sink: takes sink_write_at at any offset, in any order, from several threads. */
 #define MEMCR_CAPABILITY_WRITE_ANYWHERE (UINT64_C(1) << 4)
@@ -172,7 +174,8 @@ extern "C" {
 
 /* ---- Structs --------------------------------------------------------------------- */
 
-/* What went wrong, written by the plugin into memory of the host. */
+/* What went wrong, written by the plugin into memory of the host, which lends it zeroed
+ * but for struct_size. */
 typedef struct memcr_error {
     uint32_t struct_size; /* set by the host */
     int32_t sys_errno;    /* errno behind a failure, or 0 */
@@ -300,8 +303,9 @@ typedef struct memcr_stage_table {
      * follow finish_encode on the same handle, and may be called again. */
     int32_t (*begin_decode)(memcr_handle handle, const memcr_image_info *info,
                             const uint8_t *state, size_t state_len, memcr_error *err);
-    /* Transform: largest output of encode for in_len bytes. Checksum: length of the tag,
-     * whatever in_len is, at most MEMCR_MAX_TAG_LEN. */
+    /* Transform: largest output of encode for in_len bytes, at most twice that and
+     * MEMCR_MAX_GROWTH. Checksum: length of the tag, whatever in_len is, at most
+     * MEMCR_MAX_TAG_LEN. */
     size_t (*bound)(memcr_handle handle, size_t in_len);
     /* Transform: input to out. Checksum: writes the tag of input to out. input may be
      * empty. */

@@ -39,6 +39,9 @@ pub const ENTRY_SYMBOL: &core::ffi::CStr = c"memcr_stage_v1";
 pub const MAX_STATE_LEN: usize = 4096;
 /// Longest tag a checksum stage may append to a frame, in bytes.
 pub const MAX_TAG_LEN: usize = 64;
+/// What [`StageTable::bound`] of a transform may add to twice the length of a frame, in
+/// bytes: buffers are allocated for it before the target is frozen.
+pub const MAX_GROWTH: usize = 64 * 1024;
 
 /// Result codes of plugin calls.
 pub mod code {
@@ -104,7 +107,7 @@ pub mod capability {
     pub const COMPRESSES: u64 = 1 << 1;
     /// Transform: hides the bytes from a reader of the image.
     pub const ENCRYPTS: u64 = 1 << 2;
-    /// Transform: a changed frame or associated datum fails to decode (keyed tag).
+    /// Transform, checksum: a changed frame or associated datum fails to decode (keyed tag).
     pub const AUTHENTICATES: u64 = 1 << 3;
     /// Sink: takes `write_at` at any offset, in any order, from several threads.
     pub const WRITE_ANYWHERE: u64 = 1 << 4;
@@ -139,7 +142,8 @@ pub mod param {
     pub const RECORDED: u32 = 1 << 1;
 }
 
-/// What went wrong, written by the plugin into memory of the host.
+/// What went wrong, written by the plugin into memory of the host, which lends it zeroed
+/// but for its size.
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct Error {
@@ -351,8 +355,9 @@ pub struct StageTable {
             err: *mut Error,
         ) -> i32,
     >,
-    /// Transform: largest output of `encode` for `in_len` bytes. Checksum: length of
-    /// the tag, whatever `in_len` is, at most [`MAX_TAG_LEN`].
+    /// Transform: largest output of `encode` for `in_len` bytes, at most twice that and
+    /// [`MAX_GROWTH`]. Checksum: length of the tag, whatever `in_len` is, at most
+    /// [`MAX_TAG_LEN`].
     pub bound: Option<unsafe extern "C" fn(handle: Handle, in_len: usize) -> usize>,
     /// Transform: `input` to `out`. Checksum: writes the tag of `input` to `out`.
     /// `input` may be empty. `input` and `out` never overlap.

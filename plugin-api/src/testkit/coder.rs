@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use super::Subject;
 use super::content::{self, Piece};
-use crate::abi::{MAX_TAG_LEN, capability, kind, threads};
+use crate::abi::{MAX_GROWTH, MAX_TAG_LEN, capability, kind, threads};
 use crate::export::{Answer, Handle, Worker};
 use crate::stage::Image;
 
@@ -118,23 +118,29 @@ fn encode(
     Some(frame)
 }
 
-fn check_bound(subject: &Subject, pieces: &[Piece]) {
-    let Some(handle) = subject.create() else {
-        return;
-    };
-    if subject.loaded.table().kind != kind::CHECKSUM {
-        return;
+fn check_bound(subject: &Subject, pieces: &[Piece]) -> Option<()> {
+    let handle = subject.create()?;
+    let lengths = pieces.iter().map(|piece| piece.bytes.len());
+    let bounds: Vec<_> = lengths.map(|len| (len, handle.bound(len))).collect();
+    if subject.loaded.table().kind == kind::CHECKSUM {
+        let tag_len = handle.bound(0);
+        if bounds.iter().any(|&(_, bound)| bound != tag_len)
+            || !(1..=MAX_TAG_LEN).contains(&tag_len)
+        {
+            subject.notice(format!(
+                "bound of a checksum must be one length in 1..={MAX_TAG_LEN}"
+            ));
+        }
+        return Some(());
     }
-    let lengths: Vec<_> = pieces
-        .iter()
-        .map(|piece| handle.bound(piece.bytes.len()))
-        .collect();
-    let same = lengths.iter().all(|len| *len == lengths[0]);
-    if !same || lengths[0] == 0 || lengths[0] > MAX_TAG_LEN {
-        subject.notice(format!(
-            "bound of a checksum must be one length in 1..={MAX_TAG_LEN}"
-        ));
+    for (len, bound) in bounds {
+        if bound > 2 * len + MAX_GROWTH {
+            subject.notice(format!(
+                "bound of {len} bytes is {bound}, more than twice that and {MAX_GROWTH}"
+            ));
+        }
     }
+    Some(())
 }
 
 fn check_round_trips(subject: &Subject, pieces: &[Piece]) -> Option<()> {

@@ -8,6 +8,7 @@ pub(super) const MAX_CHUNK_LEN: usize = 1 << 20;
 const PAGE: usize = 4096;
 
 /// A chunk with its bytes.
+#[derive(Clone)]
 pub(super) struct Piece {
     pub(super) name: String,
     pub(super) chunk: ChunkArg,

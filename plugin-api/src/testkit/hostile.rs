@@ -165,12 +165,10 @@ impl Hostile<'_> {
         let mut worker = self.worker()?;
         for (piece, frame) in self.chunks() {
             for (damage, aad) in damages(&piece.chunk.aad).into_iter().take(20) {
-                let mut chunk = piece.chunk.clone();
-                chunk.aad = aad;
+                let mut other = piece.clone();
+                other.chunk.aad = aad;
                 self.begin()?;
-                let answer = self
-                    .handle
-                    .decode(&mut worker, &chunk, frame, piece.bytes.len());
+                let answer = decode(self.subject, self.handle, &mut worker, &other, frame);
                 self.judge(
                     &format!("{}, its associated data with {damage}", piece.name),
                     piece,

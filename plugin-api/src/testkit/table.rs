@@ -59,7 +59,7 @@ fn suitable(of: u32) -> u64 {
     };
     match of {
         kind::TRANSFORM => INDEPENDENT_CHUNKS | COMPRESSES | ENCRYPTS | AUTHENTICATES,
-        kind::CHECKSUM => INDEPENDENT_CHUNKS,
+        kind::CHECKSUM => INDEPENDENT_CHUNKS | AUTHENTICATES,
         _ => WRITE_ANYWHERE | READ_BEFORE_COMMIT | IN_MEMORY,
     }
 }

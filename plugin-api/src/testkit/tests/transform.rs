@@ -37,6 +37,7 @@ const IGNORES_TRAILER: u32 = 17;
 /// Faults in how it fails.
 const PANICS_WHEN_EMPTY: u32 = 18;
 const WRONG_CODE: u32 = 19;
+const GREEDY_BOUND: u32 = 20;
 
 /// Xors with a key that it puts into the state; its trailer is the number of chunks.
 #[derive(Default)]
@@ -105,6 +106,7 @@ impl<const FAULT: u32> Transform for Sick<FAULT> {
     fn bound(&self, in_len: usize) -> usize {
         match FAULT {
             BOUND_TOO_SMALL => in_len / 2,
+            GREEDY_BOUND => 4 * in_len,
             _ if Self::HAS_TAG => in_len + size_of::<u64>(),
             _ => in_len,
         }
@@ -260,6 +262,7 @@ finds! {
     a_missing_byte: SHORT_OUTPUT, "4096 zeros: other bytes come out";
     a_lying_length: LYING_LENGTH, "says it wrote 1 bytes to a buffer of 0";
     a_bound_that_is_too_small: BOUND_TOO_SMALL, "encode of 1 zeros failed with code -7";
+    a_bound_that_no_buffer_is_made_for: GREEDY_BOUND, "bound of 1048576 bytes is 4194304";
     a_pass_without_compression: PASSES, "does not compress";
     a_key_that_only_the_handle_knows: KEY_ONLY_IN_HANDLE, "decode on a fresh handle: 1 zeros: other bytes";
     a_second_image_under_the_first_key: FIRST_IMAGE_ONLY, "decode of a second image: 1 zeros: other bytes";
