@@ -241,7 +241,7 @@ fn store(
     if vmas.iter().any(|vma| details.of(vma).is_none()) {
         details = read_details(pid)?;
     }
-    encoder.begin(&describe(frozen, &vmas)?)?;
+    encoder.begin(describe(frozen, &vmas)?)?;
     clock.done("map");
 
     let table = KernelPageTable::open(pid)?;

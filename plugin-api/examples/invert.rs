@@ -1,26 +1,24 @@
 //! A complete stage in Rust: a transform that inverts every bit.
 //!
 //! A plugin is a crate of its own with `crate-type = ["cdylib"]`; its library is to be
-//! called `libmemcr_stage_NAME.so`. This one is built as an example and loaded by tests;
-//! `docs/plugin-abi.md` shows it, and a test compares the two.
+//! called `libmemcr_stage_NAME.so`. This one is built as an example and loaded by tests.
 
 use memcr_plugin_api::abi::{capability, code};
 use memcr_plugin_api::stage::{
     Chunk, Encoded, Params, Result, StageError, StageInfo, Threads, Transform,
 };
-use memcr_plugin_api::{Host, conformance, register_stage};
+use memcr_plugin_api::{Host, register_stage};
 
 register_stage!(transform: Invert);
-conformance!();
 
 struct Invert;
 
 impl Transform for Invert {
-    type Worker = (); // scratch memory of one thread
+    type Worker = ();
     const INFO: StageInfo = StageInfo {
         name: "invert",
-        version: env!("CARGO_PKG_VERSION"),
-        summary: "inverts every bit",
+        version: "1.0.0",
+        summary: "inverts every bit; an example",
         threads: Threads::Parallel,
         capabilities: capability::INDEPENDENT_CHUNKS,
         params: &[],

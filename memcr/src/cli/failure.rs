@@ -184,7 +184,10 @@ mod tests {
         let image = ImageError::Io {
             offset: 1,
             len_bytes: 2,
-            source: std::io::Error::other("disk on fire"),
+            source: memcr_plugin_api::stage::StageError::new(
+                memcr_plugin_api::abi::code::IO,
+                "disk on fire",
+            ),
         };
         let failure =
             Failure::from(PipelineError::Image(image)).with_hint(Some("call the fire brigade"));

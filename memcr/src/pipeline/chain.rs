@@ -1,13 +1,33 @@
-//! A pipeline: loaded, ordered and checked stages with their handles.
+//! A pipeline: what the user asked for, and what it became.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::pipeline::{EncodeSetup, Encoder, LinkDescription, OpenImage, Result, SearchPath};
+use memcr_plugin_api::abi::capability;
+
+use crate::pipeline::decode::{self, Source};
+use crate::pipeline::foreman::Foreman;
+use crate::pipeline::links::{Chain, sink_error};
+use crate::pipeline::{
+    EncodeSetup, Encoder, LinkDescription, OpenImage, PipelineError, Result, SearchPath, encode,
+};
+use crate::sink::layout::limit;
+use crate::sink::recipe::RecipeStage;
+use crate::sink::{FileImage, ImageReader};
 
 /// Default length of a chunk, bytes: large enough to amortise a read and a frame, small
 /// enough to stay in a core's L2 cache through all stages.
 pub const DEFAULT_CHUNK_LEN: u64 = 256 * 1024;
+
+/// What the buffers of all workers may take together when the user names no number of
+/// workers, bytes. Half of what memcr promises to stay below (16 MiB): the other half is
+/// for the program, its plugins' libraries, and stacks.
+const BUFFER_BUDGET: usize = 8 << 20;
+
+/// What a compressing stage keeps per worker, bytes: zstd takes most, at its default
+/// level some 700 KiB for a chunk of 256 KiB.
+const COMPRESSOR_LEN: usize = 768 << 10;
 
 /// One stage as the user asked for it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -41,41 +61,105 @@ impl Default for PipelineSpec {
     }
 }
 
+/// How many workers: what the user said, or as many as CPUs and memory allow.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Workers(pub(super) Option<NonZeroUsize>);
+
+impl Workers {
+    /// The number for benches with two buffers of `buffer_len` bytes.
+    pub(super) fn number(self, chain: &Chain, buffer_len: usize) -> usize {
+        let compressors = chain
+            .links
+            .iter()
+            .filter(|link| link.can(capability::COMPRESSES))
+            .count();
+        let each = 2 * buffer_len + compressors * COMPRESSOR_LEN;
+        let fit = (BUFFER_BUDGET / each).max(1);
+        // A machine that does not tell has one CPU at least.
+        let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.0.map_or(cpus.min(fit), NonZeroUsize::get)
+    }
+}
+
+/// What is known of a pipeline without asking its handles.
+#[derive(Debug, Clone)]
+pub(super) struct Blueprint {
+    pub(super) links: Vec<LinkDescription>,
+    pub(super) workers: Workers,
+    pub(super) chunk_len: u32,
+    /// Or-ed capabilities of all stages.
+    capabilities: u64,
+}
+
 /// Loaded, ordered and checked stages with their handles. All calls into plugins are
 /// made on threads of its own, never on the caller's.
-pub struct Pipeline {}
+pub struct Pipeline {
+    foreman: Foreman,
+    blueprint: Blueprint,
+}
 
 impl Pipeline {
     /// Loads the plugins, checks their order and parameters, and makes their handles.
     ///
     /// # Errors
-    /// [`crate::pipeline::PipelineError::Load`], `Config`, `Plugin`.
-    pub fn load(_spec: &PipelineSpec, _search: &SearchPath) -> Result<Self> {
-        unimplemented!()
+    /// [`PipelineError::Load`], `Config`, `Plugin`.
+    pub fn load(spec: &PipelineSpec, search: &SearchPath) -> Result<Self> {
+        let chunk_len = chunk_len(spec.chunk_len_bytes)?;
+        let (stages, search) = (spec.stages.clone(), search.clone());
+        Self::build(Workers(spec.workers), chunk_len, move || {
+            Chain::load(&stages, &search)
+        })
+    }
+
+    fn build(
+        workers: Workers,
+        chunk_len: u32,
+        load: impl FnOnce() -> Result<Chain> + Send + 'static,
+    ) -> Result<Self> {
+        let foreman = Foreman::start()?;
+        let (links, capabilities) = foreman.run(move |floor| {
+            let chain = Arc::new(load()?);
+            let bits = (0..64)
+                .map(|bit| 1 << bit)
+                .filter(|&bit| chain.any(bit))
+                .sum();
+            let links = chain.describe();
+            floor.chain = Some(chain);
+            Ok((links, bits))
+        })?;
+        Ok(Self {
+            foreman,
+            blueprint: Blueprint {
+                links,
+                workers,
+                chunk_len,
+                capabilities,
+            },
+        })
     }
 
     /// Its stages, in encode order.
     #[must_use]
     pub fn describe(&self) -> &[LinkDescription] {
-        unimplemented!()
+        &self.blueprint.links
     }
 
     /// Some stage hides the bytes from a reader of the image.
     #[must_use]
     pub fn encrypts(&self) -> bool {
-        unimplemented!()
+        self.blueprint.capabilities & capability::ENCRYPTS != 0
     }
 
     /// What the sink stores takes RAM of this machine.
     #[must_use]
     pub fn stores_in_memory(&self) -> bool {
-        unimplemented!()
+        self.blueprint.capabilities & capability::IN_MEMORY != 0
     }
 
     /// Longest chunk, bytes.
     #[must_use]
     pub fn chunk_len_bytes(&self) -> u64 {
-        unimplemented!()
+        u64::from(self.blueprint.chunk_len)
     }
 
     /// Does everything that can fail early: opens the sink, starts the workers,
@@ -84,29 +168,91 @@ impl Pipeline {
     ///
     /// # Errors
     /// Whatever failed; nothing stays behind.
-    pub fn prepare_encode(self, _setup: EncodeSetup) -> Result<Encoder> {
-        unimplemented!()
+    pub fn prepare_encode(self, setup: EncodeSetup) -> Result<Encoder> {
+        encode::prepare(self.foreman, self.blueprint, setup)
     }
 
-    /// Opens a committed image by the locator its sink answered.
+    /// Opens a committed image by the locator its sink answered, and checks that it was
+    /// encoded by these stages.
     ///
     /// # Errors
-    /// When the sink does not find it.
-    pub fn open_image(self, _locator: &str) -> Result<OpenImage> {
-        unimplemented!()
+    /// [`PipelineError::Sink`] when the sink does not find it, `Corrupt`, `Config`.
+    pub fn open_image(self, locator: &str) -> Result<OpenImage> {
+        let locator = locator.to_owned();
+        self.foreman.with_chain(move |chain| {
+            let sink = chain.sink()?;
+            let opened = sink.handle.sink_open_existing(&locator);
+            opened.map_err(|e| sink_error(&sink.alias, "cannot open the image", e))
+        })?;
+        OpenImage::open(Arc::new(self.foreman), self.blueprint, Source::Sink)
     }
 
     /// Opens an image file with the pipeline that it describes itself. `overrides` adds
     /// parameters that an image does not hold (keys), by alias or name of the stage, and
-    /// may name another plugin file for it.
+    /// may name another plugin file for it. A plugin is otherwise found by its name: an
+    /// image cannot choose a file to be loaded.
     ///
     /// # Errors
-    /// [`crate::pipeline::PipelineError::Image`], `Corrupt`, `Load`, `Config`, `Plugin`.
+    /// [`PipelineError::Image`], `Corrupt`, `Load`, `Config`, `Plugin`.
     pub fn open_file(
-        _path: &Path,
-        _search: &SearchPath,
-        _overrides: &[StageSpec],
+        path: &Path,
+        search: &SearchPath,
+        overrides: &[StageSpec],
     ) -> Result<OpenImage> {
-        unimplemented!()
+        let file =
+            FileImage::open(path).map_err(|e| sink_error("file", "cannot open the image", e))?;
+        let file = Arc::new(file);
+        let reader =
+            ImageReader::open(file.clone()).map_err(|e| decode::image_error("file", false, e))?;
+        let coders = reader
+            .recipe()
+            .stages
+            .split_last()
+            .map_or(&[][..], |(_, coders)| coders);
+        let stages: Vec<_> = coders
+            .iter()
+            .map(|stage| with_overrides(stage, overrides))
+            .collect();
+        let (search, chunk_len) = (search.clone(), reader.header().chunk_len);
+        let pipeline = Self::build(Workers(None), chunk_len, move || {
+            Chain::load_without_sink(&stages, &search)
+        })?;
+        OpenImage::open(
+            Arc::new(pipeline.foreman),
+            pipeline.blueprint,
+            Source::File(file, path.to_owned()),
+        )
     }
+}
+
+/// A stage of an image as it is to be loaded.
+fn with_overrides(stage: &RecipeStage, overrides: &[StageSpec]) -> StageSpec {
+    let mut spec = StageSpec {
+        alias: stage.alias.clone(),
+        plugin: stage.name.clone(),
+        params: Vec::new(),
+    };
+    if let Some(given) = overrides
+        .iter()
+        .find(|given| given.alias == stage.alias || given.plugin == stage.name)
+    {
+        spec.plugin = given.plugin.clone();
+        spec.params = given.params.clone();
+    }
+    // Recorded values come last and so win: the bytes were written with them.
+    spec.params.extend(stage.params.iter().cloned());
+    spec
+}
+
+fn chunk_len(bytes: u64) -> Result<u32> {
+    let len = u32::try_from(bytes)
+        .ok()
+        .filter(|len| limit::CHUNK_LEN.contains(len) && len % 4096 == 0);
+    len.ok_or_else(|| PipelineError::Config {
+        what: format!(
+            "a chunk length of {bytes} bytes is not a multiple of 4096 in {:?}",
+            limit::CHUNK_LEN
+        ),
+        hint: format!("the default is {DEFAULT_CHUNK_LEN}"),
+    })
 }

@@ -1,10 +1,36 @@
 //! Encoding: chunks of pages become frames in an image.
+//!
+//! ```text
+//! caller: push ─▶ Queue ─▶ worker 1: fetch, find zeros, stage, stage, seal, place, write
+//!         (waits            worker 2: the same with the next chunk
+//!          when full)       …
+//! before the freeze   Pipeline::prepare_encode   handles, open sink, head of the image, threads, buffers
+//! frozen              begin, push, push, …       tables, then chunks
+//! frozen, then held   finish                     index, trailers, footer, commit
+//! any failure         abort, or drop             the image is gone
+//! ```
 
 use std::sync::Arc;
 
+use memcr_plugin_api::abi::{capability, code};
+use memcr_plugin_api::sink::NewImage;
+use memcr_plugin_api::stage::{Image, StageError};
+
 use crate::pages::{ChunkPlan, FetchPages, PageRun};
-use crate::pipeline::{Cancel, OpenImage, Progress, Result};
-use crate::sink::ImageMeta;
+use crate::pipeline::bench::{self, Bench, Common};
+use crate::pipeline::chain::Blueprint;
+use crate::pipeline::crew::{Crew, Halt, Stop, Turnstile};
+use crate::pipeline::error::causes;
+use crate::pipeline::foreman::Foreman;
+use crate::pipeline::links::{Chain, Link, SinkStore, sink_error};
+use crate::pipeline::queue::{Job, Queue};
+use crate::pipeline::{Cancel, OpenImage, PipelineError, Place, Progress, Result};
+use crate::sink::frame::{CHUNK_HEAD_LEN, INDEX_ENTRY_LEN, RUN_LEN};
+use crate::sink::layout::{Footer, Header, Seed, VERSION, this_arch};
+use crate::sink::{ImageMeta, ImageWriter, TargetIdentity};
+
+/// Room in the sink for header, tables and footer of a target with some thousand VMAs.
+const TABLES_LEN: u64 = 512 << 10;
 
 /// What an encoder needs to know before the freeze.
 pub struct EncodeSetup {
@@ -23,51 +49,411 @@ pub struct EncodeSetup {
 }
 
 /// An open image that takes chunks. Dropping it removes the image.
-pub struct Encoder {}
+pub struct Encoder {
+    // Dropped in this order: the foreman ends last, with the last reference to the handles.
+    shift: Arc<Shift>,
+    crew: Option<Crew>,
+    foreman: Option<Arc<Foreman>>,
+    blueprint: Blueprint,
+    header: Header,
+    target: Option<TargetIdentity>,
+    n_vmas: u64,
+    next_index: u64,
+    /// Held back until the next one comes: the last chunk must know that it is.
+    held: Option<ChunkPlan>,
+}
+
+/// What the workers share.
+struct Shift {
+    chain: Arc<Chain>,
+    common: Common,
+    fetch: Arc<dyn FetchPages + Send + Sync>,
+    progress: Arc<Progress>,
+    stop: Arc<Stop>,
+    queue: Queue,
+    turnstiles: Arc<[Option<Turnstile>]>,
+    /// For a sink that must be written in order, and for stages that must be read so.
+    sink_turn: Option<Turnstile>,
+    /// Only places are handed out in order, writes need not be.
+    anywhere: bool,
+    store: SinkStore,
+    writer: ImageWriter,
+}
+
+/// See [`crate::pipeline::Pipeline::prepare_encode`].
+pub(super) fn prepare(
+    foreman: Foreman,
+    blueprint: Blueprint,
+    setup: EncodeSetup,
+) -> Result<Encoder> {
+    let header = header(&setup, blueprint.chunk_len)?;
+    let (foreman, workers) = (Arc::new(foreman), blueprint.workers);
+    let shift = foreman.with_chain(move |chain| Shift::open(chain, setup, &header, workers))?;
+    let mut encoder = Encoder {
+        shift: Arc::clone(&shift.0),
+        crew: None,
+        foreman: Some(foreman),
+        blueprint,
+        header,
+        target: None,
+        n_vmas: 0,
+        next_index: 0,
+        held: None,
+    };
+    let (tools, work) = (Arc::clone(&shift.0), shift.0);
+    // From here on a failure drops the encoder, which removes the image.
+    encoder.crew = Some(Crew::start(
+        shift.1,
+        &Arc::clone(&work.stop),
+        move || Bench::new(&tools.chain, &tools.common, 0, &tools.turnstiles),
+        move |_, bench| work.work(bench),
+    )?);
+    Ok(encoder)
+}
 
 impl Encoder {
     /// The image's random identity.
     #[must_use]
     pub fn image_id(&self) -> [u8; 16] {
-        unimplemented!()
+        self.header.image_id
     }
 
     /// Writes who the target is and its VMA table. Once, before the first `push`.
     ///
     /// # Errors
     /// When the sink does not take it.
-    pub fn begin(&mut self, _meta: &ImageMeta) -> Result<()> {
-        unimplemented!()
+    pub fn begin(&mut self, meta: ImageMeta) -> Result<()> {
+        if self.target.is_some() {
+            return Err(misuse("the encoder was begun twice"));
+        }
+        self.shift.check()?;
+        let shift = Arc::clone(&self.shift);
+        let target = meta.target.clone();
+        self.n_vmas = meta.vmas.len() as u64;
+        self.foreman()?.run(move |_| {
+            let written = shift.writer.write_meta(&shift.store, &meta);
+            written.map_err(|e| shift.sink_failed("cannot write the VMA table", e))
+        })?;
+        self.target = Some(target);
+        Ok(())
     }
 
     /// Hands one chunk to the workers. Waits while they have enough to do.
     ///
     /// # Errors
     /// The first failure of any worker, as soon as it is known.
-    pub fn push(&mut self, _plan: ChunkPlan) -> Result<()> {
-        unimplemented!()
+    pub fn push(&mut self, plan: ChunkPlan) -> Result<()> {
+        if self.target.is_none() {
+            return Err(misuse("a chunk was pushed before the encoder was begun"));
+        }
+        self.check_plan(&plan)?;
+        match self.held.replace(plan) {
+            Some(before) => self.hand_out(before, false),
+            None => self.shift.check(),
+        }
     }
 
     /// An empty vector for the runs of the next plan, with the capacity of one that the
     /// workers are done with: in steady state nothing is allocated per chunk.
     #[must_use]
     pub fn spare_runs(&mut self) -> Vec<PageRun> {
-        unimplemented!()
+        self.shift.queue.spare()
     }
 
     /// Waits for the workers, finishes the image and commits it.
     ///
     /// # Errors
     /// Whatever failed; the image is gone then.
-    pub fn finish(self) -> Result<OpenImage> {
-        unimplemented!()
+    pub fn finish(mut self) -> Result<OpenImage> {
+        self.try_finish()
+            .map_err(|failure| failure.after(self.end()))
     }
 
     /// Stops the workers and removes the image.
     ///
     /// # Errors
     /// When something of the image stays behind; says what.
-    pub fn abort(self) -> Result<()> {
-        unimplemented!()
+    pub fn abort(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn try_finish(&mut self) -> Result<OpenImage> {
+        let Some(target) = self.target.take() else {
+            return Err(misuse("the image has no target: the encoder was not begun"));
+        };
+        if let Some(last) = self.held.take() {
+            self.hand_out(last, true)?;
+        }
+        self.shift.queue.close();
+        if let Some(crew) = self.crew.take() {
+            crew.join();
+        }
+        self.shift.check()?;
+        let shift = Arc::clone(&self.shift);
+        let footer = self.foreman()?.run(move |_| shift.finish())?;
+        let foreman = self
+            .foreman
+            .take()
+            .ok_or_else(|| misuse("the foreman is gone"))?;
+        Ok(OpenImage::written(
+            foreman,
+            self.blueprint.clone(),
+            &self.header,
+            footer,
+            target,
+            self.n_vmas,
+        ))
+    }
+
+    fn hand_out(&mut self, plan: ChunkPlan, last: bool) -> Result<()> {
+        let job = Job {
+            index: self.next_index,
+            last,
+            plan,
+        };
+        self.next_index += 1;
+        self.shift
+            .queue
+            .push(job, &self.shift.stop)
+            .or_else(|_| self.shift.stop.take())
+    }
+
+    /// A plan that breaks these rules would be an image that nobody can read.
+    fn check_plan(&self, plan: &ChunkPlan) -> Result<()> {
+        let (page, mut end) = (u64::from(self.header.page_size), 0);
+        for run in &plan.runs {
+            let fits = run.len_bytes > 0 && run.len_bytes % page == 0 && run.addr.0 % page == 0;
+            if !fits || run.addr.0 < end || run.addr.0.checked_add(run.len_bytes).is_none() {
+                return Err(misuse(&format!(
+                    "the run {run} of a chunk is empty, askew or out of order"
+                )));
+            }
+            end = run.end().0;
+        }
+        let len = plan.len_bytes();
+        if len == 0 || len > u64::from(self.header.chunk_len) {
+            return Err(misuse(&format!(
+                "a chunk of {len} bytes is not within 1..={}",
+                self.header.chunk_len
+            )));
+        }
+        Ok(())
+    }
+
+    /// Stops the workers and removes the image, once.
+    fn end(&mut self) -> Result<()> {
+        self.shift
+            .stop
+            .fail(PipelineError::Ended("the image was given up"));
+        self.shift.queue.close();
+        if let Some(crew) = self.crew.take() {
+            crew.join();
+        }
+        let shift = Arc::clone(&self.shift);
+        match self.foreman.take() {
+            Some(foreman) => foreman.run(move |_| shift.remove()),
+            None => Ok(()),
+        }
+    }
+
+    fn foreman(&self) -> Result<&Foreman> {
+        self.foreman
+            .as_deref()
+            .ok_or_else(|| misuse("the encoder has ended"))
+    }
+}
+
+impl Drop for Encoder {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!(
+                "an image that was given up stays behind: {}",
+                causes(&error)
+            );
+        }
+    }
+}
+
+impl Shift {
+    /// On the foreman: begins the stages, opens the sink, writes the head. Answers the
+    /// shift and its number of workers.
+    fn open(
+        chain: &Arc<Chain>,
+        setup: EncodeSetup,
+        header: &Header,
+        workers: super::chain::Workers,
+    ) -> Result<(Arc<Self>, usize)> {
+        let common = Common {
+            image_id: header.image_id,
+            seed: Seed::new(&header.image_id),
+            page_size: header.page_size,
+            chunk_len: header.chunk_len,
+        };
+        let n_workers = workers.number(chain, bench::buffer_len(chain, &common)?);
+        let expected_len = setup.expected_len_bytes;
+        let image = Image {
+            page_size: header.page_size,
+            id: header.image_id,
+            max_chunk_len: u64::from(header.chunk_len),
+            expected_len,
+        };
+        let new = NewImage {
+            id: header.image_id,
+            pid: u64::from(setup.pid),
+            expected_len: sink_len(chain, header, expected_len)?,
+            compressed: chain.any(capability::COMPRESSES),
+        };
+        let sink = chain.sink()?;
+        let store = SinkStore(Arc::clone(&sink.handle));
+        let recipe = chain.begin_encode(&image, &new)?.encode();
+        let writer = match ImageWriter::create(&store, header, &recipe) {
+            Ok(writer) => writer,
+            Err(error) => {
+                let failure = sink_error(&sink.alias, "cannot write the head of the image", error);
+                return Err(failure.after(remove(sink)));
+            }
+        };
+        // Stages that must be read in order are written in order: the order of the file
+        // is that of the indices then.
+        let anywhere = sink.can(capability::WRITE_ANYWHERE);
+        let in_order = !anywhere || chain.is_sequential();
+        let shift = Self {
+            fetch: setup.fetch,
+            progress: setup.progress,
+            stop: Arc::new(Stop::new(setup.cancel)),
+            queue: Queue::new(2 * n_workers),
+            turnstiles: turnstiles(chain),
+            sink_turn: in_order.then(Turnstile::new),
+            anywhere,
+            chain: Arc::clone(chain),
+            common,
+            store,
+            writer,
+        };
+        Ok((Arc::new(shift), n_workers))
+    }
+
+    /// What a worker does until the queue ends or somebody fails.
+    fn work(&self, mut bench: Bench) {
+        while let Ok(Some(job)) = self.queue.pop(&self.stop) {
+            let done = self.one(&mut bench, &job);
+            if self.stop.note(done).is_err() {
+                return;
+            }
+            self.queue.give_back(job.plan.runs);
+        }
+    }
+
+    fn one(&self, bench: &mut Bench, job: &Job) -> std::result::Result<(), Halt> {
+        let sealed = bench.encode(job, &*self.fetch, &self.stop)?;
+        let (raw, stored) = (job.plan.len_bytes(), u64::from(sealed.entry.len));
+        let zero = raw - u64::from(sealed.entry.raw_len);
+        if let Some(turnstile) = &self.sink_turn {
+            turnstile.wait(job.index, &self.stop)?;
+        }
+        let failed = |e| self.sink_failed("cannot write a chunk", e);
+        let offset = self
+            .writer
+            .place(&self.store, sealed.entry)
+            .map_err(failed)?;
+        if let Some(turnstile) = self.sink_turn.as_ref().filter(|_| self.anywhere) {
+            turnstile.pass();
+        }
+        self.store
+            .0
+            .sink_write_at(offset, sealed.bytes)
+            .map_err(failed)?;
+        if let Some(turnstile) = self.sink_turn.as_ref().filter(|_| !self.anywhere) {
+            turnstile.pass();
+        }
+        self.progress.add(raw, zero, stored);
+        Ok(())
+    }
+
+    /// On the foreman, when all chunks are written.
+    fn finish(&self) -> Result<Footer> {
+        let n_chunks = self.writer.n_chunks();
+        let trailers = self.chain.finish_encode(n_chunks)?;
+        let failed = |e| self.sink_failed("cannot write the end of the image", e);
+        let footer = self.writer.finish(&self.store, &trailers).map_err(failed)?;
+        let committed = self.store.0.sink_commit(footer.image_len, footer.raw_bytes);
+        committed.map_err(|e| self.sink_failed("cannot commit the image", e))?;
+        Ok(footer)
+    }
+
+    /// On the foreman.
+    fn remove(&self) -> Result<()> {
+        remove(self.chain.sink()?)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.stop.check().or_else(|_| self.stop.take())
+    }
+
+    fn sink_failed(&self, doing: &'static str, error: StageError) -> PipelineError {
+        let alias = self.chain.sink.as_ref().map_or("sink", |sink| &sink.alias);
+        sink_error(alias, doing, error)
+    }
+}
+
+/// One for each stage that wants its chunks in order.
+pub(super) fn turnstiles(chain: &Chain) -> Arc<[Option<Turnstile>]> {
+    let wants = |link: &Link| (!link.can(capability::INDEPENDENT_CHUNKS)).then(Turnstile::new);
+    chain.links.iter().map(wants).collect()
+}
+
+fn remove(sink: &Link) -> Result<()> {
+    sink.handle
+        .sink_remove()
+        .map_err(|e| sink_error(&sink.alias, "cannot remove the image", e))
+}
+
+fn header(setup: &EncodeSetup, chunk_len: u32) -> Result<Header> {
+    let mut image_id = [0; 16];
+    rustix::rand::getrandom(&mut image_id[..], rustix::rand::GetRandomFlags::empty()).map_err(
+        |e| PipelineError::Resource {
+            doing: "get random bytes".into(),
+            source: e.into(),
+        },
+    )?;
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let header = Header {
+        version: VERSION,
+        incompatible: 0,
+        compatible: 0,
+        image_id,
+        arch: this_arch(),
+        page_size: setup.page_size,
+        chunk_len,
+        // A clock before 1970 is one that was never set.
+        created: since.map_or(0, |since| since.as_secs()),
+    };
+    header.check().map_err(|what| PipelineError::Config {
+        what,
+        hint: "set the chunk length to a multiple of the page size".into(),
+    })?;
+    Ok(header)
+}
+
+/// Bytes that the image can take when no stage makes anything shorter; 0: unknown.
+fn sink_len(chain: &Chain, header: &Header, expected_len: u64) -> Result<u64> {
+    if expected_len == 0 {
+        return Ok(0);
+    }
+    let chunk_len = header.chunk_len as usize;
+    let frame = chain.reach(chunk_len)?[chain.links.len()];
+    let n_chunks = expected_len.div_ceil(u64::from(header.chunk_len));
+    let beside = frame.saturating_sub(chunk_len) + CHUNK_HEAD_LEN + INDEX_ENTRY_LEN;
+    let runs = expected_len / u64::from(header.page_size) * RUN_LEN as u64;
+    Ok(expected_len + n_chunks * beside as u64 + runs + TABLES_LEN)
+}
+
+/// The caller broke the order of calls: a defect of memcr, told as an error because the
+/// target is frozen.
+fn misuse(what: &str) -> PipelineError {
+    PipelineError::Plugin {
+        stage: "memcr".into(),
+        doing: Place::Step("defect"),
+        source: Box::new(StageError::new(code::INTERNAL, what)),
     }
 }

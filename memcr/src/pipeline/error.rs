@@ -38,33 +38,33 @@ pub enum PipelineError {
         hint: String,
     },
     /// A plugin answered a failure, or broke the rules.
-    #[error("stage `{stage}`: {doing}: {source}")]
+    #[error("stage `{stage}`: {doing}")]
     Plugin {
         /// Alias of the stage.
         stage: String,
         /// What was asked of it.
         doing: Place,
         /// Its answer.
-        source: StageError,
+        source: Box<StageError>,
     },
     /// The key does not fit the image. The bytes may still be right.
-    #[error("stage `{stage}`: wrong key: {source}")]
+    #[error("stage `{stage}`: wrong key")]
     WrongKey {
         /// Alias of the stage.
         stage: String,
         /// Its answer.
-        source: StageError,
+        source: Box<StageError>,
     },
     /// The sink could not take or give bytes (no room, I/O failure). Nothing is proved
     /// about bytes that it already has.
-    #[error("sink `{stage}`: {doing}: {source}")]
+    #[error("sink `{stage}`: {doing}")]
     Sink {
         /// Alias of the sink.
         stage: String,
         /// What was asked of it.
         doing: Place,
         /// Its answer.
-        source: StageError,
+        source: Box<StageError>,
     },
     /// The bytes of the image are not those that were written: they are lost.
     #[error("the image is corrupt: {place}: {what}")]
@@ -78,7 +78,7 @@ pub enum PipelineError {
     #[error(transparent)]
     Image(ImageError),
     /// Pages of the target cannot be read.
-    #[error("cannot read {place} of the target: {source}")]
+    #[error("cannot read {place} of the target")]
     Fetch {
         /// First and last run of the chunk.
         place: Place,
@@ -86,7 +86,7 @@ pub enum PipelineError {
         source: io::Error,
     },
     /// Pages of the target cannot be written.
-    #[error("cannot populate {place} of the target: {source}")]
+    #[error("cannot populate {place} of the target")]
     Populate {
         /// First run of the chunk.
         place: Place,
@@ -97,13 +97,25 @@ pub enum PipelineError {
     #[error("stopped: {0}")]
     Cancelled(CancelReason),
     /// This machine has no thread or no memory for us.
-    #[error("cannot {doing}: {source}")]
+    #[error("cannot {doing}")]
     Resource {
         /// What was wanted, with its numbers.
         doing: String,
         /// Why not.
         source: io::Error,
     },
+    /// An image failed, and something of it stays behind. Neither is linked as a cause:
+    /// the text holds both with theirs.
+    #[error("{}; moreover, {}", causes(failure), causes(leftover))]
+    Leftover {
+        /// What failed first.
+        failure: Box<PipelineError>,
+        /// What stays behind, and why.
+        leftover: Box<PipelineError>,
+    },
+    /// The pipeline stopped before; its failure was reported then.
+    #[error("the pipeline has ended: {0}")]
+    Ended(&'static str),
     /// A thread of the crew panicked: a defect of memcr.
     #[error("a worker of the pipeline panicked: {0}")]
     Panicked(String),
@@ -119,15 +131,38 @@ impl PipelineError {
             Self::Plugin { source, .. }
             | Self::WrongKey { source, .. }
             | Self::Sink { source, .. } => &source.hint,
+            Self::Leftover { failure, .. } => return failure.hint(),
             _ => return None,
         };
         (!hint.is_empty()).then_some(hint.as_str())
     }
 
+    /// The same failure, and what its cleanup left behind, if anything.
+    pub(super) fn after(self, cleanup: Result<()>) -> Self {
+        match cleanup {
+            Ok(()) => self,
+            Err(leftover) => Self::Leftover {
+                failure: Box::new(self),
+                leftover: Box::new(leftover),
+            },
+        }
+    }
+
     /// The bytes of the image are provably lost: the only reason to give up a target.
     #[must_use]
     pub fn is_corrupt(&self) -> bool {
-        matches!(self, Self::Corrupt { .. })
+        match self {
+            Self::Leftover { failure, .. } => failure.is_corrupt(),
+            other => matches!(other, Self::Corrupt { .. }),
+        }
+    }
+}
+
+/// An error and its causes, for a log line.
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", causes(source)),
+        None => error.to_string(),
     }
 }
 

@@ -1,9 +1,9 @@
 //! What can be wrong with an image.
 
-use std::io;
+use memcr_plugin_api::stage::StageError;
 
 /// Why an image cannot be read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
     /// The file is something else.
     #[error("not a memcr image: {0}")]
@@ -23,14 +23,32 @@ pub enum ImageError {
     /// Made by a memcr that this one does not understand.
     #[error("cannot read this image: {0}")]
     Unsupported(String),
-    /// The file cannot be read.
-    #[error("cannot read {len_bytes} bytes at offset {offset} of the image: {source}")]
+    /// The bytes cannot be had.
+    #[error("cannot read {len_bytes} bytes at offset {offset} of the image")]
     Io {
         /// First byte.
         offset: u64,
         /// Length, bytes.
         len_bytes: u64,
         /// Why.
-        source: io::Error,
+        source: StageError,
     },
+}
+
+/// Result of reading an image.
+pub(crate) type Result<T> = std::result::Result<T, ImageError>;
+
+/// Shorthand for [`ImageError::Corrupt`].
+pub(super) fn corrupt(
+    what: &'static str,
+    offset: u64,
+    len_bytes: u64,
+    why: impl Into<String>,
+) -> ImageError {
+    ImageError::Corrupt {
+        what,
+        offset,
+        len_bytes,
+        why: why.into(),
+    }
 }

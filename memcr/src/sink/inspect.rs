@@ -1,10 +1,13 @@
 //! What an image says of itself, without any plugin.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::sink::ImageError;
+use crate::sink::error::Result;
+use crate::sink::layout::{Footer, Header};
+use crate::sink::{FileImage, ImageError, ImageReader};
 
 /// Totals and lengths of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -27,7 +30,7 @@ pub struct ImageFacts {
     pub n_zero_pages: u64,
     /// Bytes of the stored pages before the first stage.
     pub raw_bytes: u64,
-    /// Bytes of all frames behind the last stage.
+    /// Bytes of all chunks in the image: frames behind the last stage, heads and runs.
     pub stored_bytes: u64,
     /// Length of the image, bytes.
     pub image_bytes: u64,
@@ -55,13 +58,15 @@ pub struct StageSummary {
 pub struct ImageSummary {
     /// Totals and lengths.
     pub facts: ImageFacts,
+    /// Program and version that wrote it.
+    pub writer: String,
     /// Stages in encode order.
     pub pipeline: Vec<StageSummary>,
     /// Pid of the target.
     pub pid: u32,
     /// Start time of the target, clock ticks since boot.
     pub start_time: u64,
-    /// Boot id.
+    /// Boot id, as the kernel writes it.
     pub boot_id: String,
     /// Name of the target, lossy UTF-8.
     pub comm: String,
@@ -69,14 +74,87 @@ pub struct ImageSummary {
     pub exe: String,
     /// Mappings as lines of `maps`, lossy UTF-8.
     pub vmas: Vec<String>,
-    /// raw bytes over stored bytes; 0 when nothing is stored.
+    /// Raw bytes over stored bytes; 0 when nothing is stored.
     pub ratio: f64,
 }
 
-/// Reads an image file's head, tables and footer.
+/// Reads an image file's head, tables, index and footer. Its chunks are not read:
+/// that is `verify`.
 ///
 /// # Errors
 /// When it is none, is corrupt, or cannot be read.
-pub fn inspect(_path: &Path) -> Result<ImageSummary, ImageError> {
-    unimplemented!()
+pub fn inspect(path: &Path) -> Result<ImageSummary> {
+    let file = FileImage::open(path).map_err(|source| ImageError::Io {
+        offset: 0,
+        len_bytes: 0,
+        source,
+    })?;
+    summary(&ImageReader::open(Arc::new(file))?)
+}
+
+/// Totals and lengths from what an image begins and ends with.
+pub(crate) fn facts(header: &Header, footer: &Footer, n_vmas: u64) -> ImageFacts {
+    ImageFacts {
+        image_id: hex(&header.image_id),
+        version: header.version,
+        arch: header.arch,
+        page_size: header.page_size,
+        chunk_len_bytes: u64::from(header.chunk_len),
+        n_chunks: footer.n_chunks,
+        n_pages: footer.n_pages,
+        n_zero_pages: footer.n_zero_pages,
+        raw_bytes: footer.raw_bytes,
+        stored_bytes: footer.stored_bytes,
+        image_bytes: footer.image_len,
+        n_vmas,
+        created: header.created,
+    }
+}
+
+fn summary(reader: &ImageReader) -> Result<ImageSummary> {
+    let facts = facts(reader.header(), reader.footer(), reader.n_vmas() as u64);
+    let (target, recipe) = (reader.target(), reader.recipe());
+    let stages = recipe.stages.iter().map(|stage| StageSummary {
+        alias: stage.alias.clone(),
+        name: stage.name.clone(),
+        version: stage.version.clone(),
+        params: stage.params.clone(),
+    });
+    let ratio = if facts.stored_bytes == 0 {
+        0.0
+    } else {
+        facts.raw_bytes as f64 / facts.stored_bytes as f64
+    };
+    Ok(ImageSummary {
+        writer: recipe.writer.clone(),
+        pipeline: stages.collect(),
+        pid: target.pid,
+        start_time: target.start_time,
+        boot_id: uuid(&target.boot_id),
+        comm: String::from_utf8_lossy(&target.comm).into_owned(),
+        exe: String::from_utf8_lossy(&target.exe).into_owned(),
+        vmas: reader
+            .read_vmas()?
+            .iter()
+            .map(|vma| vma.to_string())
+            .collect(),
+        ratio,
+        facts,
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn uuid(bytes: &[u8; 16]) -> String {
+    let hex = hex(bytes);
+    [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ]
+    .join("-")
 }

@@ -1,9 +1,37 @@
-//! The sink side: the format of an image, reading it back.
+//! The image: its format, writing it, reading it back without trusting it.
+//!
+//! ```text
+//!   pipeline(encode) ──frames⇒ ImageWriter ──bytes⇒ WriteImage (a sink plugin)
+//!   pipeline(decode) ⇐frames── ImageReader ⇐bytes── ReadImage  (a sink plugin, a file, a vector)
+//! ```
+//!
+//! | file | what |
+//! |---|---|
+//! | `layout` | the picture of an image; header, section heads, footer, limits |
+//! | `frame` | a chunk's head and runs, an index entry |
+//! | `recipe` | the pipeline as an image describes it |
+//! | `meta` | the target and its VMA table |
+//! | `write`, `read` | both directions |
+//! | `inspect` | what an image says of itself, for people |
+//!
+//! The format is documented for users in `docs/image-format.md`, which is normative.
 
+mod bytes;
 mod error;
+pub(crate) mod frame;
 mod inspect;
+pub(crate) mod layout;
 mod meta;
+mod read;
+pub(crate) mod recipe;
+mod store;
+mod write;
 
 pub use error::ImageError;
+pub(crate) use inspect::facts;
 pub use inspect::{ImageFacts, ImageSummary, StageSummary, inspect};
 pub use meta::{ImageMeta, Protection, TargetIdentity, VmaRecord, VmaTable};
+pub use read::ImageReader;
+pub(crate) use read::IndexCursor;
+pub use store::{FileImage, ReadImage, WriteImage};
+pub(crate) use write::ImageWriter;

@@ -1,0 +1,321 @@
+//! The workers of an encoder or decoder: starting and ending them, the first failure,
+//! and taking turns.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::pipeline::foreman::{panic_text, spawn};
+use crate::pipeline::{Cancel, PipelineError, Result};
+
+/// How long a wait lasts before the cancel token is looked at again. Whatever else ends
+/// a wait wakes it at once.
+pub(super) const GLANCE: Duration = Duration::from_millis(20);
+
+/// The work was stopped; why is in its [`Stop`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stopped;
+
+/// How a step of a worker ends early.
+#[derive(Debug)]
+pub(super) enum Halt {
+    Failed(PipelineError),
+    Stopped,
+}
+
+impl From<PipelineError> for Halt {
+    fn from(error: PipelineError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Stopped> for Halt {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+/// Why work stopped: the first failure, shared by the workers and their caller.
+pub(super) struct Stop {
+    cancel: Cancel,
+    failed: AtomicBool,
+    first: Mutex<Option<PipelineError>>,
+}
+
+impl Stop {
+    pub(super) fn new(cancel: Cancel) -> Self {
+        Self {
+            cancel,
+            failed: AtomicBool::new(false),
+            first: Mutex::new(None),
+        }
+    }
+
+    /// Whether to go on. The first to see the cancel token makes it the failure.
+    pub(super) fn check(&self) -> std::result::Result<(), Stopped> {
+        if let Some(reason) = self.cancel.reason() {
+            self.fail(PipelineError::Cancelled(reason));
+        }
+        if self.failed.load(Relaxed) {
+            Err(Stopped)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The first failure stays, but for one thing: that the bytes are lost counts more
+    /// than that somebody cancelled or a page could not be written.
+    pub(super) fn fail(&self, error: PipelineError) {
+        let mut first = guard(&self.first);
+        let was_failed = self.failed.swap(true, Relaxed);
+        let worse = error.is_corrupt() && !first.as_ref().is_some_and(PipelineError::is_corrupt);
+        if !was_failed || (worse && first.is_some()) {
+            *first = Some(error);
+        }
+    }
+
+    /// The failure, once; afterwards only that there was one.
+    pub(super) fn take(&self) -> Result<()> {
+        match guard(&self.first).take() {
+            Some(error) => Err(error),
+            None if self.failed.load(Relaxed) => {
+                Err(PipelineError::Ended("its failure was reported before"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps a failure of a step, if it was one.
+    pub(super) fn note(
+        &self,
+        ended: std::result::Result<(), Halt>,
+    ) -> std::result::Result<(), Stopped> {
+        match ended {
+            Ok(()) => Ok(()),
+            Err(Halt::Stopped) => Err(Stopped),
+            Err(Halt::Failed(error)) => {
+                self.fail(error);
+                Err(Stopped)
+            }
+        }
+    }
+}
+
+/// Lets workers through one by one, in the order of their numbers. A worker waits only
+/// for lower numbers, and numbers are handed out in order, so the lowest never waits.
+pub(super) struct Turnstile {
+    next: Mutex<u64>,
+    moved: Condvar,
+}
+
+impl Turnstile {
+    pub(super) fn new() -> Self {
+        Self {
+            next: Mutex::new(0),
+            moved: Condvar::new(),
+        }
+    }
+
+    /// Waits until it is `number`'s turn.
+    pub(super) fn wait(&self, number: u64, stop: &Stop) -> std::result::Result<(), Stopped> {
+        let mut next = guard(&self.next);
+        loop {
+            stop.check()?;
+            if *next == number {
+                return Ok(());
+            }
+            next = self
+                .moved
+                .wait_timeout(next, GLANCE)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Ends the turn of the worker that is through.
+    pub(super) fn pass(&self) {
+        *guard(&self.next) += 1;
+        self.moved.notify_all();
+    }
+}
+
+/// Threads that do the same work.
+pub(super) struct Crew {
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Crew {
+    /// Starts `n` threads. Each makes its tools and reports; then it works. Answers when
+    /// all are ready; when one cannot be, all have ended.
+    pub(super) fn start<T>(
+        n: usize,
+        stop: &Arc<Stop>,
+        tools: impl Fn() -> Result<T> + Send + Sync + 'static,
+        work: impl Fn(usize, T) + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let (ready, inbox) = mpsc::channel();
+        let body = Arc::new((tools, work));
+        let mut crew = Self {
+            threads: Vec::with_capacity(n),
+        };
+        let mut failure = None;
+        for number in 0..n {
+            let (ready, body, stop) = (ready.clone(), Arc::clone(&body), Arc::clone(stop));
+            match spawn(format!("memcr-worker-{number}"), move || {
+                worker(number, ready, &body, &stop)
+            }) {
+                Ok(thread) => crew.threads.push(thread),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        drop(ready);
+        failure = inbox
+            .iter()
+            .take(crew.threads.len())
+            .fold(failure, |failure, ready: Result<()>| {
+                failure.or(ready.err())
+            });
+        match failure {
+            None => Ok(crew),
+            Some(error) => {
+                stop.fail(PipelineError::Ended("the crew was not complete"));
+                crew.join();
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until all threads have ended.
+    pub(super) fn join(self) {
+        for thread in self.threads {
+            // Panics were caught and noted by `worker`.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A panic of ours on a worker ends the work as a failure, not the process.
+fn worker<T>(
+    number: usize,
+    ready: mpsc::Sender<Result<()>>,
+    body: &(impl Fn() -> Result<T>, impl Fn(usize, T)),
+    stop: &Stop,
+) {
+    let run = catch_unwind(AssertUnwindSafe(|| match (body.0)() {
+        Ok(tools) => {
+            let _ = ready.send(Ok(()));
+            drop(ready);
+            (body.1)(number, tools);
+        }
+        Err(error) => drop(ready.send(Err(error))),
+    }));
+    if let Err(panic) = run {
+        stop.fail(PipelineError::Panicked(panic_text(&*panic)));
+    }
+}
+
+/// The data behind our locks stays consistent at every step, and a panic becomes the
+/// failure of the whole work: so a poisoned lock is only a lock.
+pub(super) fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use crate::pipeline::{CancelReason, Place};
+
+    fn stop() -> Arc<Stop> {
+        Arc::new(Stop::new(Cancel::new()))
+    }
+
+    fn corrupt() -> PipelineError {
+        PipelineError::Corrupt {
+            place: Place::Step("test"),
+            what: "x".into(),
+        }
+    }
+
+    #[test]
+    fn turns_are_taken_in_order() {
+        let (turnstile, stop, seen) = (Turnstile::new(), stop(), Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            for number in [3, 1, 0, 2] {
+                let (turnstile, stop, seen) = (&turnstile, &stop, &seen);
+                scope.spawn(move || {
+                    turnstile.wait(number, stop).unwrap();
+                    guard(seen).push(number);
+                    turnstile.pass();
+                });
+            }
+        });
+        assert_eq!(*guard(&seen), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_waiting_worker_leaves_when_the_work_is_cancelled() {
+        let cancel = Cancel::new();
+        let stop = Stop::new(cancel.clone());
+        let turnstile = Turnstile::new();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| turnstile.wait(5, &stop));
+            cancel.cancel(CancelReason::TimedOut);
+            cancel.cancel(CancelReason::Interrupted);
+            assert_eq!(waiter.join().unwrap(), Err(Stopped));
+        });
+        assert!(matches!(
+            stop.take(),
+            Err(PipelineError::Cancelled(CancelReason::TimedOut))
+        ));
+    }
+
+    #[test]
+    fn the_first_failure_stays_unless_bytes_are_lost() {
+        let stop = stop();
+        stop.fail(PipelineError::Panicked("first".into()));
+        stop.fail(PipelineError::Panicked("second".into()));
+        assert!(matches!(stop.take(), Err(PipelineError::Panicked(text)) if text == "first"));
+        stop.fail(corrupt());
+        assert!(
+            !stop.take().unwrap_err().is_corrupt(),
+            "it was reported before"
+        );
+        let stop = self::stop();
+        stop.fail(PipelineError::Panicked("first".into()));
+        stop.fail(corrupt());
+        stop.fail(PipelineError::Panicked("third".into()));
+        assert!(stop.take().unwrap_err().is_corrupt());
+    }
+
+    #[test]
+    fn a_crew_with_a_member_that_cannot_start_ends() {
+        let n = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&n);
+        let tools = move || {
+            let mut n = guard(&count);
+            *n += 1;
+            if *n == 2 { Err(corrupt()) } else { Ok(()) }
+        };
+        assert!(Crew::start(3, &stop(), tools, |_, ()| {}).is_err_and(|e| e.is_corrupt()));
+        assert_eq!(*guard(&n), 3);
+    }
+
+    #[test]
+    fn a_panic_of_a_worker_is_the_failure() {
+        let stop = stop();
+        Crew::start(
+            2,
+            &stop,
+            || Ok(()),
+            |number, ()| assert_eq!(number, 0, "wrong number"),
+        )
+        .unwrap()
+        .join();
+        assert!(
+            matches!(stop.take(), Err(PipelineError::Panicked(text)) if text.contains("wrong number"))
+        );
+    }
+}

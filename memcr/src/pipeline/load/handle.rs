@@ -1,0 +1,556 @@
+//! Safe calls on the handle of a plugin.
+//!
+//! Every call takes the lock that the plugin's thread model asks for, lends the plugin
+//! an [`abi::Error`] to fill in, and checks every length that comes back before a slice
+//! is made of it.
+
+use std::ffi::{CStr, CString, c_char};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use memcr_plugin_api::abi::{
+    self, ABI_VERSION, ChunkInfo, ImageInfo, KeyValue, MAX_STATE_LEN, SinkOpen, code,
+};
+use memcr_plugin_api::sink::NewImage;
+use memcr_plugin_api::stage::{Chunk, Encoded, Image, StageError};
+
+use super::Plugin;
+use crate::pipeline::{StageDescription, ThreadModel};
+
+type Result<T> = std::result::Result<T, StageError>;
+
+/// What every plugin is told of its host. Lives as long as the process.
+static HOST: abi::Host = abi::Host {
+    struct_size: size_of::<abi::Host>() as u32,
+    abi_version: ABI_VERSION,
+    log: Some(log),
+};
+
+/// An instance of a stage. Dropping it ends the instance, on the dropping thread.
+pub(crate) struct Handle {
+    plugin: Plugin,
+    raw: abi::Handle,
+    /// Held during every call when the thread model is PER_HANDLE.
+    lock: Mutex<()>,
+    /// The plugin panicked: its state is unknown, nothing but `destroy` may be called.
+    dead: AtomicBool,
+}
+
+// SAFETY: the header allows calls on a handle from any thread; how many at once is what
+// `enter` keeps to. Everything else in here is Send and Sync.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+
+/// Scratch memory of one thread for one handle.
+pub(crate) struct Worker {
+    handle: Arc<Handle>,
+    raw: abi::Worker,
+}
+
+// SAFETY: the header binds a worker context to one call at a time (kept by `&mut`), not
+// to the thread that made it.
+unsafe impl Send for Worker {}
+
+impl Handle {
+    /// Makes an instance from checked parameters.
+    pub(crate) fn create(plugin: &Plugin, params: &[(String, String)]) -> Result<Self> {
+        let texts = params
+            .iter()
+            .map(|(key, value)| Ok((c_text(key)?, c_text(value)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let pairs: Vec<_> = texts
+            .iter()
+            .map(|(key, value)| KeyValue {
+                key: key.as_ptr(),
+                value: value.as_ptr(),
+            })
+            .collect();
+        let mut raw = ptr::null_mut();
+        let plugin = plugin.clone();
+        let serial = serial_lock(&plugin);
+        let create = needed(plugin.0.table.create)?;
+        // SAFETY: HOST is static, `pairs` and their texts live beyond the call, `raw` and
+        // the error are ours to write.
+        call("create", |err| unsafe {
+            create(&HOST, pairs.as_ptr(), pairs.len(), &mut raw, err)
+        })?;
+        drop(serial);
+        Ok(Self {
+            plugin,
+            raw,
+            lock: Mutex::new(()),
+            dead: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn description(&self) -> &StageDescription {
+        self.plugin.description()
+    }
+
+    pub(crate) fn begin_encode(&self, image: &Image) -> Result<Vec<u8>> {
+        let Some(f) = self.plugin.0.table.begin_encode else {
+            return Ok(Vec::new());
+        };
+        let info = image_info(image);
+        // SAFETY: handle is live, `info` and the buffer are lent for the call.
+        self.answer_bytes("begin_encode", |out, cap, len, err| unsafe {
+            f(self.raw, &info, out, cap, len, err)
+        })
+    }
+
+    pub(crate) fn begin_decode(&self, image: &Image, state: &[u8]) -> Result<()> {
+        let Some(f) = self.plugin.0.table.begin_decode else {
+            return Ok(());
+        };
+        let info = image_info(image);
+        // SAFETY: handle is live, `info` and `state` are lent for the call.
+        self.enter("begin_decode", |err| unsafe {
+            f(self.raw, &info, state.as_ptr(), state.len(), err)
+        })
+    }
+
+    pub(crate) fn finish_encode(&self, n_chunks: u64) -> Result<Vec<u8>> {
+        let Some(f) = self.plugin.0.table.finish_encode else {
+            return Ok(Vec::new());
+        };
+        // SAFETY: handle is live, the buffer is lent for the call.
+        self.answer_bytes("finish_encode", |out, cap, len, err| unsafe {
+            f(self.raw, n_chunks, out, cap, len, err)
+        })
+    }
+
+    pub(crate) fn finish_decode(&self, n_chunks: u64, trailer: &[u8]) -> Result<()> {
+        let Some(f) = self.plugin.0.table.finish_decode else {
+            return Ok(());
+        };
+        // SAFETY: handle is live, `trailer` is lent for the call.
+        self.enter("finish_decode", |err| unsafe {
+            f(self.raw, n_chunks, trailer.as_ptr(), trailer.len(), err)
+        })
+    }
+
+    /// Largest output for `in_len` bytes; of a checksum, the length of its tag.
+    pub(crate) fn bound(&self, in_len: usize) -> Result<usize> {
+        let f = needed(self.plugin.0.table.bound)?;
+        let mut bound = 0;
+        self.enter("bound", |_| {
+            // SAFETY: handle is live.
+            bound = unsafe { f(self.raw, in_len) };
+            code::OK
+        })?;
+        Ok(bound)
+    }
+
+    /// Transform: `input` to `out`. The length that comes back is within `out`.
+    pub(crate) fn encode(
+        &self,
+        worker: &mut Worker,
+        chunk: &Chunk<'_>,
+        input: &[u8],
+        out: &mut [u8],
+    ) -> Result<Encoded> {
+        let f = needed(self.plugin.0.table.encode)?;
+        let (info, mut len) = (chunk_info(chunk), 0usize);
+        let (worker, cap) = (worker.raw, out.len());
+        // SAFETY: handle and worker are live and belong together (`Worker` keeps its
+        // handle); the slices are lent for the call and do not overlap, `out` being
+        // borrowed exclusively.
+        let passed = self.enter_coded("encode", |err| unsafe {
+            f(
+                self.raw,
+                worker,
+                &info,
+                input.as_ptr(),
+                input.len(),
+                out.as_mut_ptr(),
+                cap,
+                &mut len,
+                err,
+            )
+        })?;
+        match passed {
+            code::PASS if self.description().can(abi::capability::COMPRESSES) => Ok(Encoded::Pass),
+            code::PASS => Err(defect(
+                "encode answers PASS, which only a stage that compresses may do".into(),
+            )),
+            _ => within("encode", len, cap).map(Encoded::Len),
+        }
+    }
+
+    /// Transform: `input` back into `out`. The length that comes back is within `out`.
+    pub(crate) fn decode(
+        &self,
+        worker: &mut Worker,
+        chunk: &Chunk<'_>,
+        input: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize> {
+        let f = needed(self.plugin.0.table.decode)?;
+        let (info, mut len) = (chunk_info(chunk), 0usize);
+        let (worker, cap) = (worker.raw, out.len());
+        // SAFETY: as in `encode`.
+        self.enter("decode", |err| unsafe {
+            f(
+                self.raw,
+                worker,
+                &info,
+                input.as_ptr(),
+                input.len(),
+                out.as_mut_ptr(),
+                cap,
+                &mut len,
+                err,
+            )
+        })?;
+        within("decode", len, cap)
+    }
+
+    /// Checksum: writes the tag of `input`; `tag` has the length that `bound` answers.
+    pub(crate) fn tag(
+        &self,
+        worker: &mut Worker,
+        chunk: &Chunk<'_>,
+        input: &[u8],
+        tag: &mut [u8],
+    ) -> Result<()> {
+        match self.encode(worker, chunk, input, tag)? {
+            Encoded::Len(len) if len == tag.len() => Ok(()),
+            Encoded::Len(len) => Err(defect(format!(
+                "encode wrote a tag of {len} bytes, not of {}",
+                tag.len()
+            ))),
+            Encoded::Pass => Err(defect("a checksum answers PASS".into())),
+        }
+    }
+
+    /// Checksum: checks `tag` against `input`.
+    pub(crate) fn check(
+        &self,
+        worker: &mut Worker,
+        chunk: &Chunk<'_>,
+        input: &[u8],
+        tag: &[u8],
+    ) -> Result<()> {
+        let f = needed(self.plugin.0.table.decode)?;
+        let (info, mut len) = (chunk_info(chunk), 0usize);
+        // A copy, so that a plugin that writes where it may only read harms nothing.
+        let mut copy = [0u8; abi::MAX_TAG_LEN];
+        let Some(lent) = copy.get_mut(..tag.len()) else {
+            return Err(defect(format!(
+                "its tag of {} bytes is longer than {}",
+                tag.len(),
+                abi::MAX_TAG_LEN
+            )));
+        };
+        lent.copy_from_slice(tag);
+        let (worker, out, cap) = (worker.raw, lent.as_mut_ptr(), tag.len());
+        // SAFETY: as in `encode`; `out` leads to the tag.
+        self.enter("decode", |err| unsafe {
+            f(
+                self.raw,
+                worker,
+                &info,
+                input.as_ptr(),
+                input.len(),
+                out,
+                cap,
+                &mut len,
+                err,
+            )
+        })
+    }
+
+    pub(crate) fn sink_open_new(&self, image: &NewImage) -> Result<()> {
+        let open = SinkOpen {
+            struct_size: size_of::<SinkOpen>() as u32,
+            mode: abi::SINK_WRITE,
+            image_id: image.id,
+            pid: image.pid,
+            expected_len: image.expected_len,
+            flags: if image.compressed {
+                abi::SINK_COMPRESSED
+            } else {
+                0
+            },
+            reserved: 0,
+            locator: ptr::null(),
+        };
+        self.sink_open(&open)
+    }
+
+    pub(crate) fn sink_open_existing(&self, locator: &str) -> Result<()> {
+        let locator = c_text(locator)?;
+        let open = SinkOpen {
+            struct_size: size_of::<SinkOpen>() as u32,
+            mode: abi::SINK_READ,
+            image_id: [0; 16],
+            pid: 0,
+            expected_len: 0,
+            flags: 0,
+            reserved: 0,
+            locator: locator.as_ptr(),
+        };
+        self.sink_open(&open)
+    }
+
+    fn sink_open(&self, open: &SinkOpen) -> Result<()> {
+        let f = needed(self.plugin.0.table.sink_open)?;
+        // SAFETY: handle is live, `open` and its text are lent for the call.
+        self.enter("sink_open", |err| unsafe { f(self.raw, open, err) })
+    }
+
+    pub(crate) fn sink_write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let f = needed(self.plugin.0.table.sink_write_at)?;
+        // SAFETY: handle is live, `data` is lent for the call.
+        self.enter("sink_write_at", |err| unsafe {
+            f(self.raw, offset, data.as_ptr(), data.len(), err)
+        })
+    }
+
+    pub(crate) fn sink_read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
+        let f = needed(self.plugin.0.table.sink_read_at)?;
+        let (mut len, cap) = (0usize, out.len());
+        // SAFETY: handle is live, `out` is lent for the call.
+        self.enter("sink_read_at", |err| unsafe {
+            f(self.raw, offset, out.as_mut_ptr(), cap, &mut len, err)
+        })?;
+        within("sink_read_at", len, cap)
+    }
+
+    pub(crate) fn sink_len(&self) -> Result<u64> {
+        let f = needed(self.plugin.0.table.sink_len)?;
+        let mut len = 0u64;
+        // SAFETY: handle is live, `len` is lent for the call.
+        self.enter("sink_len", |err| unsafe { f(self.raw, &mut len, err) })?;
+        Ok(len)
+    }
+
+    pub(crate) fn sink_commit(&self, len: u64, raw_len: u64) -> Result<()> {
+        let f = needed(self.plugin.0.table.sink_commit)?;
+        // SAFETY: handle is live.
+        self.enter("sink_commit", |err| unsafe {
+            f(self.raw, len, raw_len, err)
+        })
+    }
+
+    pub(crate) fn sink_locator(&self) -> Result<String> {
+        let f = needed(self.plugin.0.table.sink_locator)?;
+        // SAFETY: handle is live, the buffer is lent for the call.
+        let bytes = self.answer_bytes("sink_locator", |out, cap, len, err| unsafe {
+            f(self.raw, out.cast::<c_char>(), cap, len, err)
+        })?;
+        String::from_utf8(bytes)
+            .map_err(|_| defect("sink_locator answers text that is not UTF-8".into()))
+    }
+
+    pub(crate) fn sink_remove(&self) -> Result<()> {
+        let f = needed(self.plugin.0.table.sink_remove)?;
+        // SAFETY: handle is live.
+        self.enter("sink_remove", |err| unsafe { f(self.raw, err) })
+    }
+
+    /// A call that writes at most MAX_STATE_LEN bytes.
+    fn answer_bytes(
+        &self,
+        name: &'static str,
+        f: impl FnOnce(*mut u8, usize, *mut usize, *mut abi::Error) -> i32,
+    ) -> Result<Vec<u8>> {
+        let (mut out, mut len) = (vec![0u8; MAX_STATE_LEN], 0usize);
+        self.enter(name, |err| f(out.as_mut_ptr(), out.len(), &mut len, err))?;
+        out.truncate(within(name, len, MAX_STATE_LEN)?);
+        Ok(out)
+    }
+
+    fn enter(&self, name: &'static str, f: impl FnOnce(*mut abi::Error) -> i32) -> Result<()> {
+        match self.enter_coded(name, f)? {
+            code::OK => Ok(()),
+            other => Err(defect(format!(
+                "{name} answers {other}, which is not a code for it"
+            ))),
+        }
+    }
+
+    /// One call under the locks that the thread model asks for. Answers OK or PASS.
+    fn enter_coded(
+        &self,
+        name: &'static str,
+        f: impl FnOnce(*mut abi::Error) -> i32,
+    ) -> Result<i32> {
+        let _serial = serial_lock(&self.plugin);
+        let _alone =
+            (self.description().threads == ThreadModel::PerHandle).then(|| lock(&self.lock));
+        if self.dead.load(Relaxed) {
+            let message = format!("{name} is not called any more: the plugin panicked before");
+            return Err(StageError::new(code::PANIC, message));
+        }
+        let answer = call(name, f);
+        if matches!(&answer, Err(e) if e.code == code::PANIC) {
+            self.dead.store(true, Relaxed);
+        }
+        answer
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let _serial = serial_lock(&self.plugin);
+        if let Some(destroy) = self.plugin.0.table.destroy {
+            // SAFETY: handle is live until here, and its workers are gone: each keeps the
+            // handle alive by an Arc.
+            unsafe { destroy(self.raw) }
+        }
+    }
+}
+
+impl Worker {
+    /// Makes the scratch memory of one thread.
+    pub(crate) fn create(handle: &Arc<Handle>) -> Result<Self> {
+        let mut raw = ptr::null_mut();
+        if let Some(f) = handle.plugin.0.table.worker_create {
+            // SAFETY: handle is live, `raw` is lent for the call.
+            handle.enter("worker_create", |err| unsafe {
+                f(handle.raw, &mut raw, err)
+            })?;
+        }
+        Ok(Self {
+            handle: Arc::clone(handle),
+            raw,
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let handle = &self.handle;
+        let _serial = serial_lock(&handle.plugin);
+        let _alone =
+            (handle.description().threads == ThreadModel::PerHandle).then(|| lock(&handle.lock));
+        if let Some(f) = handle.plugin.0.table.worker_destroy {
+            // SAFETY: made by worker_create of this handle, ended only here.
+            unsafe { f(handle.raw, self.raw) }
+        }
+    }
+}
+
+fn serial_lock(plugin: &Plugin) -> Option<MutexGuard<'_, ()>> {
+    (plugin.0.description.threads == ThreadModel::Serial).then(|| lock(&plugin.0.serial))
+}
+
+/// The locks hold no data, so a panic of ours while one was held broke none.
+fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Calls with an error to fill in, and turns a failure's code and texts into ours.
+fn call(name: &'static str, f: impl FnOnce(*mut abi::Error) -> i32) -> Result<i32> {
+    let mut error = abi::Error {
+        struct_size: size_of::<abi::Error>() as u32,
+        sys_errno: 0,
+        message: [0; 376],
+        hint: [0; 128],
+    };
+    match f(&mut error) {
+        answer @ (code::OK | code::PASS) => Ok(answer),
+        code => {
+            let (mut message, hint) = (bounded_text(&error.message), bounded_text(&error.hint));
+            if message.is_empty() {
+                message = format!("{name} failed with code {code} and no message");
+            }
+            Err(StageError {
+                code,
+                message,
+                hint,
+                sys_errno: error.sys_errno,
+            })
+        }
+    }
+}
+
+/// The text up to the first NUL, or all of it: a plugin may forget the NUL.
+fn bounded_text(chars: &[c_char]) -> String {
+    let bytes: Vec<u8> = chars
+        .iter()
+        .take_while(|&&c| c != 0)
+        .map(|&c| c.cast_unsigned_char())
+        .collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// `c_char` is signed on some machines and not on others.
+trait CastUnsignedChar {
+    fn cast_unsigned_char(self) -> u8;
+}
+
+impl CastUnsignedChar for c_char {
+    #[allow(clippy::unnecessary_cast, reason = "c_char is u8 on arm")]
+    fn cast_unsigned_char(self) -> u8 {
+        self as u8
+    }
+}
+
+fn within(name: &str, len: usize, cap: usize) -> Result<usize> {
+    if len > cap {
+        return Err(defect(format!(
+            "{name} says it wrote {len} bytes into a buffer of {cap}"
+        )));
+    }
+    Ok(len)
+}
+
+/// A required function: `table::describe` saw that it is there.
+fn needed<F>(function: Option<F>) -> Result<F> {
+    function.ok_or_else(|| defect("it lacks the function for this step".into()))
+}
+
+fn defect(message: String) -> StageError {
+    StageError::new(code::INTERNAL, message).hint("this is a defect of the plugin")
+}
+
+fn c_text(text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| {
+        StageError::new(
+            code::INVALID_CONFIG,
+            format!("`{}` holds a NUL", text.escape_debug()),
+        )
+    })
+}
+
+fn image_info(image: &Image) -> ImageInfo {
+    ImageInfo {
+        struct_size: size_of::<ImageInfo>() as u32,
+        page_size: image.page_size,
+        image_id: image.id,
+        max_chunk_len: image.max_chunk_len,
+        expected_len: image.expected_len,
+    }
+}
+
+fn chunk_info(chunk: &Chunk<'_>) -> ChunkInfo {
+    ChunkInfo {
+        struct_size: size_of::<ChunkInfo>() as u32,
+        flags: if chunk.last { abi::CHUNK_LAST } else { 0 },
+        index: chunk.index,
+        address: chunk.address,
+        raw_len: chunk.raw_len,
+        aad: chunk.aad.as_ptr(),
+        aad_len: chunk.aad.len() as u64,
+    }
+}
+
+/// A line of a plugin for our log.
+unsafe extern "C" fn log(level: u32, message: *const c_char) {
+    if message.is_null() {
+        return;
+    }
+    // SAFETY: not null, and NUL-terminated as the header demands of the plugin.
+    let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();
+    // A subscriber that panics must not unwind into the plugin: the line is lost.
+    let _ = std::panic::catch_unwind(|| match level {
+        1 => tracing::error!(target: "memcr::stage", "{message}"),
+        2 => tracing::warn!(target: "memcr::stage", "{message}"),
+        3 => tracing::info!(target: "memcr::stage", "{message}"),
+        _ => tracing::debug!(target: "memcr::stage", "{message}"),
+    });
+}

@@ -1,0 +1,168 @@
+//! Chunks that wait for a worker: a short queue whose end holds the caller back.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::pages::{ChunkPlan, PageRun};
+use crate::pipeline::crew::{GLANCE, Stop, Stopped, guard};
+
+/// One chunk to encode.
+pub(super) struct Job {
+    pub(super) index: u64,
+    /// No chunk follows.
+    pub(super) last: bool,
+    pub(super) plan: ChunkPlan,
+}
+
+/// A bounded queue from one caller to many workers, and the way back of emptied vectors.
+pub(super) struct Queue {
+    state: Mutex<State>,
+    cap: usize,
+    /// A job or the end came.
+    work: Condvar,
+    /// A job went.
+    room: Condvar,
+}
+
+struct State {
+    jobs: VecDeque<Job>,
+    closed: bool,
+    spare: Vec<Vec<PageRun>>,
+}
+
+impl Queue {
+    /// `cap` jobs wait at most. Spare vectors: those, one per worker, one in the caller's hand.
+    pub(super) fn new(cap: usize) -> Self {
+        let state = State {
+            jobs: VecDeque::with_capacity(cap),
+            closed: false,
+            spare: Vec::with_capacity(2 * cap + 2),
+        };
+        Self {
+            state: Mutex::new(state),
+            cap,
+            work: Condvar::new(),
+            room: Condvar::new(),
+        }
+    }
+
+    /// Waits for room.
+    pub(super) fn push(&self, job: Job, stop: &Stop) -> Result<(), Stopped> {
+        let mut state = guard(&self.state);
+        loop {
+            stop.check()?;
+            if state.jobs.len() < self.cap {
+                state.jobs.push_back(job);
+                self.work.notify_one();
+                return Ok(());
+            }
+            state = glance(&self.room, state);
+        }
+    }
+
+    /// Waits for a job; `None` at the end.
+    pub(super) fn pop(&self, stop: &Stop) -> Result<Option<Job>, Stopped> {
+        let mut state = guard(&self.state);
+        loop {
+            stop.check()?;
+            if let Some(job) = state.jobs.pop_front() {
+                self.room.notify_one();
+                return Ok(Some(job));
+            }
+            if state.closed {
+                return Ok(None);
+            }
+            state = glance(&self.work, state);
+        }
+    }
+
+    /// No job follows.
+    pub(super) fn close(&self) {
+        guard(&self.state).closed = true;
+        self.work.notify_all();
+    }
+
+    /// Gives a vector back that a worker is done with.
+    pub(super) fn give_back(&self, mut runs: Vec<PageRun>) {
+        runs.clear();
+        let mut state = guard(&self.state);
+        if state.spare.len() < state.spare.capacity() {
+            state.spare.push(runs);
+        }
+    }
+
+    pub(super) fn spare(&self) -> Vec<PageRun> {
+        guard(&self.state).spare.pop().unwrap_or_default()
+    }
+}
+
+fn glance<'a>(condvar: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    condvar
+        .wait_timeout(state, GLANCE)
+        .unwrap_or_else(PoisonError::into_inner)
+        .0
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use crate::pages::{ChunkClass, RemoteAddr};
+    use crate::pipeline::{Cancel, CancelReason};
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    fn job(index: u64) -> Job {
+        let class = ChunkClass {
+            through_proc_mem: false,
+            elide_zero: false,
+            huge: false,
+        };
+        let runs = vec![PageRun {
+            addr: RemoteAddr(4096),
+            len_bytes: 4096,
+        }];
+        Job {
+            index,
+            last: false,
+            plan: ChunkPlan { class, runs },
+        }
+    }
+
+    #[test]
+    fn the_caller_waits_while_the_queue_is_full() {
+        let (queue, stop) = (Queue::new(2), Stop::new(Cancel::new()));
+        let pushed = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for index in 0..100 {
+                    queue.push(job(index), &stop).unwrap();
+                    pushed.fetch_add(1, SeqCst);
+                }
+                queue.close();
+            });
+            let mut next = 0;
+            while let Some(job) = queue.pop(&stop).unwrap() {
+                assert_eq!(job.index, next);
+                next += 1;
+                // Taken, waiting in the queue, and one whose count is yet to come.
+                assert!(pushed.load(SeqCst) <= next + 2);
+                queue.give_back(job.plan.runs);
+            }
+            assert_eq!(next, 100);
+        });
+        assert!(queue.spare().capacity() > 0);
+    }
+
+    #[test]
+    fn both_sides_leave_when_cancelled() {
+        let cancel = Cancel::new();
+        let (queue, stop) = (Queue::new(1), Stop::new(cancel.clone()));
+        queue.push(job(0), &stop).unwrap();
+        std::thread::scope(|scope| {
+            let pusher = scope.spawn(|| queue.push(job(1), &stop));
+            cancel.cancel(CancelReason::Interrupted);
+            assert_eq!(pusher.join().unwrap(), Err(Stopped));
+        });
+        assert!(queue.pop(&stop).is_err());
+    }
+}

@@ -1,0 +1,167 @@
+//! Whose code runs inside memcr: the owner and mode of a plugin's file.
+//!
+//! A plugin runs with every right of memcr, often root's. So nobody but root and the
+//! caller may have been able to write it:
+//!
+//! * the file is owned by root or the caller, and not writable by group or others. Looked
+//!   up on the opened file, not on its name, and the name must still lead to the same
+//!   file after it was loaded;
+//! * no directory above it is writable by everybody, unless sticky (`/tmp`): a file in
+//!   such a directory could be swapped between check and load.
+//!
+//! Not refused: directories that a group may write or that somebody else owns. Whoever
+//! can swap the file there must still come up with one that root or the caller owns,
+//! and win a race against two system calls. Rejected: loading through
+//! `/proc/self/fd/N`, which has no race at all, but names every plugin so in `maps` of
+//! debuggers, breaks `$ORIGIN`, and lets the loader take two plugins for one when a
+//! descriptor number comes again.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::pipeline::LoadError;
+
+const GROUP_OR_OTHERS_WRITE: u32 = 0o022;
+const OTHERS_WRITE: u32 = 0o002;
+const STICKY: u32 = 0o1000;
+
+/// Device and inode of a file.
+pub(super) type FileId = (u64, u64);
+
+/// Checks an absolute path without links in it, and answers which file it led to.
+pub(super) fn check(path: &Path) -> Result<FileId, LoadError> {
+    for dir in path.ancestors().skip(1) {
+        check_dir(path, dir)?;
+    }
+    let meta = File::open(path)
+        .and_then(|file| file.metadata())
+        .map_err(|e| refuse(path, e.to_string(), ""))?;
+    if !meta.is_file() {
+        return Err(refuse(path, "it is not a regular file", ""));
+    }
+    let caller = rustix::process::geteuid().as_raw();
+    if meta.uid() != 0 && meta.uid() != caller {
+        let detail = format!(
+            "it is owned by uid {}, neither root nor the caller (uid {caller})",
+            meta.uid()
+        );
+        return Err(refuse(path, detail, "install a copy that root owns"));
+    }
+    if meta.mode() & GROUP_OR_OTHERS_WRITE != 0 {
+        let detail = format!(
+            "its mode {:04o} lets group or others write it",
+            meta.mode() & 0o7777
+        );
+        return Err(refuse(
+            path,
+            detail,
+            "chmod go-w it, after making sure that it is what you installed",
+        ));
+    }
+    Ok((meta.dev(), meta.ino()))
+}
+
+/// Which file the path leads to now.
+pub(super) fn identify(path: &Path) -> Option<FileId> {
+    path.metadata().ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+fn check_dir(path: &Path, dir: &Path) -> Result<(), LoadError> {
+    let meta = dir
+        .metadata()
+        .map_err(|e| refuse(path, format!("{}: {e}", dir.display()), ""))?;
+    if meta.mode() & OTHERS_WRITE != 0 && meta.mode() & STICKY == 0 {
+        let detail = format!(
+            "everybody may write its directory {} (mode {:04o})",
+            dir.display(),
+            meta.mode() & 0o7777
+        );
+        return Err(refuse(
+            path,
+            detail,
+            "chmod o-w the directory, or install the plugin elsewhere",
+        ));
+    }
+    Ok(())
+}
+
+fn refuse(path: &Path, detail: impl Into<String>, hint: &str) -> LoadError {
+    LoadError {
+        what: format!("cannot load {}", path.display()),
+        detail: detail.into(),
+        hint: hint.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use std::fs::{Permissions, create_dir, set_permissions, write};
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    fn mode(path: &Path, mode: u32) {
+        set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn modes_that_let_others_write_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().canonicalize().unwrap().join("plugin.so");
+        write(&file, b"").unwrap();
+        for good in [0o644, 0o755, 0o400] {
+            mode(&file, good);
+            check(&file).unwrap();
+        }
+        for bad in [0o664, 0o646, 0o777] {
+            mode(&file, bad);
+            let error = check(&file).unwrap_err();
+            assert!(
+                error.detail.contains(&format!("its mode {bad:04o}")),
+                "{error}"
+            );
+            assert!(!error.hint.is_empty());
+        }
+    }
+
+    #[test]
+    fn directories_that_everybody_writes_are_refused_unless_sticky() {
+        let dir = tempfile::tempdir().unwrap();
+        let outer = dir.path().canonicalize().unwrap().join("outer");
+        let inner = outer.join("inner");
+        create_dir(&outer).unwrap();
+        create_dir(&inner).unwrap();
+        let file = inner.join("plugin.so");
+        write(&file, b"").unwrap();
+        mode(&file, 0o644);
+        for (outer_mode, refused) in [(0o755, false), (0o777, true), (0o1777, false)] {
+            mode(&outer, outer_mode);
+            assert_eq!(check(&file).is_err(), refused, "{outer_mode:o}");
+        }
+        assert!(
+            check(&inner)
+                .unwrap_err()
+                .detail
+                .contains("not a regular file")
+        );
+    }
+
+    #[test]
+    fn files_of_somebody_else_are_refused() {
+        // Only root can give a file away; without root there is nothing to see.
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().canonicalize().unwrap().join("plugin.so");
+        write(&file, b"").unwrap();
+        mode(&file, 0o644);
+        chown(&file, Some(12345), None).unwrap();
+        let error = check(&file).unwrap_err();
+        assert_eq!(
+            error.detail,
+            "it is owned by uid 12345, neither root nor the caller (uid 0)"
+        );
+    }
+}

@@ -1,0 +1,613 @@
+//! Reading an image that nobody has vouched for.
+//!
+//! ```text
+//! open   header → footer → PIPE, TGET, VMAS → index blocks, last to first →
+//!        first to last: chunks and blocks must tile the body exactly → TRLR → digest, totals
+//! then   IndexCursor hands out entries in the order of the file; read_chunk reads one
+//! ```
+//!
+//! A length is believed only when it is within its limit and within the file. Memory is
+//! bounded by the longest chunk, not by the image: index blocks are read again when
+//! chunks are decoded, and their CRC is checked again.
+
+use std::sync::Arc;
+
+use crc32fast::Hasher;
+
+use crate::sink::bytes::Fields;
+use crate::sink::error::{ImageError, Result, corrupt};
+use crate::sink::frame::{
+    CHUNK_HEAD_LEN, ChunkHead, INDEX_ENTRY_LEN, INDEX_FIXED_LEN, IndexEntry, RUN_LEN, chunk_crc,
+};
+use crate::sink::layout::{
+    FOOTER_LEN, Footer, HEADER_LEN, Header, KNOWN_INCOMPATIBLE, MAGIC, SECTION_HEAD_LEN,
+    SectionHead, Seed, VERSION, limit, tag,
+};
+use crate::sink::recipe::Recipe;
+use crate::sink::{ReadImage, TargetIdentity, VmaTable};
+
+/// Length of an index block with one entry, bytes.
+const SMALLEST_BLOCK: u64 = (SECTION_HEAD_LEN + INDEX_FIXED_LEN + INDEX_ENTRY_LEN) as u64;
+
+/// An image whose every part but the chunks was checked.
+pub struct ImageReader {
+    source: Arc<dyn ReadImage>,
+    seed: Seed,
+    header: Header,
+    footer: Footer,
+    recipe: Recipe,
+    target: TargetIdentity,
+    /// Offset of the VMA table's section.
+    vmas: u64,
+    n_vmas: usize,
+    trailers: Vec<Vec<u8>>,
+    /// Offsets of the index blocks, first to last.
+    blocks: Vec<u64>,
+    /// Length of the longest chunk, bytes.
+    max_chunk: usize,
+}
+
+impl ImageReader {
+    /// Reads and checks everything but the chunks.
+    ///
+    /// # Errors
+    /// [`ImageError`], naming the place.
+    pub fn open(source: Arc<dyn ReadImage>) -> Result<Self> {
+        let len = source.len().map_err(|source| ImageError::Io {
+            offset: 0,
+            len_bytes: 0,
+            source,
+        })?;
+        let (header, header_crc) = read_header(&*source, len)?;
+        let seed = Seed::new(&header.image_id);
+        let footer = read_footer(&*source, &seed, len)?;
+        let mut walk = Walk {
+            source: &*source,
+            seed: &seed,
+            at: HEADER_LEN as u64,
+            end: footer.trailers,
+            digest: seed.hasher(),
+        };
+        walk.digest.update(&header_crc.to_le_bytes());
+        let recipe = walk.recipe()?;
+        let target = walk.target()?;
+        let vmas = walk.at;
+        let n_vmas = walk.vmas()?.len();
+        let mut tally = Tally::new(&header, &footer, len)?;
+        let blocks = walk.body(&header, &footer, &mut tally)?;
+        walk.end = len - FOOTER_LEN as u64;
+        let trailers = walk.trailers(recipe.stages.len() - 1)?;
+        let digest = walk.digest.finalize();
+        tally.check(&footer, digest, len)?;
+        let max_chunk = tally.max_chunk;
+        Ok(Self {
+            source,
+            seed,
+            header,
+            footer,
+            recipe,
+            target,
+            vmas,
+            n_vmas,
+            trailers,
+            blocks,
+            max_chunk,
+        })
+    }
+
+    /// Who the target was.
+    #[must_use]
+    pub fn target(&self) -> &TargetIdentity {
+        &self.target
+    }
+
+    /// Reads the VMA table again: it is not kept, because it may be long.
+    ///
+    /// # Errors
+    /// As [`ImageReader::open`].
+    pub fn read_vmas(&self) -> Result<VmaTable> {
+        let end = self.footer.body;
+        Walk {
+            source: &*self.source,
+            seed: &self.seed,
+            at: self.vmas,
+            end,
+            digest: Hasher::new(),
+        }
+        .vmas()
+    }
+
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    pub(crate) fn footer(&self) -> &Footer {
+        &self.footer
+    }
+
+    pub(crate) fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    pub(crate) fn n_vmas(&self) -> usize {
+        self.n_vmas
+    }
+
+    /// The last words of each stage but the sink.
+    pub(crate) fn trailers(&self) -> &[Vec<u8>] {
+        &self.trailers
+    }
+
+    /// How long a buffer [`ImageReader::read_chunk`] needs, bytes.
+    pub(crate) fn max_chunk_bytes(&self) -> usize {
+        self.max_chunk
+    }
+
+    /// Reads a whole chunk into the beginning of `buffer` and checks its CRC and head.
+    pub(crate) fn read_chunk(&self, entry: &IndexEntry, buffer: &mut [u8]) -> Result<ChunkHead> {
+        let bad = |why: String| corrupt("chunk", entry.offset, u64::from(entry.len), why);
+        let chunk = buffer
+            .get_mut(..entry.len as usize)
+            .ok_or_else(|| bad("its length changed".into()))?;
+        read_exact(&*self.source, "chunk", entry.offset, chunk)?;
+        let Some(head) = chunk.first_chunk::<CHUNK_HEAD_LEN>() else {
+            return Err(bad("it is shorter than its head".into()));
+        };
+        let head = ChunkHead::decode(head).map_err(bad)?;
+        let crc = chunk_crc(&self.seed, chunk);
+        if crc != head.crc {
+            return Err(bad(format!(
+                "its CRC is {crc:08x}, its head says {:08x}",
+                head.crc
+            )));
+        }
+        let len = head.n_runs as u64 * RUN_LEN as u64
+            + CHUNK_HEAD_LEN as u64
+            + u64::from(head.stored_len);
+        if len != u64::from(entry.len) {
+            return Err(bad(format!("head, runs and frame are {len} bytes")));
+        }
+        Ok(head)
+    }
+}
+
+/// Hands out the entries of the index in the order of the file.
+pub(crate) struct IndexCursor {
+    reader: Arc<ImageReader>,
+    next_block: usize,
+    /// Entries of one block, and how many bytes of them were handed out.
+    entries: Vec<u8>,
+    used: usize,
+}
+
+impl IndexCursor {
+    pub(crate) fn new(reader: Arc<ImageReader>) -> Self {
+        Self {
+            reader,
+            next_block: 0,
+            entries: Vec::new(),
+            used: 0,
+        }
+    }
+
+    /// The next entry; `None` behind the last.
+    pub(crate) fn next(&mut self) -> Result<Option<IndexEntry>> {
+        if self.used == self.entries.len() {
+            let Some(&offset) = self.reader.blocks.get(self.next_block) else {
+                return Ok(None);
+            };
+            self.entries = read_block(&*self.reader.source, &self.reader.seed, offset)?.1;
+            (self.used, self.next_block) = (INDEX_FIXED_LEN, self.next_block + 1);
+        }
+        let entry = self.entries[self.used..]
+            .first_chunk()
+            .and_then(IndexEntry::decode);
+        self.used += INDEX_ENTRY_LEN;
+        // `read_block` checked the length, `open` the fields under the same CRC; only a
+        // file that changed in between with a fitting CRC gets here.
+        let block = self.reader.blocks[self.next_block - 1];
+        entry
+            .map(Some)
+            .ok_or_else(|| corrupt("index", block, 0, "it changed while it was read"))
+    }
+}
+
+fn read_exact(
+    source: &dyn ReadImage,
+    what: &'static str,
+    offset: u64,
+    out: &mut [u8],
+) -> Result<()> {
+    let len_bytes = out.len() as u64;
+    let n = source
+        .read_at(offset, out)
+        .map_err(|source| ImageError::Io {
+            offset,
+            len_bytes,
+            source,
+        })?;
+    if n < out.len() {
+        return Err(corrupt(
+            what,
+            offset,
+            len_bytes,
+            format!("the image ends after {n} bytes of it"),
+        ));
+    }
+    Ok(())
+}
+
+/// Reads the header; answers it with its CRC.
+fn read_header(source: &dyn ReadImage, len: u64) -> Result<(Header, u32)> {
+    if len < HEADER_LEN as u64 {
+        return Err(ImageError::NotAnImage(format!(
+            "{len} bytes are too few for a header of {HEADER_LEN}"
+        )));
+    }
+    let mut bytes = [0; HEADER_LEN];
+    read_exact(source, "header", 0, &mut bytes)?;
+    let bad = |why: String| corrupt("header", 0, HEADER_LEN as u64, why);
+    if bytes[..8] != MAGIC {
+        return Err(ImageError::NotAnImage(format!(
+            "it begins with `{}`",
+            bytes[..8].escape_ascii()
+        )));
+    }
+    let (header, crc) = Header::decode(&bytes).map_err(|_| bad("it is too short".into()))?;
+    let computed = crc32fast::hash(&bytes[..HEADER_LEN - 4]);
+    if computed != crc {
+        return Err(bad(format!("its CRC is {computed:08x}, it says {crc:08x}")));
+    }
+    if header.version.0 != VERSION.0 {
+        let (major, minor) = header.version;
+        return Err(ImageError::Unsupported(format!(
+            "its format is {major}.{minor}, this memcr reads {}.x",
+            VERSION.0
+        )));
+    }
+    let unknown = header.incompatible & !KNOWN_INCOMPATIBLE;
+    if unknown != 0 {
+        return Err(ImageError::Unsupported(format!(
+            "it needs features {unknown:#x}, which this memcr does not know"
+        )));
+    }
+    header.check().map_err(bad)?;
+    Ok((header, crc))
+}
+
+fn read_footer(source: &dyn ReadImage, seed: &Seed, len: u64) -> Result<Footer> {
+    let smallest = (HEADER_LEN + FOOTER_LEN) as u64;
+    let offset = len.saturating_sub(FOOTER_LEN as u64);
+    let bad = |why: &str| corrupt("footer", offset, len - offset, why);
+    if len < smallest {
+        return Err(bad("the image ends before it"));
+    }
+    let mut bytes = [0; FOOTER_LEN];
+    read_exact(source, "footer", offset, &mut bytes)?;
+    let footer = Footer::decode(&bytes, seed)
+        .ok_or_else(|| bad("there is no valid end mark: the image is cut, was never finished, or its end was changed"))?;
+    if footer.image_len != len {
+        return Err(bad(&format!(
+            "it says {} bytes, the image has {len}",
+            footer.image_len
+        )));
+    }
+    if footer.trailers > offset || footer.body > footer.trailers {
+        return Err(bad("its offsets lead outside the image"));
+    }
+    Ok(footer)
+}
+
+/// Reads an index block: its CRC, and its payload of a right length.
+fn read_block(source: &dyn ReadImage, seed: &Seed, offset: u64) -> Result<(u32, Vec<u8>)> {
+    let longest = INDEX_FIXED_LEN as u64 + u64::from(limit::INDEX_ENTRIES) * INDEX_ENTRY_LEN as u64;
+    let (crc, payload) = read_section(source, seed, "index", tag::INDEX, offset, longest)?;
+    let n_entries = Fields::new(payload.get(8..).unwrap_or_default())
+        .u32()
+        .unwrap_or(0) as usize;
+    if n_entries == 0 || payload.len() != INDEX_FIXED_LEN + n_entries * INDEX_ENTRY_LEN {
+        let why = format!("{n_entries} entries do not fill {} bytes", payload.len());
+        return Err(corrupt("index", offset, payload.len() as u64, why));
+    }
+    Ok((crc, payload))
+}
+
+fn read_section(
+    source: &dyn ReadImage,
+    seed: &Seed,
+    what: &'static str,
+    tag: [u8; 4],
+    offset: u64,
+    limit: u64,
+) -> Result<(u32, Vec<u8>)> {
+    let mut head_bytes = [0; SECTION_HEAD_LEN];
+    read_exact(source, what, offset, &mut head_bytes)?;
+    let bad = |why: String| corrupt(what, offset, SECTION_HEAD_LEN as u64, why);
+    let head = SectionHead::decode(&head_bytes).map_err(|_| bad("it is too short".into()))?;
+    if head.tag != tag || head_bytes[8..12] != [0; 4] {
+        return Err(bad(format!(
+            "it begins with `{}`",
+            head_bytes[..12].escape_ascii()
+        )));
+    }
+    if u64::from(head.len) > limit {
+        return Err(bad(format!(
+            "a length of {} bytes is over the limit of {limit}",
+            head.len
+        )));
+    }
+    let mut payload = vec![0; head.len as usize];
+    read_exact(source, what, offset + SECTION_HEAD_LEN as u64, &mut payload)?;
+    let crc = seed.crc(&[&head_bytes[..SECTION_HEAD_LEN - 4], &payload]);
+    if crc != head.crc {
+        return Err(bad(format!(
+            "its CRC is {crc:08x}, it says {:08x}",
+            head.crc
+        )));
+    }
+    Ok((crc, payload))
+}
+
+/// Reads parts one behind the other.
+struct Walk<'a> {
+    source: &'a dyn ReadImage,
+    seed: &'a Seed,
+    at: u64,
+    /// No part may reach beyond.
+    end: u64,
+    digest: Hasher,
+}
+
+impl Walk<'_> {
+    fn section(&mut self, what: &'static str, tag: [u8; 4], limit: u64) -> Result<Vec<u8>> {
+        let room = self.end.saturating_sub(self.at + SECTION_HEAD_LEN as u64);
+        let (crc, payload) =
+            read_section(self.source, self.seed, what, tag, self.at, limit.min(room))?;
+        self.passed(crc, payload.len());
+        Ok(payload)
+    }
+
+    fn passed(&mut self, crc: u32, len: usize) {
+        self.digest.update(&crc.to_le_bytes());
+        self.at += (SECTION_HEAD_LEN + len) as u64;
+    }
+
+    fn recipe(&mut self) -> Result<Recipe> {
+        let at = self.at;
+        let payload = self.section("pipeline description", tag::PIPE, limit::PIPE_LEN)?;
+        Recipe::decode(&payload)
+            .map_err(|why| corrupt("pipeline description", at, payload.len() as u64, why))
+    }
+
+    fn target(&mut self) -> Result<TargetIdentity> {
+        let at = self.at;
+        let payload = self.section("target identity", tag::TARGET, limit::TARGET_LEN)?;
+        let len = payload.len() as u64;
+        TargetIdentity::decode(&payload)
+            .map_err(|_| corrupt("target identity", at, len, "its fields do not fill it"))
+    }
+
+    fn vmas(&mut self) -> Result<VmaTable> {
+        let at = self.at;
+        let payload = self.section("VMA table", tag::VMAS, limit::VMAS_LEN)?;
+        let len = payload.len() as u64;
+        VmaTable::decode(payload)
+            .map_err(|_| corrupt("VMA table", at, len, "its mappings do not fill it"))
+    }
+
+    fn trailers(&mut self, n_stages: usize) -> Result<Vec<Vec<u8>>> {
+        let at = self.at;
+        let payload = self.section("trailers", tag::TRAILERS, limit::TRAILERS_LEN)?;
+        let mut f = Fields::new(&payload);
+        let trailers: Option<Vec<_>> = (0..n_stages)
+            .map(|_| f.bytes16().ok().map(<[u8]>::to_vec))
+            .collect();
+        let bad = |why| corrupt("trailers", at, payload.len() as u64, why);
+        let trailers = trailers.filter(|_| f.is_empty());
+        if self.at != self.end {
+            return Err(bad("the footer does not follow them"));
+        }
+        trailers.ok_or_else(|| bad("they are not one for each stage"))
+    }
+
+    /// Checks that chunks and index blocks tile the body, and answers the blocks.
+    fn body(&mut self, header: &Header, footer: &Footer, tally: &mut Tally) -> Result<Vec<u64>> {
+        if self.at != footer.body {
+            return Err(corrupt(
+                "body",
+                footer.body,
+                0,
+                format!("it begins at {} in truth", self.at),
+            ));
+        }
+        let blocks = self.find_blocks(footer)?;
+        let mut before = 0;
+        for &offset in &blocks {
+            let (crc, payload) = read_block(self.source, self.seed, offset)?;
+            let bad = |why: String| corrupt("index", offset, payload.len() as u64, why);
+            let (fixed, entries) = payload.split_at(INDEX_FIXED_LEN);
+            if fixed[..8] != u64::to_le_bytes(before) || fixed[12..] != [0; 4] {
+                return Err(bad("it does not name the block before it".into()));
+            }
+            for entry in entries.as_chunks::<INDEX_ENTRY_LEN>().0 {
+                let entry = IndexEntry::decode(entry)
+                    .ok_or_else(|| bad("an entry has unknown flags".into()))?;
+                if entry.offset != self.at {
+                    return Err(bad(format!(
+                        "chunk {} is at {}, not at {}",
+                        entry.index, entry.offset, self.at
+                    )));
+                }
+                tally.add(&entry, header).map_err(&bad)?;
+                self.at += u64::from(entry.len);
+            }
+            if self.at != offset {
+                return Err(bad(format!("the chunks before it end at {}", self.at)));
+            }
+            self.passed(crc, payload.len());
+            before = offset;
+        }
+        if self.at != footer.trailers {
+            return Err(corrupt(
+                "body",
+                self.at,
+                0,
+                format!("the trailers begin at {}, not behind it", footer.trailers),
+            ));
+        }
+        Ok(blocks)
+    }
+
+    /// Follows the blocks from last to first. Offsets must fall, so it ends.
+    fn find_blocks(&self, footer: &Footer) -> Result<Vec<u64>> {
+        let mut blocks = Vec::new();
+        let (mut at, mut before) = (footer.last_index, footer.trailers);
+        while at != 0 {
+            let fits = at >= footer.body
+                && at
+                    .checked_add(SMALLEST_BLOCK)
+                    .is_some_and(|end| end <= before);
+            if !fits || blocks.len() as u64 >= footer.n_index_blocks {
+                return Err(corrupt(
+                    "index",
+                    at,
+                    0,
+                    "it is not where an index block can be",
+                ));
+            }
+            blocks.push(at);
+            let mut fixed = [0; 8];
+            read_exact(
+                self.source,
+                "index",
+                at + SECTION_HEAD_LEN as u64,
+                &mut fixed,
+            )?;
+            (before, at) = (at, u64::from_le_bytes(fixed));
+        }
+        if blocks.len() as u64 != footer.n_index_blocks {
+            let why = format!(
+                "{} blocks, the footer says {}",
+                blocks.len(),
+                footer.n_index_blocks
+            );
+            return Err(corrupt("index", footer.last_index, 0, why));
+        }
+        blocks.reverse();
+        Ok(blocks)
+    }
+}
+
+/// What the index adds up to.
+struct Tally {
+    /// One bit for each of the chunks the footer promises.
+    seen: Vec<u64>,
+    promised: u64,
+    totals: Footer,
+    max_chunk: usize,
+}
+
+impl Tally {
+    fn new(header: &Header, footer: &Footer, len: u64) -> Result<Self> {
+        // A chunk takes at least its head, a run and an entry: a bound for the bits.
+        let most = len / (CHUNK_HEAD_LEN + RUN_LEN + INDEX_ENTRY_LEN) as u64;
+        if footer.n_chunks > most {
+            let why = format!("{} chunks do not fit into {len} bytes", footer.n_chunks);
+            return Err(corrupt(
+                "footer",
+                len - FOOTER_LEN as u64,
+                FOOTER_LEN as u64,
+                why,
+            ));
+        }
+        let totals = Footer {
+            image_id: header.image_id,
+            ..Footer::default()
+        };
+        let seen = vec![0; footer.n_chunks.div_ceil(64) as usize];
+        Ok(Self {
+            seen,
+            promised: footer.n_chunks,
+            totals,
+            max_chunk: 0,
+        })
+    }
+
+    fn add(&mut self, entry: &IndexEntry, header: &Header) -> std::result::Result<(), String> {
+        let IndexEntry {
+            index,
+            len,
+            raw_len,
+            ..
+        } = *entry;
+        let pages = u64::from(raw_len / header.page_size) + u64::from(entry.n_zero_pages);
+        let max_runs = header.chunk_len / header.page_size;
+        let max_len = (CHUNK_HEAD_LEN as u32) + max_runs * RUN_LEN as u32 + limit::FRAME_LEN;
+        let min_len = (CHUNK_HEAD_LEN + RUN_LEN) as u32;
+        if raw_len % header.page_size != 0 || pages == 0 || pages > u64::from(max_runs) {
+            return Err(format!(
+                "chunk {index} of {raw_len} bytes and {} zero pages cannot be",
+                entry.n_zero_pages
+            ));
+        }
+        if len < min_len || len > max_len {
+            return Err(format!(
+                "chunk {index} of {len} bytes is not within {min_len}..={max_len}"
+            ));
+        }
+        self.mark(index)?;
+        self.max_chunk = self.max_chunk.max(len as usize);
+        self.totals.n_chunks += 1;
+        self.totals.n_pages += u64::from(raw_len / header.page_size);
+        self.totals.n_zero_pages += u64::from(entry.n_zero_pages);
+        self.totals.raw_bytes += u64::from(raw_len);
+        self.totals.stored_bytes += u64::from(len);
+        if entry.last != (index + 1 == self.promised) {
+            return Err(format!(
+                "chunk {index} is{} said to be the last",
+                if entry.last { "" } else { " not" }
+            ));
+        }
+        Ok(())
+    }
+
+    fn mark(&mut self, index: u64) -> std::result::Result<(), String> {
+        let bit = 1 << (index % 64);
+        let word = usize::try_from(index / 64)
+            .ok()
+            .filter(|_| index < self.promised);
+        match word.and_then(|at| self.seen.get_mut(at)) {
+            Some(word) if *word & bit == 0 => *word |= bit,
+            Some(_) => return Err(format!("chunk {index} is there twice")),
+            None => return Err(format!("there is no chunk {index}")),
+        }
+        Ok(())
+    }
+
+    fn check(&self, footer: &Footer, digest: u32, len: u64) -> Result<()> {
+        let bad = |why: String| corrupt("footer", len - FOOTER_LEN as u64, FOOTER_LEN as u64, why);
+        let sums = |f: &Footer| {
+            (
+                f.n_chunks,
+                f.n_pages,
+                f.n_zero_pages,
+                f.raw_bytes,
+                f.stored_bytes,
+            )
+        };
+        if sums(footer) != sums(&self.totals) || footer.image_id != self.totals.image_id {
+            return Err(bad(format!(
+                "its totals {:?} are not those of the index {:?}",
+                sums(footer),
+                sums(&self.totals)
+            )));
+        }
+        if footer.digest != digest {
+            return Err(bad(format!(
+                "the digest of all parts is {digest:08x}, it says {:08x}",
+                footer.digest
+            )));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,204 @@
+/*
+ * A sink for tests: one file, and faults on demand.
+ *
+ *   cc -shared -fPIC -DNAME='"disk"' -DCAPABILITIES=... -DTHREADS=...
+ *
+ * Parameters: path of the file; fail_write, the number of the write (from 1) that fails;
+ * fail_step (none, open, commit, remove, read). Without WRITE_ANYWHERE it refuses writes that do
+ * not continue where the last one ended, and two calls at once.
+ *
+ * SPDX-License-Identifier: MIT OR Apache-2.0
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "memcr_stage.h"
+
+struct disk {
+    int fd;
+    int committed;
+    long fail_write;
+    long n_writes;
+    uint64_t next;
+    char path[1024];
+    char fail_step[32];
+    pthread_mutex_t lock;
+};
+
+static int32_t fail(memcr_error *err, int32_t code, const char *message)
+{
+    snprintf(err->message, sizeof err->message, "%s", message);
+    return code;
+}
+
+static int32_t create(const memcr_host *host, const memcr_key_value *params, size_t n_params,
+                      memcr_handle *out_handle, memcr_error *err)
+{
+    struct disk *disk = calloc(1, sizeof *disk);
+    size_t i;
+
+    (void)host;
+    (void)err;
+    disk->fd = -1;
+    pthread_mutex_init(&disk->lock, NULL);
+    for (i = 0; i < n_params; i++) {
+        if (!strcmp(params[i].key, "path"))
+            snprintf(disk->path, sizeof disk->path, "%s", params[i].value);
+        if (!strcmp(params[i].key, "fail_write"))
+            disk->fail_write = atol(params[i].value);
+        if (!strcmp(params[i].key, "fail_step"))
+            snprintf(disk->fail_step, sizeof disk->fail_step, "%s", params[i].value);
+    }
+    *out_handle = disk;
+    return MEMCR_CODE_OK;
+}
+
+static int32_t sink_remove(memcr_handle handle, memcr_error *err)
+{
+    struct disk *disk = handle;
+
+    if (!strcmp(disk->fail_step, "remove"))
+        return fail(err, MEMCR_CODE_IO, "the image does not go away");
+    if (disk->fd >= 0)
+        unlink(disk->path);
+    return MEMCR_CODE_OK;
+}
+
+static void destroy(memcr_handle handle)
+{
+    struct disk *disk = handle;
+
+    if (disk->fd >= 0) {
+        if (!disk->committed)
+            unlink(disk->path);
+        close(disk->fd);
+    }
+    free(disk);
+}
+
+static int32_t sink_open(memcr_handle handle, const memcr_sink_open *open_, memcr_error *err)
+{
+    struct disk *disk = handle;
+    int flags = open_->mode == MEMCR_SINK_WRITE ? O_RDWR | O_CREAT | O_TRUNC : O_RDWR;
+
+    if (!strcmp(disk->fail_step, "open"))
+        return fail(err, MEMCR_CODE_NO_SPACE, "the disk is full");
+    if (open_->mode == MEMCR_SINK_READ)
+        snprintf(disk->path, sizeof disk->path, "%s", open_->locator);
+    disk->fd = open(disk->path, flags | O_CLOEXEC, 0600);
+    disk->committed = open_->mode == MEMCR_SINK_READ;
+    return disk->fd < 0 ? fail(err, MEMCR_CODE_NOT_FOUND, strerror(errno)) : MEMCR_CODE_OK;
+}
+
+static int32_t sink_write_at(memcr_handle handle, uint64_t offset, const uint8_t *data, size_t len,
+                             memcr_error *err)
+{
+    struct disk *disk = handle;
+    int32_t code = MEMCR_CODE_OK;
+    int anywhere = (CAPABILITIES) & MEMCR_CAPABILITY_WRITE_ANYWHERE;
+
+    if (pthread_mutex_trylock(&disk->lock)) {
+        if (!anywhere)
+            return fail(err, MEMCR_CODE_INTERNAL, "two calls at once");
+        pthread_mutex_lock(&disk->lock);
+    }
+    if (!anywhere && offset != disk->next)
+        code = fail(err, MEMCR_CODE_INTERNAL, "a write does not continue the last one");
+    disk->next = offset + len;
+    if (++disk->n_writes == disk->fail_write)
+        code = fail(err, MEMCR_CODE_NO_SPACE, "no space left on the test device");
+    pthread_mutex_unlock(&disk->lock);
+    if (code == MEMCR_CODE_OK && pwrite(disk->fd, data, len, (off_t)offset) != (ssize_t)len)
+        code = fail(err, MEMCR_CODE_IO, strerror(errno));
+    return code;
+}
+
+static int32_t sink_read_at(memcr_handle handle, uint64_t offset, uint8_t *out, size_t cap,
+                            size_t *out_len, memcr_error *err)
+{
+    struct disk *disk = handle;
+    ssize_t n = pread(disk->fd, out, cap, (off_t)offset);
+
+    if (n < 0 || !strcmp(disk->fail_step, "read"))
+        return fail(err, MEMCR_CODE_IO, "the test device does not read");
+    *out_len = (size_t)n;
+    return MEMCR_CODE_OK;
+}
+
+static int32_t sink_len(memcr_handle handle, uint64_t *out_len, memcr_error *err)
+{
+    struct disk *disk = handle;
+    struct stat st;
+
+    if (fstat(disk->fd, &st))
+        return fail(err, MEMCR_CODE_IO, strerror(errno));
+    *out_len = (uint64_t)st.st_size;
+    return MEMCR_CODE_OK;
+}
+
+static int32_t sink_commit(memcr_handle handle, uint64_t len, uint64_t raw_len, memcr_error *err)
+{
+    struct disk *disk = handle;
+
+    (void)len;
+    (void)raw_len;
+    if (!strcmp(disk->fail_step, "commit"))
+        return fail(err, MEMCR_CODE_IO, "the image cannot be made to last");
+    disk->committed = 1;
+    return MEMCR_CODE_OK;
+}
+
+static int32_t sink_locator(memcr_handle handle, char *out, size_t out_cap, size_t *out_len,
+                            memcr_error *err)
+{
+    struct disk *disk = handle;
+
+    (void)err;
+    *out_len = (size_t)snprintf(out, out_cap, "%s", disk->path);
+    return MEMCR_CODE_OK;
+}
+
+static const memcr_param params[] = {
+    {.name = "path", .kind = MEMCR_PARAM_PATH, .flags = MEMCR_PARAM_REQUIRED, .help = "file"},
+    {.name = "fail_write", .kind = MEMCR_PARAM_INTEGER, .max = 1 << 20, .help = "write that fails"},
+    {.name = "fail_step",
+     .kind = MEMCR_PARAM_CHOICE,
+     .default_value = "none",
+     .choices = "none|open|commit|remove|read",
+     .help = "step that fails"},
+};
+
+static const memcr_stage_table table = {
+    .struct_size = sizeof(memcr_stage_table),
+    .abi_version = MEMCR_ABI_VERSION,
+    .kind = MEMCR_KIND_SINK,
+    .threads = THREADS,
+    .capabilities = CAPABILITIES,
+    .name = NAME,
+    .version = "1.0.0",
+    .summary = "a sink for tests",
+    .params = params,
+    .n_params = 3,
+    .param_size = sizeof(memcr_param),
+    .create = create,
+    .destroy = destroy,
+    .sink_open = sink_open,
+    .sink_write_at = sink_write_at,
+    .sink_read_at = sink_read_at,
+    .sink_len = sink_len,
+    .sink_commit = sink_commit,
+    .sink_locator = sink_locator,
+    .sink_remove = sink_remove,
+};
+
+const memcr_stage_table *memcr_stage_v1(void)
+{
+    return &table;
+}
