@@ -1,4 +1,6 @@
 //! Tests of both doors, and of plugins that come out of a file.
 
 mod doors;
+mod host;
+mod info;
 mod loaded;
