@@ -4,7 +4,7 @@ use std::error::Error;
 
 use serde_json::json;
 
-use super::config::ConfigError;
+use super::config::{Choice, ConfigError};
 use super::exit::Exit;
 use crate::checkpoint::{CheckpointError, StepError};
 use crate::freeze::{FreezeError, Refusal};
@@ -28,6 +28,21 @@ impl Failure {
             exit,
             error: error.into(),
             hint: None,
+        }
+    }
+
+    /// Of a pipeline that was chosen: a parameter that does not fit is named with the
+    /// place where it was given.
+    pub(super) fn of_choice(error: PipelineError, choice: &Choice) -> Self {
+        let origin = match &error {
+            PipelineError::Param { stage, key, .. } => choice.origin(stage, key),
+            _ => None,
+        };
+        match origin {
+            None => Self::from(error),
+            Some(origin) => {
+                Self::new(Exit::Plugin, format!("{origin}: {error}")).with_hint(error.hint())
+            }
         }
     }
 
@@ -102,6 +117,7 @@ impl From<PipelineError> for Failure {
     fn from(error: PipelineError) -> Self {
         let exit = match &error {
             PipelineError::Load(_)
+            | PipelineError::Param { .. }
             | PipelineError::Config { .. }
             | PipelineError::Plugin { .. }
             | PipelineError::WrongKey { .. } => Exit::Plugin,
@@ -160,7 +176,9 @@ impl From<RestoreError> for Failure {
 /// Of a pipeline that failed while the target could still be let go as it was.
 fn undone(error: &PipelineError) -> Exit {
     match error {
-        PipelineError::Load(_) | PipelineError::Config { .. } => Exit::Plugin,
+        PipelineError::Load(_) | PipelineError::Param { .. } | PipelineError::Config { .. } => {
+            Exit::Plugin
+        }
         PipelineError::Cancelled(CancelReason::TargetGone) => Exit::TargetGone,
         PipelineError::Cancelled(_) => Exit::Aborted,
         _ => Exit::Undone,

@@ -23,7 +23,7 @@ use super::interactive::{self, Line};
 use super::out::Out;
 use super::{progress, report, signals};
 use crate::checkpoint::{CheckpointOptions, checkpoint};
-use crate::pipeline::{Cancel, Pipeline, PipelineSpec, Progress, SearchPath};
+use crate::pipeline::{Cancel, Pipeline, Progress};
 use crate::restore::{RestoreReport, restore};
 use crate::session::{Held, HeldEvent};
 
@@ -36,12 +36,12 @@ const TRIES: u32 = 3;
 /// Time between two tries.
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
-/// Takes the memory of process `pid` away, waits, and gives it back.
+/// Takes the memory of process `pid` away through the pipeline that `load` makes, waits,
+/// and gives it back.
 pub(super) fn run(
     args: &Args,
     pid: u32,
-    spec: &PipelineSpec,
-    search: &SearchPath,
+    load: impl FnOnce() -> Result<Pipeline, Failure>,
     out: &mut Out,
 ) -> Result<(), Failure> {
     for flag in compat::without_effect(&args.job) {
@@ -52,7 +52,7 @@ pub(super) fn run(
     let limit = signals::watch(&cancel, args.job.timeout).map_err(|error| {
         Failure::new(Exit::Internal, format!("cannot watch for signals: {error}"))
     })?;
-    let pipeline = Pipeline::load(spec, search)?;
+    let pipeline = load()?;
     let stages = pipeline.describe().to_vec();
     let options = options(args, pid, &cancel);
     let line = progress::Line::start("checkpoint", &options.progress, shows_progress(args));

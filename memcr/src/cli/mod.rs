@@ -96,16 +96,15 @@ fn without_verb(args: &Args, out: &mut Out) -> Result<(), Failure> {
     if let Some(name) = &args.job.stage_help {
         return stages::help(&config, name, &search, json, out);
     }
-    let spec = config::pipeline(&config, &args.job, &args.common.set)?;
+    let choice = config::pipeline(&config, &args.job, &args.common.set)?;
+    let pipeline = || {
+        let loaded = Pipeline::load(&choice.spec, &search);
+        loaded.map_err(|error| Failure::of_choice(error, &choice))
+    };
     match args.job.pid {
-        Some(pid) => job::run(args, pid, &spec, &search, out)?,
+        Some(pid) => job::run(args, pid, pipeline, out)?,
         // `stray` has seen to it that there is a target or --check-config.
-        None => print::config(
-            &config,
-            Pipeline::load(&spec, &search)?.describe(),
-            json,
-            out,
-        ),
+        None => print::config(&config, pipeline()?.describe(), json, out),
     }
     Ok(())
 }

@@ -204,6 +204,7 @@ impl Pipeline {
         let file = Arc::new(file);
         let reader =
             ImageReader::open(file.clone()).map_err(|e| decode::image_error("file", false, e))?;
+        check_overrides(overrides, &reader.recipe().stages)?;
         let coders = reader
             .recipe()
             .stages
@@ -225,6 +226,29 @@ impl Pipeline {
     }
 }
 
+/// The user names a stage as it was named when the image was made, or by what it is.
+fn is_for(given: &StageSpec, stage: &RecipeStage) -> bool {
+    given.alias == stage.alias || given.alias == stage.name
+}
+
+/// A parameter for a stage that the image does not have would have no effect: a typing
+/// error, most likely.
+fn check_overrides(overrides: &[StageSpec], stages: &[RecipeStage]) -> Result<()> {
+    let stray = |given: &&StageSpec| !stages.iter().any(|stage| is_for(given, stage));
+    let Some(given) = overrides.iter().find(stray) else {
+        return Ok(());
+    };
+    let known: Vec<_> = stages.iter().map(|stage| stage.alias.as_str()).collect();
+    Err(PipelineError::Config {
+        what: format!(
+            "the image has no stage `{}`: its pipeline is {}",
+            given.alias,
+            known.join(",")
+        ),
+        hint: String::new(),
+    })
+}
+
 /// A stage of an image as it is to be loaded.
 fn with_overrides(stage: &RecipeStage, overrides: &[StageSpec]) -> StageSpec {
     let mut spec = StageSpec {
@@ -232,12 +256,11 @@ fn with_overrides(stage: &RecipeStage, overrides: &[StageSpec]) -> StageSpec {
         plugin: stage.name.clone(),
         params: Vec::new(),
     };
-    if let Some(given) = overrides
-        .iter()
-        .find(|given| given.alias == stage.alias || given.plugin == stage.name)
-    {
-        spec.plugin = given.plugin.clone();
-        spec.params = given.params.clone();
+    for given in overrides.iter().filter(|given| is_for(given, stage)) {
+        if !given.plugin.is_empty() {
+            spec.plugin.clone_from(&given.plugin);
+        }
+        spec.params.extend(given.params.iter().cloned());
     }
     // Recorded values come last and so win: the bytes were written with them.
     spec.params.extend(stage.params.iter().cloned());

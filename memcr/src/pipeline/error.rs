@@ -29,7 +29,19 @@ pub enum PipelineError {
     /// A plugin cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The stages do not fit together, or a parameter does not fit its stage.
+    /// A parameter does not fit its stage.
+    #[error("{what}")]
+    Param {
+        /// Alias of the stage.
+        stage: String,
+        /// Key of the parameter; who knows where it was given can say so.
+        key: String,
+        /// What does not fit, with the allowed alternatives.
+        what: String,
+        /// What the user can do, or empty.
+        hint: String,
+    },
+    /// The stages do not fit together.
     #[error("{what}")]
     Config {
         /// What does not fit, with the allowed alternatives.
@@ -127,7 +139,7 @@ impl PipelineError {
     pub fn hint(&self) -> Option<&str> {
         let hint = match self {
             Self::Load(e) => &e.hint,
-            Self::Config { hint, .. } => hint,
+            Self::Param { hint, .. } | Self::Config { hint, .. } => hint,
             Self::Plugin { source, .. }
             | Self::WrongKey { source, .. }
             | Self::Sink { source, .. } => &source.hint,

@@ -36,7 +36,9 @@ pub(super) fn resolve(
 
 /// The value as the plugin gets it.
 fn checked(alias: &str, param: &ParamDescription, value: &str) -> Result<String> {
-    let wrong = |allowed: String| PipelineError::Config {
+    let wrong = |allowed: String| PipelineError::Param {
+        stage: alias.to_owned(),
+        key: param.name.clone(),
         what: format!(
             "parameter `{}` of stage `{alias}` is `{}`, allowed is {allowed}",
             param.name,
@@ -108,7 +110,9 @@ fn unknown_key(alias: &str, stage: &StageDescription, key: &str) -> PipelineErro
     } else {
         format!("it has {}", keys.join(", "))
     };
-    PipelineError::Config {
+    PipelineError::Param {
+        stage: alias.to_owned(),
+        key: key.to_owned(),
         what: format!(
             "stage `{alias}` has no parameter `{}`: {allowed}",
             key.escape_debug()
@@ -118,7 +122,9 @@ fn unknown_key(alias: &str, stage: &StageDescription, key: &str) -> PipelineErro
 }
 
 fn missing(alias: &str, stage: &StageDescription, param: &ParamDescription) -> PipelineError {
-    PipelineError::Config {
+    PipelineError::Param {
+        stage: alias.to_owned(),
+        key: param.name.clone(),
         what: format!(
             "stage `{alias}` needs the parameter `{}` ({})",
             param.name, param.help

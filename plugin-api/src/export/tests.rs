@@ -1,6 +1,4 @@
 //! Tests of both doors, and of plugins that come out of a file.
 
 mod doors;
-mod host;
-mod info;
 mod loaded;

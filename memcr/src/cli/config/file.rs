@@ -60,7 +60,7 @@ pub struct File {
 ///
 /// # Errors
 /// [`ConfigError::Entry`] with line and column of the first mistake.
-pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
+pub fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
     let places = Text::new(path, text);
     let raw: Raw = toml::from_str(text).map_err(|error| syntax(&places, &error))?;
     let given = |value: Spanned<String>| Given {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! pipeline.toml ──file::parse──▶ File ─┐
-//! built-in copy ──file::parse──▶ File ─┴─under──▶ Config ──select::pipeline──▶ PipelineSpec
+//! built-in copy ──file::parse──▶ File ─┴─under──▶ Config ──select::pipeline──▶ Choice
 //!                                     flags, --set ──────────────┘
 //! ```
 //!
@@ -19,9 +19,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 pub use error::ConfigError;
-pub use file::{File, Given, Param, Stage};
+pub use file::{File, Given, Param, Stage, parse};
 pub use origin::Origin;
-pub use select::{overrides, pipeline};
+pub use select::{Choice, overrides, pipeline};
 
 /// Longest configuration that is read, bytes. The annotated default has 3 KiB; the
 /// limit keeps `--config /dev/zero` from eating the machine.

@@ -13,17 +13,37 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use crate::cli::args::Job;
-use crate::pipeline::{DEFAULT_CHUNK_LEN, PipelineSpec, StageSpec};
+use crate::pipeline::{DEFAULT_CHUNK_LEN, PipelineSpec, StageSpec, parse_size};
 
 use super::file::{Given, Stage};
 use super::{Config, ConfigError, Origin, Param};
+
+/// A pipeline to be loaded, and where each parameter was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The pipeline.
+    pub spec: PipelineSpec,
+    params: Vec<(String, Param)>,
+}
+
+impl Choice {
+    /// Where the parameter `key` of the stage `alias` was given.
+    #[must_use]
+    pub fn origin(&self, alias: &str, key: &str) -> Option<&Origin> {
+        let found = self
+            .params
+            .iter()
+            .find(|(stage, param)| stage == alias && param.key == key);
+        found.map(|(_, param)| &param.origin)
+    }
+}
 
 /// The pipeline that `job` asks for under `config`, with the `--set` values `sets`.
 ///
 /// # Errors
 /// When the list of stages is empty or has an empty name, or a `--set` names no stage
 /// of it.
-pub fn pipeline(config: &Config, job: &Job, sets: &[String]) -> Result<PipelineSpec, ConfigError> {
+pub fn pipeline(config: &Config, job: &Job, sets: &[String]) -> Result<Choice, ConfigError> {
     let list = stage_list(config, job)?;
     let mut stages: Vec<Named> = split(&list)?
         .into_iter()
@@ -31,10 +51,13 @@ pub fn pipeline(config: &Config, job: &Job, sets: &[String]) -> Result<PipelineS
         .collect();
     apply_flags(&mut stages, job)?;
     apply_sets(&mut stages, sets, &list.value)?;
-    Ok(PipelineSpec {
-        stages: stages.into_iter().map(Named::into_spec).collect(),
-        workers: workers(config, job),
-        chunk_len_bytes: chunk_len_bytes(config)?,
+    Ok(Choice {
+        spec: PipelineSpec {
+            stages: stages.iter().map(Named::spec).collect(),
+            workers: workers(config, job),
+            chunk_len_bytes: chunk_len_bytes(config)?,
+        },
+        params: stages.into_iter().flat_map(Named::into_params).collect(),
     })
 }
 
@@ -43,20 +66,16 @@ pub fn pipeline(config: &Config, job: &Job, sets: &[String]) -> Result<PipelineS
 /// # Errors
 /// When one has not the form STAGE.KEY=VALUE.
 pub fn overrides(sets: &[String]) -> Result<Vec<StageSpec>, ConfigError> {
-    let mut specs: Vec<StageSpec> = Vec::new();
-    for text in sets {
+    let spec = |text: &String| {
         let set = Set::parse(text)?;
-        let pair = (set.param.key, set.param.value);
-        match specs.iter_mut().find(|spec| spec.alias == set.stage) {
-            Some(spec) => spec.params.push(pair),
-            None => specs.push(StageSpec {
-                alias: set.stage.clone(),
-                plugin: set.stage,
-                params: vec![pair],
-            }),
-        }
-    }
-    Ok(specs)
+        let params = vec![(set.param.key, set.param.value)];
+        Ok(StageSpec {
+            alias: set.stage,
+            plugin: String::new(),
+            params,
+        })
+    };
+    sets.iter().map(spec).collect()
 }
 
 /// The list of stages, with a name from `[pipelines]` replaced by what it stands for.
@@ -142,17 +161,21 @@ impl Named {
         self.stage.params.push(param);
     }
 
-    fn into_spec(self) -> StageSpec {
+    fn spec(&self) -> StageSpec {
+        let params = self.stage.params.iter();
         StageSpec {
-            alias: self.alias,
-            plugin: self.stage.plugin,
-            params: self
-                .stage
-                .params
-                .into_iter()
-                .map(|p| (p.key, p.value))
-                .collect(),
+            alias: self.alias.clone(),
+            plugin: self.stage.plugin.clone(),
+            params: params.map(|p| (p.key.clone(), p.value.clone())).collect(),
         }
+    }
+
+    fn into_params(self) -> impl Iterator<Item = (String, Param)> {
+        let alias = self.alias;
+        self.stage
+            .params
+            .into_iter()
+            .map(move |param| (alias.clone(), param))
     }
 }
 
@@ -249,24 +272,14 @@ fn chunk_len_bytes(config: &Config) -> Result<u64, ConfigError> {
     let Some(chunk) = &config.settings.chunk else {
         return Ok(DEFAULT_CHUNK_LEN);
     };
-    parse_size(&chunk.value).ok_or_else(|| ConfigError::Entry {
+    let len_bytes = parse_size(&chunk.value).and_then(|len| u64::try_from(len).ok());
+    len_bytes.ok_or_else(|| ConfigError::Entry {
         origin: chunk.origin.clone(),
         message: format!(
-            "chunk: `{}` is no length: a number of bytes, or one with KiB or MiB",
+            "chunk: `{}` is no length in bytes, such as 65536, 64K or 1MiB",
             chunk.value
         ),
     })
-}
-
-fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit = match text[digits.len()..].trim() {
-        "" | "B" => 1,
-        "K" | "KiB" => 1 << 10,
-        "M" | "MiB" => 1 << 20,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 #[cfg(test)]
@@ -289,7 +302,8 @@ mod tests {
         std::fs::write(&path, CONFIG).unwrap();
         let config = Config::load(Some(&path), &Places::default()).unwrap();
         let args = Args::try_parse_from(line.split(' ')).unwrap();
-        let spec = pipeline(&config, &args.job, &args.common.set).map_err(|e| e.to_string())?;
+        let choice = pipeline(&config, &args.job, &args.common.set).map_err(|e| e.to_string())?;
+        let spec = &choice.spec;
         let word = |stage: &StageSpec| {
             let params: Vec<_> = stage
                 .params
@@ -363,23 +377,6 @@ mod tests {
             ),
         ] {
             assert_eq!(chosen(line).unwrap_err(), want);
-        }
-    }
-
-    #[test]
-    fn sizes_have_suffixes() {
-        for (text, want) in [
-            ("262144", Some(262_144)),
-            ("256KiB", Some(262_144)),
-            ("1 MiB", Some(1 << 20)),
-            ("", None),
-            ("KiB", None),
-            ("-1", None),
-            ("1GB", None),
-            ("99999999999999999999", None),
-            ("18446744073709551615KiB", None),
-        ] {
-            assert_eq!(parse_size(text), want, "{text}");
         }
     }
 }
