@@ -19,7 +19,13 @@ struct Cat(Child);
 
 impl Cat {
     fn start() -> Self {
-        Self(Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+        Self(
+            Command::new("cat")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        )
     }
 
     fn pid(&self) -> i32 {
@@ -27,9 +33,16 @@ impl Cat {
     }
 
     fn still_answers(mut self) {
-        self.0.stdin.take().unwrap().write_all(b"still here\n").unwrap();
+        self.0
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(b"still here\n")
+            .unwrap();
         let mut line = String::new();
-        BufReader::new(self.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(self.0.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         assert_eq!(line, "still here\n");
         assert!(self.0.wait().unwrap().success());
     }
@@ -71,13 +84,34 @@ fn single_calls_and_tables_answer_and_leave_no_trace() {
     let mut frozen = frozen(cat.pid());
     let (before, site) = (maps(cat.pid()), site(cat.pid()));
     let mut borrowed = Borrowed::take(&mut frozen, &site).unwrap();
-    assert_eq!(borrowed.call(libc::SYS_getpid as u64, [0; 6]).unwrap(), i64::from(cat.pid()));
-    let mut entries = vec![Entry { nr: libc::SYS_getpid as u64, ..Entry::default() }; 3000];
-    entries[2999] = Entry { nr: nr::MUNMAP, args: [1, 1, 0, 0, 0, 0], ret: 0 };
+    assert_eq!(
+        borrowed.call(libc::SYS_getpid as u64, [0; 6]).unwrap(),
+        i64::from(cat.pid())
+    );
+    let mut entries = vec![
+        Entry {
+            nr: libc::SYS_getpid as u64,
+            ..Entry::default()
+        };
+        3000
+    ];
+    entries[2999] = Entry {
+        nr: nr::MUNMAP,
+        args: [1, 1, 0, 0, 0, 0],
+        ret: 0,
+    };
     borrowed.run(&mut entries).unwrap();
-    assert!(entries[..2999].iter().all(|entry| entry.ret == i64::from(cat.pid())));
+    assert!(
+        entries[..2999]
+            .iter()
+            .all(|entry| entry.ret == i64::from(cat.pid()))
+    );
     assert_eq!(entries[2999].ret, -i64::from(libc::EINVAL));
-    assert_ne!(maps(cat.pid()), before, "the parasite is mapped while it is used");
+    assert_ne!(
+        maps(cat.pid()),
+        before,
+        "the parasite is mapped while it is used"
+    );
     borrowed.give_back().unwrap();
     assert_eq!(maps(cat.pid()), before);
     frozen.release().unwrap();
@@ -96,14 +130,21 @@ fn a_stopped_process_stays_stopped() {
     let mut cat = Cat::start();
     let pid = rustix::process::Pid::from_child(&cat.0);
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
-    let state = || Status::of_process(pid.as_raw_nonzero().get()).unwrap().state();
+    let state = || {
+        Status::of_process(pid.as_raw_nonzero().get())
+            .unwrap()
+            .state()
+    };
     while state() != 'T' {
         std::thread::yield_now();
     }
     let mut frozen = frozen(cat.pid());
     let site = site(cat.pid());
     let mut borrowed = Borrowed::take(&mut frozen, &site).unwrap();
-    assert_eq!(borrowed.call(libc::SYS_getpid as u64, [0; 6]).unwrap(), i64::from(cat.pid()));
+    assert_eq!(
+        borrowed.call(libc::SYS_getpid as u64, [0; 6]).unwrap(),
+        i64::from(cat.pid())
+    );
     borrowed.give_back().unwrap();
     frozen.release().unwrap();
     // On its way from the tracing stop it may be seen running for a moment.

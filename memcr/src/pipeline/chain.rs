@@ -254,16 +254,16 @@ fn with_overrides(stage: &RecipeStage, overrides: &[StageSpec]) -> StageSpec {
     let mut spec = StageSpec {
         alias: stage.alias.clone(),
         plugin: stage.name.clone(),
-        params: Vec::new(),
+        params: stage.params.clone(),
     };
     for given in overrides.iter().filter(|given| is_for(given, stage)) {
         if !given.plugin.is_empty() {
             spec.plugin.clone_from(&given.plugin);
         }
+        // Later values win: a key file may have moved. Whether one that decides how the
+        // bytes were encoded still is what it was, `check_recipe` sees.
         spec.params.extend(given.params.iter().cloned());
     }
-    // Recorded values come last and so win: the bytes were written with them.
-    spec.params.extend(stage.params.iter().cloned());
     spec
 }
 

@@ -53,12 +53,14 @@ pub struct Encoder {
     // Dropped in this order: the foreman ends last, with the last reference to the handles.
     shift: Arc<Shift>,
     crew: Option<Crew>,
-    foreman: Option<Arc<Foreman>>,
+    foreman: Arc<Foreman>,
     blueprint: Blueprint,
     header: Header,
     target: Option<TargetIdentity>,
     n_vmas: u64,
     next_index: u64,
+    /// The image is committed or gone.
+    ended: bool,
     /// Held back until the next one comes: the last chunk must know that it is.
     held: Option<ChunkPlan>,
 }
@@ -92,7 +94,8 @@ pub(super) fn prepare(
     let mut encoder = Encoder {
         shift: Arc::clone(&shift.0),
         crew: None,
-        foreman: Some(foreman),
+        foreman,
+        ended: false,
         blueprint,
         header,
         target: None,
@@ -121,7 +124,7 @@ impl Encoder {
     /// Writes who the target is and its VMA table. Once, before the first `push`.
     ///
     /// # Errors
-    /// When the sink does not take it.
+    /// When the sink does not take it; the image is gone then.
     pub fn begin(&mut self, meta: ImageMeta) -> Result<()> {
         if self.target.is_some() {
             return Err(misuse("the encoder was begun twice"));
@@ -130,10 +133,11 @@ impl Encoder {
         let shift = Arc::clone(&self.shift);
         let target = meta.target.clone();
         self.n_vmas = meta.vmas.len() as u64;
-        self.foreman()?.run(move |_| {
+        let written = self.foreman.run(move |_| {
             let written = shift.writer.write_meta(&shift.store, &meta);
             written.map_err(|e| shift.sink_failed("cannot write the VMA table", e))
-        })?;
+        });
+        written.map_err(|failure| failure.after(self.end()))?;
         self.target = Some(target);
         Ok(())
     }
@@ -141,16 +145,17 @@ impl Encoder {
     /// Hands one chunk to the workers. Waits while they have enough to do.
     ///
     /// # Errors
-    /// The first failure of any worker, as soon as it is known.
+    /// The first failure of any worker, as soon as it is known; the image is gone then.
     pub fn push(&mut self, plan: ChunkPlan) -> Result<()> {
         if self.target.is_none() {
             return Err(misuse("a chunk was pushed before the encoder was begun"));
         }
         self.check_plan(&plan)?;
-        match self.held.replace(plan) {
+        let pushed = match self.held.replace(plan) {
             Some(before) => self.hand_out(before, false),
             None => self.shift.check(),
-        }
+        };
+        pushed.map_err(|failure| failure.after(self.end()))
     }
 
     /// An empty vector for the runs of the next plan, with the capacity of one that the
@@ -190,13 +195,10 @@ impl Encoder {
         }
         self.shift.check()?;
         let shift = Arc::clone(&self.shift);
-        let footer = self.foreman()?.run(move |_| shift.finish())?;
-        let foreman = self
-            .foreman
-            .take()
-            .ok_or_else(|| misuse("the foreman is gone"))?;
+        let footer = self.foreman.run(move |_| shift.finish())?;
+        self.ended = true;
         Ok(OpenImage::written(
-            foreman,
+            Arc::clone(&self.foreman),
             self.blueprint.clone(),
             &self.header,
             footer,
@@ -249,17 +251,11 @@ impl Encoder {
         if let Some(crew) = self.crew.take() {
             crew.join();
         }
-        let shift = Arc::clone(&self.shift);
-        match self.foreman.take() {
-            Some(foreman) => foreman.run(move |_| shift.remove()),
-            None => Ok(()),
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
         }
-    }
-
-    fn foreman(&self) -> Result<&Foreman> {
-        self.foreman
-            .as_deref()
-            .ok_or_else(|| misuse("the encoder has ended"))
+        let shift = Arc::clone(&self.shift);
+        self.foreman.run(move |_| shift.remove())
     }
 }
 

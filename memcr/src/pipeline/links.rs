@@ -8,7 +8,8 @@ use memcr_plugin_api::stage::{Image, StageError};
 
 use crate::pipeline::load::{Handle, Plugin};
 use crate::pipeline::{
-    LinkDescription, PipelineError, Place, Result, SearchPath, StageKind, StageSpec, order, params,
+    LinkDescription, ParamDescription, ParamType, PipelineError, Place, Result, SearchPath,
+    StageKind, StageSpec, order, params,
 };
 use crate::sink::layout::limit;
 use crate::sink::recipe::{Recipe, RecipeStage};
@@ -82,6 +83,24 @@ impl Link {
             },
             _ => stage_error(&self.alias, place, source),
         }
+    }
+
+    /// The parameters among `params` that decide how bytes are encoded. Paths and
+    /// descriptors only say where something is, such as a key, and may have moved.
+    fn decides<'a>(
+        &'a self,
+        params: &'a [(String, String)],
+    ) -> impl Iterator<Item = &'a (String, String)> {
+        let stage = self.handle.description();
+        let is_place =
+            |param: &&ParamDescription| matches!(param.ty, ParamType::Path | ParamType::Fd);
+        params.iter().filter(move |(key, _)| {
+            !stage
+                .params
+                .iter()
+                .filter(is_place)
+                .any(|param| param.name == *key)
+        })
     }
 
     fn describe(&self) -> LinkDescription {
@@ -264,7 +283,8 @@ impl Chain {
             .split_last()
             .map_or(&[][..], |(_, others)| others);
         let same = |link: &Link, stage: &RecipeStage| {
-            link.handle.description().name == stage.name && link.recorded == stage.params
+            link.handle.description().name == stage.name
+                && link.decides(&link.recorded).eq(link.decides(&stage.params))
         };
         if written.len() == self.links.len()
             && self

@@ -1,4 +1,31 @@
 //! The pipeline: chunks of pages through stage plugins into a sink, and back.
+//!
+//! ```text
+//!  PipelineSpec ─load─▶ Pipeline ─prepare_encode─▶ Encoder ─begin, push…, finish─▶ OpenImage
+//!  "lz4,encrypt,file"   handles    open sink,         ▲ │                           │    │
+//!                       checked    threads, buffers   │ └ abort, drop: image gone    │    └ remove
+//!                          │                       frozen                            │
+//!                          └─open_image(locator), open_file(path)──────────────────▶─┤
+//!                                                                                    │
+//!                         totals ◀─finish─ Decoder ◀─pass(class)…─ prepare_decode────┘
+//! ```
+//!
+//! A chunk stays on one worker from the fetch to the write, hot in its cache; workers run
+//! side by side; a full queue holds the caller back, so memory is bounded by chunks in
+//! flight. Three kinds of threads: the caller (the tracer of a frozen target, on which no
+//! plugin ever runs), the foreman (makes and ends handles, opens and commits), the
+//! workers (encode, decode, write, read).
+//!
+//! | file | what |
+//! |---|---|
+//! | `chain` | what the user asked for, and what it became: [`Pipeline`] |
+//! | `search`, `trust`, `load` | find, check and load plugins; `load` is the only unsafe code |
+//! | `describe`, `params`, `order` | what plugins say of themselves, and what is checked by it |
+//! | `links` | the stages with their handles |
+//! | `foreman`, `crew`, `queue` | threads: who does what, when it ends, who waits |
+//! | `bench`, `zero` | one worker's buffers, and the way of a chunk over them |
+//! | `encode`, `decode` | the two directions |
+//! | `watch`, `error` | how a caller stops and sees the work; what goes wrong |
 
 mod bench;
 mod chain;

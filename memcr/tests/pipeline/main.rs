@@ -3,5 +3,11 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+mod damage;
+mod faults;
+mod loading;
+#[path = "../../../tests/fuzz/src/reseal.rs"]
+#[allow(unreachable_pub)]
+mod reseal;
 mod roundtrip;
 mod support;

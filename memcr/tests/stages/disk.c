@@ -4,8 +4,9 @@
  *   cc -shared -fPIC -DNAME='"disk"' -DCAPABILITIES=... -DTHREADS=...
  *
  * Parameters: path of the file; fail_write, the number of the write (from 1) that fails;
- * fail_step (none, open, commit, remove, read). Without WRITE_ANYWHERE it refuses writes that do
- * not continue where the last one ended, and two calls at once.
+ * fail_step (none, open, commit, remove, read); caller, a thread that must never call.
+ * Without WRITE_ANYWHERE it refuses writes that do not continue where the last one ended,
+ * and two calls at once.
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
@@ -24,6 +25,7 @@
 struct disk {
     int fd;
     int committed;
+    long caller;
     long fail_write;
     long n_writes;
     uint64_t next;
@@ -36,6 +38,16 @@ static int32_t fail(memcr_error *err, int32_t code, const char *message)
 {
     snprintf(err->message, sizeof err->message, "%s", message);
     return code;
+}
+
+/* Loud, because destroy has no other way to complain. */
+static struct disk *enter(memcr_handle handle)
+{
+    struct disk *disk = handle;
+
+    if (gettid() == disk->caller)
+        abort();
+    return disk;
 }
 
 static int32_t create(const memcr_host *host, const memcr_key_value *params, size_t n_params,
@@ -51,18 +63,21 @@ static int32_t create(const memcr_host *host, const memcr_key_value *params, siz
     for (i = 0; i < n_params; i++) {
         if (!strcmp(params[i].key, "path"))
             snprintf(disk->path, sizeof disk->path, "%s", params[i].value);
+        if (!strcmp(params[i].key, "caller"))
+            disk->caller = atol(params[i].value);
         if (!strcmp(params[i].key, "fail_write"))
             disk->fail_write = atol(params[i].value);
         if (!strcmp(params[i].key, "fail_step"))
             snprintf(disk->fail_step, sizeof disk->fail_step, "%s", params[i].value);
     }
+    enter(disk);
     *out_handle = disk;
     return MEMCR_CODE_OK;
 }
 
 static int32_t sink_remove(memcr_handle handle, memcr_error *err)
 {
-    struct disk *disk = handle;
+    struct disk *disk = enter(handle);
 
     if (!strcmp(disk->fail_step, "remove"))
         return fail(err, MEMCR_CODE_IO, "the image does not go away");
@@ -73,7 +88,7 @@ static int32_t sink_remove(memcr_handle handle, memcr_error *err)
 
 static void destroy(memcr_handle handle)
 {
-    struct disk *disk = handle;
+    struct disk *disk = enter(handle);
 
     if (disk->fd >= 0) {
         if (!disk->committed)
@@ -85,7 +100,7 @@ static void destroy(memcr_handle handle)
 
 static int32_t sink_open(memcr_handle handle, const memcr_sink_open *open_, memcr_error *err)
 {
-    struct disk *disk = handle;
+    struct disk *disk = enter(handle);
     int flags = open_->mode == MEMCR_SINK_WRITE ? O_RDWR | O_CREAT | O_TRUNC : O_RDWR;
 
     if (!strcmp(disk->fail_step, "open"))
@@ -100,7 +115,7 @@ static int32_t sink_open(memcr_handle handle, const memcr_sink_open *open_, memc
 static int32_t sink_write_at(memcr_handle handle, uint64_t offset, const uint8_t *data, size_t len,
                              memcr_error *err)
 {
-    struct disk *disk = handle;
+    struct disk *disk = enter(handle);
     int32_t code = MEMCR_CODE_OK;
     int anywhere = (CAPABILITIES) & MEMCR_CAPABILITY_WRITE_ANYWHERE;
 
@@ -123,7 +138,7 @@ static int32_t sink_write_at(memcr_handle handle, uint64_t offset, const uint8_t
 static int32_t sink_read_at(memcr_handle handle, uint64_t offset, uint8_t *out, size_t cap,
                             size_t *out_len, memcr_error *err)
 {
-    struct disk *disk = handle;
+    struct disk *disk = enter(handle);
     ssize_t n = pread(disk->fd, out, cap, (off_t)offset);
 
     if (n < 0 || !strcmp(disk->fail_step, "read"))
@@ -134,7 +149,7 @@ static int32_t sink_read_at(memcr_handle handle, uint64_t offset, uint8_t *out, 
 
 static int32_t sink_len(memcr_handle handle, uint64_t *out_len, memcr_error *err)
 {
-    struct disk *disk = handle;
+    struct disk *disk = enter(handle);
     struct stat st;
 
     if (fstat(disk->fd, &st))
@@ -145,7 +160,7 @@ static int32_t sink_len(memcr_handle handle, uint64_t *out_len, memcr_error *err
 
 static int32_t sink_commit(memcr_handle handle, uint64_t len, uint64_t raw_len, memcr_error *err)
 {
-    struct disk *disk = handle;
+    struct disk *disk = enter(handle);
 
     (void)len;
     (void)raw_len;
@@ -158,7 +173,7 @@ static int32_t sink_commit(memcr_handle handle, uint64_t len, uint64_t raw_len, 
 static int32_t sink_locator(memcr_handle handle, char *out, size_t out_cap, size_t *out_len,
                             memcr_error *err)
 {
-    struct disk *disk = handle;
+    struct disk *disk = enter(handle);
 
     (void)err;
     *out_len = (size_t)snprintf(out, out_cap, "%s", disk->path);
@@ -168,6 +183,7 @@ static int32_t sink_locator(memcr_handle handle, char *out, size_t out_cap, size
 static const memcr_param params[] = {
     {.name = "path", .kind = MEMCR_PARAM_PATH, .flags = MEMCR_PARAM_REQUIRED, .help = "file"},
     {.name = "fail_write", .kind = MEMCR_PARAM_INTEGER, .max = 1 << 20, .help = "write that fails"},
+    {.name = "caller", .kind = MEMCR_PARAM_INTEGER, .max = 1 << 30, .help = "thread that is not to be seen"},
     {.name = "fail_step",
      .kind = MEMCR_PARAM_CHOICE,
      .default_value = "none",
@@ -185,7 +201,7 @@ static const memcr_stage_table table = {
     .version = "1.0.0",
     .summary = "a sink for tests",
     .params = params,
-    .n_params = 3,
+    .n_params = 4,
     .param_size = sizeof(memcr_param),
     .create = create,
     .destroy = destroy,

@@ -29,8 +29,15 @@ enum {
 struct odd {
     int calls; /* at this moment */
     uint64_t seen;
-    pid_t creator;
+    long caller; /* the thread that must never be in here */
 };
+
+/* Loud, because destroy has no other way to complain. */
+static void check_thread(const struct odd *odd)
+{
+    if (gettid() == odd->caller)
+        abort();
+}
 
 static int32_t fail(memcr_error *err, int32_t code, const char *message)
 {
@@ -43,11 +50,10 @@ static int32_t create(const memcr_host *host, const memcr_key_value *params, siz
 {
     struct odd *odd = calloc(1, sizeof *odd);
 
-    (void)params;
-    (void)n_params;
     (void)err;
-    if (gettid() == getpid())
-        return fail(err, MEMCR_CODE_INTERNAL, "create runs on the main thread");
+    if (n_params)
+        odd->caller = atol(params[0].value);
+    check_thread(odd);
     if (host && host->log)
         host->log(4, "odd: created");
     *out_handle = odd;
@@ -56,12 +62,13 @@ static int32_t create(const memcr_host *host, const memcr_key_value *params, siz
 
 static void destroy(memcr_handle handle)
 {
+    check_thread(handle);
     free(handle);
 }
 
 static size_t bound(memcr_handle handle, size_t in_len)
 {
-    (void)handle;
+    check_thread(handle);
     if (ODD == HUGE_BOUND)
         return in_len * 10 + (1 << 20);
     if (ODD == GROWING_BOUND)
@@ -77,6 +84,7 @@ static int32_t begin_encode(memcr_handle handle, const memcr_image_info *info, u
     (void)info;
     (void)out_cap;
     (void)err;
+    check_thread(odd);
     odd->seen = 0;
     memcpy(out, "odd", 3);
     *out_len = 3;
@@ -89,6 +97,7 @@ static int32_t begin_decode(memcr_handle handle, const memcr_image_info *info, c
     struct odd *odd = handle;
 
     (void)info;
+    check_thread(odd);
     odd->seen = 0;
     if (state_len != 3 || memcmp(state, "odd", 3))
         return fail(err, MEMCR_CODE_CORRUPT, "this is not my state");
@@ -100,6 +109,7 @@ static int32_t apply(struct odd *odd, const uint8_t *input, size_t in_len, uint8
 {
     size_t i;
 
+    check_thread(odd);
     if (__atomic_fetch_add(&odd->calls, 1, __ATOMIC_SEQ_CST))
         return fail(err, MEMCR_CODE_INTERNAL, "two calls at once");
     if (in_len > out_cap)
@@ -160,6 +170,7 @@ static int32_t finish_encode(memcr_handle handle, uint64_t n_chunks, uint8_t *ou
     struct odd *odd = handle;
 
     (void)out_cap;
+    check_thread(odd);
     if (n_chunks != odd->seen)
         return fail(err, MEMCR_CODE_INTERNAL, "chunks are missing");
     memcpy(out, &odd->seen, sizeof odd->seen);
@@ -173,6 +184,7 @@ static int32_t finish_decode(memcr_handle handle, uint64_t n_chunks, const uint8
     struct odd *odd = handle;
     uint64_t seen;
 
+    check_thread(odd);
     if (trailer_len != sizeof seen)
         return fail(err, MEMCR_CODE_CORRUPT, "this is not my trailer");
     memcpy(&seen, trailer, sizeof seen);
@@ -180,6 +192,10 @@ static int32_t finish_decode(memcr_handle handle, uint64_t n_chunks, const uint8
         return fail(err, MEMCR_CODE_CORRUPT, "chunks are missing");
     return MEMCR_CODE_OK;
 }
+
+static const memcr_param params[] = {
+    {.name = "caller", .kind = MEMCR_PARAM_INTEGER, .max = 1 << 30, .help = "thread that is not to be seen"},
+};
 
 static const memcr_stage_table table = {
     .struct_size = sizeof(memcr_stage_table),
@@ -189,6 +205,9 @@ static const memcr_stage_table table = {
     .name = NAME,
     .version = "1.0.0",
     .summary = "a transform for tests",
+    .params = params,
+    .n_params = 1,
+    .param_size = sizeof(memcr_param),
     .create = create,
     .destroy = destroy,
     .begin_encode = begin_encode,
