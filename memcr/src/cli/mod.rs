@@ -56,6 +56,8 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Er
 /// # Errors
 /// What went wrong, with the exit code for it. With `--json` it is on stdout already.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    // Before there is a second thread. Should it fail, waits are slower and no less right.
+    let _ = sys::wait::block_sigchld();
     log::init(args.common.verbose, args.common.quiet);
     let mut out = Out::default();
     let done = dispatch(args, &mut out);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::Frozen;
 use crate::sys::procfs::Status;
 use crate::sys::ptrace;
-use crate::sys::wait::{self, WaitStatus};
+use crate::sys::wait::{self, Pause, WaitStatus};
 
 /// Signals whose default is not to end the process (signal(7)): the child and window
 /// notices, urgent data, and those of job control.
@@ -56,6 +56,7 @@ impl Frozen {
     pub fn let_die(&mut self, doom: Doom) {
         self.exit_signal = Some(doom.signal);
         let deadline = Instant::now() + DEATH_DEADLINE;
+        let mut pause = Pause::default();
         let mut alive = ptrace::cont(doom.tid, 0).is_ok();
         while alive && Instant::now() < deadline {
             alive = match wait::try_wait(doom.tid) {
@@ -67,7 +68,7 @@ impl Frozen {
                 Ok(Some(_)) => ptrace::cont(doom.tid, 0).is_ok(),
                 Ok(None) if self.is_leader_dead() => false,
                 Ok(None) => {
-                    wait::wait_for_change(Duration::from_millis(10));
+                    pause.wait();
                     true
                 }
             };

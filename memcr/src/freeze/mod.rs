@@ -26,7 +26,7 @@ pub use target::{Refusal, Target};
 use crate::pipeline::Cancel;
 use crate::sys::procfs::{self, Status};
 use crate::sys::ptrace::{self, Options};
-use crate::sys::wait::WaitStatus;
+use crate::sys::wait::{Pause, WaitStatus};
 use crate::sys::{self, kcmp, wait};
 use restart::Sleepers;
 use threads::Outcome;
@@ -344,6 +344,7 @@ impl Frozen {
     fn reap(&mut self) {
         let deadline = Instant::now() + STOP_DEADLINE;
         let tids = std::mem::take(&mut self.tids);
+        let mut pause = Pause::default();
         for &tid in tids.iter().skip(1).chain(tids.first()) {
             while let Ok(status) = wait::try_wait(tid) {
                 match status {
@@ -351,7 +352,7 @@ impl Frozen {
                     // A thread that the kernel cannot end yet (a core dump, a dead disk)
                     // is left to it: when we end, its parent becomes its tracer again.
                     None if Instant::now() >= deadline => break,
-                    None => wait::wait_for_change(Duration::from_millis(10)),
+                    None => pause.wait(),
                     Some(_) => {}
                 }
             }

@@ -14,16 +14,12 @@
 //! Any stop cancels a pending INTERRUPT, so it is given anew each time.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::pipeline::Cancel;
 use crate::sys::procfs::Status;
 use crate::sys::ptrace;
-use crate::sys::wait::{self, WaitStatus};
-
-/// How long a wait lasts at most before the state is looked at again: a lost SIGCHLD
-/// or a silent death costs no more than this.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+use crate::sys::wait::{self, Pause, WaitStatus};
 
 /// What became of a thread that was told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +42,7 @@ pub(super) fn wait_stopped(
     cancel: &Cancel,
     clones: &mut Vec<i32>,
 ) -> io::Result<Outcome> {
+    let mut pause = Pause::default();
     loop {
         match wait::try_wait(tid) {
             Ok(Some(status)) => {
@@ -56,7 +53,7 @@ pub(super) fn wait_stopped(
             Ok(None) if is_dead(pid, tid) => return Ok(Outcome::Gone),
             Ok(None) if cancel.reason().is_some() => return Ok(Outcome::Cancelled),
             Ok(None) if Instant::now() >= deadline => return Ok(Outcome::Late),
-            Ok(None) => wait::wait_for_change(LOOK_AGAIN),
+            Ok(None) => pause.wait(),
             Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(Outcome::Gone),
             Err(error) => return Err(error),
         }

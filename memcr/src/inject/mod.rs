@@ -35,7 +35,7 @@ use crate::sys::arch::{Regs, nr};
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::procfs::Status;
 use crate::sys::ptrace::{self, UserDispatch};
-use crate::sys::wait::{self, WaitStatus};
+use crate::sys::wait::{self, Pause, WaitStatus};
 use table::Parasite;
 
 /// How long a remote call may take. All of them are short; the deadline is there so
@@ -254,12 +254,13 @@ impl<'a> Borrowed<'a> {
     fn resume(&mut self, how: Resume, is_end: impl Fn(WaitStatus, i32) -> bool) -> Result<()> {
         let tid = self.tid;
         let deadline = Instant::now() + CALL_DEADLINE;
+        let mut pause = Pause::default();
         how.resume(tid)
             .map_err(|source| request("resume", tid, source))?;
         loop {
             match wait::try_wait(tid) {
                 Ok(None) if Instant::now() >= deadline => return Err(InjectError::Stuck { tid }),
-                Ok(None) => wait::wait_for_change(Duration::from_millis(10)),
+                Ok(None) => pause.wait(),
                 Ok(Some(WaitStatus::Exited(_) | WaitStatus::Signaled(_))) | Err(_) => {
                     return Err(InjectError::TargetExited(self.frozen.pid()));
                 }

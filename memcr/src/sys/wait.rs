@@ -50,7 +50,9 @@ fn decode(status: i32) -> WaitStatus {
 }
 
 /// Blocks SIGCHLD in the calling thread and in those it starts later: then it stays
-/// pending until [`wait_for_change`] takes it, and no change is missed.
+/// pending until [`Pause::wait`] takes it, and no change is missed. A program calls it
+/// first of all, before it has other threads: one that does not block the signal may be
+/// given it, and loses it.
 ///
 /// # Errors
 /// None that a valid set can cause.
@@ -66,11 +68,33 @@ pub fn block_sigchld() -> io::Result<()> {
     }
 }
 
-/// Waits for a SIGCHLD (a tracee changed) or for `timeout`, whatever comes first.
-///
-/// With SIGCHLD not blocked in every thread of the process it may be lost to another
-/// thread; so callers pass short timeouts and look again.
-pub fn wait_for_change(timeout: Duration) {
+/// Looks this often without sleeping: a remote call or a stop takes some microseconds,
+/// falling asleep and waking up some tens of them.
+const SPINS: u32 = 50;
+/// Sleeps at most so long before the state is looked at again: a lost SIGCHLD or a
+/// silent death costs no more than this.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Pauses between two looks at a tracee that has not changed yet.
+#[derive(Debug, Default)]
+pub struct Pause {
+    looks: u32,
+}
+
+impl Pause {
+    /// Lets others run, at first for a moment only, then until a SIGCHLD comes.
+    pub fn wait(&mut self) {
+        self.looks += 1;
+        if self.looks <= SPINS {
+            rustix::thread::sched_yield()
+        } else {
+            wait_for_sigchld(LOOK_AGAIN)
+        }
+    }
+}
+
+/// Waits for a SIGCHLD or for `timeout`, whatever comes first.
+fn wait_for_sigchld(timeout: Duration) {
     let set = sigchld();
     let timeout = libc::timespec {
         tv_sec: timeout.as_secs().min(3600).cast_signed(),
