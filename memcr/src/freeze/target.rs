@@ -144,8 +144,10 @@ impl Target {
     /// # Errors
     /// The first reason why it cannot be checkpointed.
     pub fn examine(pid: i32) -> Result<Self, Refusal> {
-        let raw = Pid::from_raw(pid)
-            .filter(|_| pid > 0)
+        // Below 1 are the caller's group and other groups, not processes.
+        let raw = Some(pid)
+            .filter(|pid| *pid > 0)
+            .and_then(Pid::from_raw)
             .ok_or(Refusal::NoSuchProcess(pid))?;
         let status = Status::of_process(pid).map_err(|_| Refusal::NoSuchProcess(pid))?;
         // pidfd_open refuses a thread, but does not say whose it is.
