@@ -39,19 +39,22 @@ pub(crate) struct Built {
 /// An installation.
 pub(crate) struct Prefix(PathBuf);
 
-/// Builds memcr, all plugins and the victims.
+/// Builds memcr, all plugins and the victims, and with `tests` all test programs.
 ///
 /// # Errors
 /// When cargo fails.
-pub(crate) fn build(profile: Profile) -> Done<Built> {
-    run::visibly(run::cargo().args([
-        "build",
-        "--workspace",
-        "--bins",
-        "--lib",
-        "--profile",
-        profile.name,
-    ]))?;
+pub(crate) fn build(profile: Profile, tests: bool) -> Done<Built> {
+    let mut cargo = run::cargo();
+    cargo.args(["build", "--profile", profile.name]);
+    if tests {
+        cargo.args(["--workspace", "--bins", "--lib"]);
+    } else {
+        cargo.args(["--package", "memcr", "--package", "memcr-victims"]);
+        for plugin in plugins()? {
+            cargo.args(["--package", &format!("memcr-stage-{plugin}")]);
+        }
+    }
+    run::visibly(&mut cargo)?;
     Ok(Built {
         profile,
         target: target_dir()?,
@@ -120,9 +123,12 @@ fn plugins() -> Done<Vec<String>> {
     let packages = entries
         .flatten()
         .filter(|entry| entry.path().join("Cargo.toml").is_file());
-    Ok(packages
+    let mut names: Vec<String> = packages
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect())
+        .collect();
+    // As `ls` has them: the order on disk changes from clone to clone.
+    names.sort();
+    Ok(names)
 }
 
 fn put(from: &Path, to: &Path, mode: u32) -> Done {

@@ -20,7 +20,7 @@ use crate::run::Done;
 /// When something cannot be built, or the target lost anything.
 pub(crate) fn run() -> Done {
     host::ready_to_build()?;
-    let prefix = artifacts::build(artifacts::RELEASE)?.stage()?;
+    let prefix = artifacts::build(artifacts::RELEASE, false)?.stage()?;
     let mut target =
         Talk::start(Command::new(prefix.victim()).args(["memory", "size=256M", "content=heap"]))?;
     target.until("ready")?;
@@ -36,6 +36,9 @@ pub(crate) fn run() -> Done {
         mib(before),
         mib(held),
         mib(after)
+    );
+    println!(
+        "  (pages of zeros were dropped for good and take memory again when they are written)"
     );
     println!("  its own check of every byte: {verdict}");
     target.end()?;

@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 
 fn stage() -> run::Done {
     host::ready_to_build()?;
-    let prefix = artifacts::build(artifacts::RELEASE)?.stage()?;
+    let prefix = artifacts::build(artifacts::RELEASE, false)?.stage()?;
     println!("{}", prefix.memcr().display());
     Ok(())
 }

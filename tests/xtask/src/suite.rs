@@ -36,6 +36,9 @@ const PARTS: &[Part] = &[
     ("e2e", |prefix| {
         tests(cargo_in_profile("run", prefix).args(["--package", "memcr-e2e"]))
     }),
+    ("bench", |prefix| {
+        check(cargo_in_profile("run", prefix).args(["--package", "memcr-bench", "--", "--smoke"]))
+    }),
 ];
 
 /// Runs the parts named, or all, and prints `N passed, N failed, N skipped`.
@@ -54,7 +57,7 @@ pub(crate) fn run(names: &[&str]) -> Done {
         ));
     }
     host::ready_to_test()?;
-    let prefix = artifacts::build(artifacts::CI)?.stage()?;
+    let prefix = artifacts::build(artifacts::CI, true)?.stage()?;
     let mut total = Tally::default();
     let mut summary = Vec::new();
     for (name, part) in PARTS

@@ -168,10 +168,17 @@ fn clash(settings: &File) -> Result<(), ConfigError> {
 type Found = (PathBuf, std::fs::File);
 
 fn first_found(places: &Places) -> Result<Option<Found>, ConfigError> {
+    use std::io::ErrorKind::PermissionDenied;
     for path in places.candidates() {
         match open(&path) {
             Ok(file) => return trusted(&path, &file).map(|()| Some((path, file))),
             Err(error) if is_absent(&error) => {}
+            // The home of somebody else, as `su` and services leave it in the environment:
+            // whatever is there is not for us.
+            Err(_)
+                if path
+                    .metadata()
+                    .is_err_and(|error| error.kind() == PermissionDenied) => {}
             // A file that is there and cannot be read may say "encrypt": going on
             // without it would do something else than was configured.
             Err(source) => return Err(unreadable(&path, source)),
