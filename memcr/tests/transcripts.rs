@@ -46,11 +46,6 @@ fn broken_plugins() {
     play("broken");
 }
 
-#[test]
-fn images() {
-    play("images");
-}
-
 /// The world of one transcript.
 struct World {
     dir: tempfile::TempDir,

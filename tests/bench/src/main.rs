@@ -1,3 +1,60 @@
-//! The bench program.
+//! How fast memcr is, beside what the machine can do.
+//!
+//! ```text
+//!   round 1          round 2          …            per size, so that drift hits all alike
+//!   limits A B C …   limits A B C …
+//!     │    └ cycle: victim fills ─ warm ─ memcr ─┬─ held ─ warm ─ Enter ─┬─ runs ─ exit ─ verify
+//!     │             └───────── checkpoint ───────┘       └── restore ────┘
+//!     └ lab: each system call and codec alone, on one thread and on all
+//!                                  │
+//!   bound: the sum of the limits for the bytes that a pipeline moves ──▶ "of limit"
+//! ```
+//!
+//! Everything is timed from outside, with one clock: a checkpoint from the start of the
+//! program to the line that says the target is held, a restore from Enter to the first
+//! word of the target. What memcr says about its phases is shown beside, not counted.
+//! `docs/performance.md` tells how to read the figures.
 
-fn main() {}
+mod args;
+mod bound;
+mod case;
+mod cycle;
+mod figures;
+mod lab;
+mod limits;
+mod machine;
+mod raw;
+mod report;
+mod rounds;
+mod smoke;
+mod stat;
+mod team;
+mod versus;
+mod warm;
+
+use std::process::ExitCode;
+
+use args::Args;
+use clap::Parser;
+use memcr_harness::Result;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            eprintln!("bench: {trouble}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result {
+    if args.smoke {
+        return smoke::run(args);
+    }
+    match &args.vs {
+        Some(other) => versus::run(args, other),
+        None => figures::run(args),
+    }
+}

@@ -4,6 +4,7 @@
 //!   cargo xtask demo    host(build) → artifacts(release) → prefix → victim + memcr
 //!   cargo xtask test    host(tests) → fmt, clippy, doc → artifacts(ci) → prefix → unit, e2e, bench, fuzz
 //!   cargo xtask stage   host(build) → artifacts(release) → prefix
+//!   cargo xtask bench   host(build) → artifacts(release) → prefix → bench
 //! ```
 //!
 //! This program depends on nothing, so that it builds where the rest does not yet: what
@@ -23,6 +24,7 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
   demo           take 256 MiB from a sample process and give them back
   test [PART..]  run all tests, or these parts of them (see the list at the end of a run)
+  bench [ARG..]  measure memcr beside the machine (`bench --help` tells the arguments)
   stage          build memcr and its stages and put them together in target/memcr";
 
 fn main() -> ExitCode {
@@ -31,7 +33,8 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["demo"] => demo::run(),
         ["test", ref parts @ ..] => suite::run(parts),
-        ["stage"] => stage(),
+        ["bench", ref args @ ..] => bench(args),
+        ["stage"] => stage().map(|prefix| println!("{}", prefix.memcr().display())),
         _ => Err(USAGE.into()),
     };
     match done {
@@ -43,9 +46,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn stage() -> run::Done {
+fn stage() -> run::Done<artifacts::Prefix> {
     host::ready_to_build()?;
-    let prefix = artifacts::build(artifacts::RELEASE, false)?.stage()?;
-    println!("{}", prefix.memcr().display());
-    Ok(())
+    artifacts::build(artifacts::RELEASE, false)?.stage()
+}
+
+fn bench(args: &[&str]) -> run::Done {
+    let prefix = stage()?;
+    let mut bench = run::cargo();
+    bench.args(["run", "--release", "--package", "memcr-bench", "--"]);
+    run::visibly(bench.args(args).env("MEMCR_TEST_PREFIX", prefix.path()))
 }

@@ -1,0 +1,97 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use crate::case::{Case, Sink};
+
+/// Measures checkpoint and restore beside the limits of the machine.
+#[derive(Debug, Parser)]
+#[command(name = "memcr-bench")]
+pub(crate) struct Args {
+    /// Memory of the target, MiB
+    #[arg(
+        long,
+        value_name = "MIB,...",
+        value_delimiter = ',',
+        default_value = "64,512,2048"
+    )]
+    pub(crate) sizes: Vec<u64>,
+
+    /// Runs of everything, of which the median is shown
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) runs: u32,
+
+    /// Stages before the sink, in encode order; `plain` for none; may be repeated
+    #[arg(long = "pipeline", value_name = "STAGE,...",
+          default_values = ["plain", "lz4", "zstd", "crc32,lz4", "md5,lz4,encrypt"])]
+    pub(crate) pipelines: Vec<String>,
+
+    /// Where images go
+    #[arg(
+        long,
+        value_name = "SINK,...",
+        value_delimiter = ',',
+        default_value = "tmpfs,file"
+    )]
+    pub(crate) sinks: Vec<Sink>,
+
+    /// What the target's memory holds: heap, pointer, text, random or zero
+    #[arg(long, default_value = "heap")]
+    pub(crate) content: String,
+
+    /// Threads of memcr and of the limits [default: one per CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) workers: Option<u16>,
+
+    /// Directory for images of the sink file; on a disk, to mean anything
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    pub(crate) file_dir: PathBuf,
+
+    /// Directory for images of the sink tmpfs
+    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
+    pub(crate) tmpfs_dir: PathBuf,
+
+    /// Measure this memcr [default: the one built with this program]
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) memcr: Option<PathBuf>,
+
+    /// Compare with another memcr, run by run, instead of with the limits
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "smoke")]
+    pub(crate) vs: Option<PathBuf>,
+
+    /// Also write everything measured into a file, as one JSON object
+    #[arg(long, value_name = "FILE", conflicts_with = "smoke")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Do not let the target check its memory after each run
+    #[arg(long)]
+    pub(crate) no_verify: bool,
+
+    /// Run everything once at 16 MiB and judge only whether it works
+    #[arg(long)]
+    pub(crate) smoke: bool,
+}
+
+impl Args {
+    /// Every pipeline into every sink.
+    pub(crate) fn cases(&self) -> Vec<Case> {
+        let cases = self.sinks.iter().flat_map(|sink| {
+            self.pipelines
+                .iter()
+                .map(move |stages| Case::new(stages, *sink))
+        });
+        cases.collect()
+    }
+
+    /// Threads that work at once.
+    pub(crate) fn n_threads(&self) -> usize {
+        self.workers.map_or_else(cores, usize::from)
+    }
+}
+
+/// CPUs this process may run on.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
