@@ -77,7 +77,7 @@ fn write(lab: &Lab, file: &File, n_threads: usize) -> Result<Time> {
     })
 }
 
-/// Reads what [`write`] has written.
+/// Reads what `write` has written.
 fn read(lab: &Lab, file: &File, n_threads: usize) -> Result<Time> {
     let len_bytes = lab.stored.len();
     let teams = shares(len_bytes, n_threads, PIECE).into_iter();
