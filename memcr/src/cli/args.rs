@@ -1,8 +1,8 @@
 //! The command line: every flag is defined here, once.
 //!
 //! Help, man page and completions are made from these definitions. What a flag of the
-//! C memcr means in ours is in [`super::compat`]; which flags go together with which
-//! command is in [`super::stray`].
+//! C memcr means in ours is in `compat`; which flags go together with which
+//! command is in `stray`.
 
 use std::path::PathBuf;
 

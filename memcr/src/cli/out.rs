@@ -1,4 +1,4 @@
-//! stdout, for results; stderr is for diagnostics and belongs to [`super::log`].
+//! stdout, for results; stderr is for diagnostics and belongs to `log`.
 //!
 //! A reader that has gone away (`memcr check | head -1`) must neither break a restore
 //! nor make noise: output then goes nowhere, quietly. Any other failure (a full disk

@@ -158,7 +158,7 @@ impl<'a> Borrowed<'a> {
     }
 
     /// Makes all calls of `entries`, in order, whatever each of them answers, and fills
-    /// in `ret`. One stop for up to [`table::CAPACITY`] calls where the parasite can run.
+    /// in `ret`. One stop for up to `table::CAPACITY` calls where the parasite can run.
     ///
     /// # Errors
     /// When a call could not be made or did not end.
