@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::pipeline::foreman::{panic_text, spawn};
 use crate::pipeline::{Cancel, PipelineError, Result};
@@ -13,6 +13,10 @@ use crate::pipeline::{Cancel, PipelineError, Result};
 /// How long a wait lasts before the cancel token is looked at again. Whatever else ends
 /// a wait wakes it at once.
 pub(super) const GLANCE: Duration = Duration::from_millis(20);
+
+/// How long work that was stopped may take to come to an end. A stage or a sink that has
+/// not come back by then is left behind: the target must not stand still because of it.
+pub(super) const GRACE: Duration = Duration::from_secs(2);
 
 /// The work was stopped; why is in its [`Stop`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +148,8 @@ impl Turnstile {
 /// Threads that do the same work.
 pub(super) struct Crew {
     threads: Vec<JoinHandle<()>>,
+    /// Ends when every thread has dropped its end.
+    gone: mpsc::Receiver<()>,
 }
 
 impl Crew {
@@ -156,21 +162,25 @@ impl Crew {
         work: impl Fn(usize, T) + Send + Sync + 'static,
     ) -> Result<Self> {
         let (ready, inbox) = mpsc::channel();
+        let (here, gone) = mpsc::channel();
         let body = Arc::new((tools, work));
         let mut crew = Self {
             threads: Vec::with_capacity(n),
+            gone,
         };
         let mut failure = None;
         for number in 0..n {
             let (ready, body, stop) = (ready.clone(), Arc::clone(&body), Arc::clone(stop));
+            let here = here.clone();
             match spawn(format!("memcr-worker-{number}"), move || {
-                worker(number, ready, &body, &stop)
+                worker(number, ready, &body, &stop);
+                drop((body, here));
             }) {
                 Ok(thread) => crew.threads.push(thread),
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
-        drop(ready);
+        drop((ready, here));
         failure = inbox
             .iter()
             .take(crew.threads.len())
@@ -187,11 +197,42 @@ impl Crew {
         }
     }
 
+    /// Waits until all threads have ended. `false`: the work was stopped, and some thread
+    /// has not come back from a stage within [`GRACE`]; it is left to itself.
+    pub(super) fn leave(self, stop: &Stop) -> bool {
+        // Nobody sends: the answer is that all ends are gone, or that time has run out.
+        let _ = answer(&self.gone, stop);
+        let gone = matches!(self.gone.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+        if gone {
+            self.join();
+        }
+        gone
+    }
+
     /// Waits until all threads have ended.
     pub(super) fn join(self) {
         for thread in self.threads {
             // Panics were caught and noted by `worker`.
             let _ = thread.join();
+        }
+    }
+}
+
+/// Waits for an answer on `inbox`. Once the work is stopped it has to come within
+/// [`GRACE`]; `None`: it did not, or nobody is there to give it.
+pub(super) fn answer<T>(inbox: &mpsc::Receiver<T>, stop: &Stop) -> Option<T> {
+    let mut deadline = None;
+    loop {
+        match inbox.recv_timeout(GLANCE) {
+            Ok(answer) => return Some(answer),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+            Err(mpsc::RecvTimeoutError::Timeout) if stop.check().is_ok() => {}
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let now = Instant::now();
+                if now >= *deadline.get_or_insert(now + GRACE) {
+                    return None;
+                }
+            }
         }
     }
 }
@@ -301,6 +342,24 @@ mod tests {
         };
         assert!(Crew::start(3, &stop(), tools, |_, ()| {}).is_err_and(|e| e.is_corrupt()));
         assert_eq!(*guard(&n), 3);
+    }
+
+    #[test]
+    fn a_worker_that_does_not_come_back_is_left_behind() {
+        let stop = stop();
+        let (release, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        let work = move |number, ()| {
+            if number == 0 {
+                let _ = guard(&held).recv();
+            }
+        };
+        let crew = Crew::start(2, &stop, || Ok(()), work).unwrap();
+        stop.fail(corrupt());
+        assert!(!crew.leave(&stop));
+        drop(release);
+        let crew = Crew::start(2, &stop, || Ok(()), |_, ()| {}).unwrap();
+        assert!(crew.leave(&stop));
     }
 
     #[test]

@@ -133,7 +133,8 @@ impl Encoder {
         let shift = Arc::clone(&self.shift);
         let target = meta.target.clone();
         self.n_vmas = meta.vmas.len() as u64;
-        let written = self.foreman.run(move |_| {
+        let stop = Arc::clone(&self.shift.stop);
+        let written = self.foreman.run_until(&stop, move |_| {
             let written = shift.writer.write_meta(&shift.store, &meta);
             written.map_err(|e| shift.sink_failed("cannot write the VMA table", e))
         });
@@ -190,12 +191,11 @@ impl Encoder {
             self.hand_out(last, true)?;
         }
         self.shift.queue.close();
-        if let Some(crew) = self.crew.take() {
-            crew.join();
-        }
+        self.leave_crew();
         self.shift.check()?;
         let shift = Arc::clone(&self.shift);
-        let footer = self.foreman.run(move |_| shift.finish())?;
+        let stop = Arc::clone(&self.shift.stop);
+        let footer = self.foreman.run_until(&stop, move |_| shift.finish())?;
         self.ended = true;
         Ok(OpenImage::written(
             Arc::clone(&self.foreman),
@@ -242,17 +242,30 @@ impl Encoder {
         Ok(())
     }
 
+    /// Waits for the workers. One that does not come back may hold what the foreman would
+    /// wait for, so he is left behind too.
+    fn leave_crew(&mut self) {
+        if let Some(crew) = self.crew.take()
+            && !crew.leave(&self.shift.stop)
+        {
+            self.foreman.abandon();
+        }
+    }
+
     /// Stops the workers and removes the image, once.
     fn end(&mut self) -> Result<()> {
         self.shift
             .stop
             .fail(PipelineError::Ended("the image was given up"));
         self.shift.queue.close();
-        if let Some(crew) = self.crew.take() {
-            crew.join();
-        }
+        self.leave_crew();
         if std::mem::replace(&mut self.ended, true) {
             return Ok(());
+        }
+        if self.foreman.is_abandoned() {
+            return Err(PipelineError::Ended(
+                "a stage does not come back; its image, not committed, goes with this process",
+            ));
         }
         let shift = Arc::clone(&self.shift);
         self.foreman.run(move |_| shift.remove())

@@ -14,10 +14,11 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
+use crate::pipeline::crew::{Stop, answer};
 use crate::pipeline::links::Chain;
 use crate::pipeline::{PipelineError, Result};
 
@@ -37,6 +38,8 @@ pub(super) struct Floor {
 pub(super) struct Foreman {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    /// It, or a worker that holds what it would wait for, does not come back.
+    abandoned: AtomicBool,
 }
 
 impl Foreman {
@@ -52,6 +55,7 @@ impl Foreman {
         Ok(Self {
             jobs: Some(jobs),
             thread: Some(thread),
+            abandoned: AtomicBool::new(false),
         })
     }
 
@@ -60,15 +64,44 @@ impl Foreman {
         &self,
         job: impl FnOnce(&mut Floor) -> Result<R> + Send + 'static,
     ) -> Result<R> {
+        let inbox = self.send(job)?;
+        inbox.recv().unwrap_or_else(|_| Err(no_answer()))
+    }
+
+    /// The same while the target stands still: once `stop` is set the answer has to come
+    /// soon, or the foreman is left to itself.
+    pub(super) fn run_until<R: Send + 'static>(
+        &self,
+        stop: &Stop,
+        job: impl FnOnce(&mut Floor) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        let inbox = self.send(job)?;
+        if let Some(answer) = answer(&inbox, stop) {
+            return answer;
+        }
+        self.abandon();
+        stop.take()?;
+        Err(no_answer())
+    }
+
+    /// Nothing is asked of it any more, and nobody waits for its end.
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Relaxed);
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Relaxed)
+    }
+
+    fn send<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Floor) -> Result<R> + Send + 'static,
+    ) -> Result<mpsc::Receiver<Result<R>>> {
         let (answer, inbox) = mpsc::sync_channel(1);
         let job: Job = Box::new(move |floor| drop(answer.send(job(floor))));
-        let sent = self
-            .jobs
-            .as_ref()
-            .is_some_and(|jobs| jobs.send(job).is_ok());
-        match inbox.recv() {
-            Ok(answer) if sent => answer,
-            _ => Err(PipelineError::Panicked("the foreman gave no answer".into())),
+        match &self.jobs {
+            Some(jobs) if !self.is_abandoned() && jobs.send(job).is_ok() => Ok(inbox),
+            _ => Err(no_answer()),
         }
     }
 
@@ -87,11 +120,17 @@ impl Foreman {
 impl Drop for Foreman {
     fn drop(&mut self) {
         self.jobs = None;
-        if let Some(thread) = self.thread.take() {
+        if let Some(thread) = self.thread.take()
+            && !self.is_abandoned()
+        {
             // Its jobs' panics are caught; a panic of a drop on it was printed by then.
             let _ = thread.join();
         }
     }
+}
+
+fn no_answer() -> PipelineError {
+    PipelineError::Panicked("the foreman gave no answer".into())
 }
 
 pub(super) fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
