@@ -257,14 +257,19 @@ fn check_cgroup(pid: i32) -> Result<(), Refusal> {
 /// Asks about every process: nothing in /proc tells which ones share a memory. Without
 /// CONFIG_KCMP it cannot be told at all; a vfork is still found, its parent does not stop.
 fn check_memory_is_its_own(pid: i32) -> Result<(), Refusal> {
-    let others = procfs::pids().unwrap_or_default();
-    match others
-        .into_iter()
-        .find(|&other| other != pid && kcmp::share_memory(pid, other).unwrap_or(false))
-    {
+    let shares = |&other: &i32| other != pid && kcmp::share_memory(pid, other).unwrap_or(false);
+    match procfs::pids().unwrap_or_default().into_iter().find(shares) {
+        // Two processes without any memory look alike.
+        Some(_) if !has_memory(pid) => Err(Refusal::NoSuchProcess(pid)),
         Some(other) => Err(Refusal::SharedMemory { pid, other }),
         None => Ok(()),
     }
+}
+
+/// False once a process has given its memory back on its way out: all of
+/// `/proc/PID/statm` is 0 then.
+fn has_memory(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/statm")).is_ok_and(|text| !text.starts_with("0 "))
 }
 
 fn check_io(pid: i32) -> Result<(), Refusal> {

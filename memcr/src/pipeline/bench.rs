@@ -195,8 +195,19 @@ impl Bench {
         Ok(Item {
             head,
             start: self.headroom,
-            len: kept,
+            len: kept + self.add_seal(kept),
         })
+    }
+
+    /// Puts the CRC of the `len` bytes of pages behind them, where the chain wants one.
+    /// Answers its length.
+    fn add_seal(&mut self, len: usize) -> usize {
+        let seal_len = self.chain.seal_len();
+        if seal_len > 0 {
+            let (pages, slack) = self.front[self.headroom..].split_at_mut(len);
+            slack[..seal_len].copy_from_slice(&crc32fast::hash(pages).to_le_bytes());
+        }
+        seal_len
     }
 
     /// Lays out what stages authenticate: image id, 36 bytes of the head, room for runs.
@@ -311,17 +322,30 @@ impl Bench {
                 turnstile.pass();
             }
         }
-        if item.len != item.head.raw_len as usize {
-            let what = format!(
-                "its frame decodes to {} bytes, its head says {}",
-                item.len, item.head.raw_len
-            );
-            return Err(Halt::Failed(PipelineError::Corrupt {
+        let end = self
+            .check_seal(&item)
+            .map_err(|what| PipelineError::Corrupt {
                 place: place("", &head, Some(entry.offset)),
                 what,
-            }));
+            })?;
+        Ok((&self.stored, &self.front[item.start..end]))
+    }
+
+    /// Checks what `add_seal` put behind the pages. Answers where the pages end.
+    fn check_seal(&self, item: &Item) -> std::result::Result<usize, String> {
+        let (raw_len, seal_len) = (item.head.raw_len as usize, self.chain.seal_len());
+        if item.len != raw_len + seal_len {
+            let wanted = raw_len + seal_len;
+            return Err(format!(
+                "its frame decodes to {} bytes, its head asks for {wanted}",
+                item.len
+            ));
         }
-        Ok((&self.stored, &self.front[item.start..item.start + item.len]))
+        let (pages, seal) = self.front[item.start..item.start + item.len].split_at(raw_len);
+        if seal_len > 0 && crc32fast::hash(pages).to_le_bytes() != seal {
+            return Err("its pages are not those that were stored: a stage got them wrong".into());
+        }
+        Ok(item.start + raw_len)
     }
 
     /// Checks head and runs against the index and each other, and lays out the runs and

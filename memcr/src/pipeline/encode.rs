@@ -303,7 +303,7 @@ impl Shift {
         let image = Image {
             page_size: header.page_size,
             id: header.image_id,
-            max_chunk_len: u64::from(header.chunk_len),
+            max_chunk_len: u64::from(header.chunk_len) + chain.seal_len() as u64,
             expected_len,
         };
         let new = NewImage {

@@ -30,6 +30,9 @@ pub(super) struct Chain {
     pub(super) sink: Option<Link>,
 }
 
+/// Length of the CRC-32 of the pages, bytes.
+pub(super) const PAGES_CRC_LEN: usize = 4;
+
 /// Longest frame in front of each stage, and behind the last, for a chunk of some length.
 pub(super) type Reach = [usize; limit::STAGES];
 
@@ -200,11 +203,23 @@ impl Chain {
         })
     }
 
-    /// How long the frame of a chunk of `raw_len` bytes can be in front of each stage.
-    /// The element behind the last stage is the frame in the image.
+    /// Length of what follows the pages in the frame that enters the first stage: a CRC,
+    /// so that bytes that a transform brings back wrong never reach the target, whatever
+    /// the transform says of them. Within the frame, so that it is encrypted with it.
+    /// Where no stage changes the pages the CRC of the chunk covers them.
+    pub(super) fn seal_len(&self) -> usize {
+        let transforms = self
+            .links
+            .iter()
+            .any(|link| link.kind() == StageKind::Transform);
+        if transforms { PAGES_CRC_LEN } else { 0 }
+    }
+
+    /// How long the frame of a chunk of `raw_len` bytes of pages can be in front of each
+    /// stage. The element behind the last stage is the frame in the image.
     pub(super) fn reach(&self, raw_len: usize) -> Result<Reach> {
-        let mut reach = [raw_len; limit::STAGES];
-        let mut len = raw_len;
+        let mut len = raw_len + self.seal_len();
+        let mut reach = [len; limit::STAGES];
         for (k, link) in self.links.iter().enumerate() {
             let asked = |source| link.failed(Place::Step("cannot tell a bound"), source);
             let bound = link.handle.bound(len).map_err(asked)?;

@@ -4,7 +4,8 @@ use std::io;
 
 const KCMP_VM: libc::c_int = 1;
 
-/// True when the two processes share their memory (CLONE_VM).
+/// True when the two processes share their memory (CLONE_VM). Also true when neither has
+/// any: of kernel threads, zombies and processes about to end.
 ///
 /// # Errors
 /// ENOSYS without CONFIG_KCMP; EPERM; ESRCH.
