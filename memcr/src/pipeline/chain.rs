@@ -1,7 +1,7 @@
 //! A pipeline: what the user asked for, and what it became.
 
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memcr_plugin_api::abi::capability;
@@ -14,7 +14,7 @@ use crate::pipeline::{
 };
 use crate::sink::layout::limit;
 use crate::sink::recipe::RecipeStage;
-use crate::sink::{FileImage, ImageReader};
+use crate::sink::{FileImage, ImageReader, ReadImage};
 
 /// Default length of a chunk, bytes: large enough to amortise a read and a frame, small
 /// enough to stay in a core's L2 cache through all stages.
@@ -199,30 +199,40 @@ impl Pipeline {
         search: &SearchPath,
         overrides: &[StageSpec],
     ) -> Result<OpenImage> {
-        let file =
-            FileImage::open(path).map_err(|e| sink_error("file", "cannot open the image", e))?;
-        let file = Arc::new(file);
-        let reader =
-            ImageReader::open(file.clone()).map_err(|e| decode::image_error("file", false, e))?;
-        check_overrides(overrides, &reader.recipe().stages)?;
-        let coders = reader
-            .recipe()
-            .stages
-            .split_last()
-            .map_or(&[][..], |(_, coders)| coders);
-        let stages: Vec<_> = coders
-            .iter()
-            .map(|stage| with_overrides(stage, overrides))
-            .collect();
-        let (search, chunk_len) = (search.clone(), reader.header().chunk_len);
-        let pipeline = Self::build(Workers(None), chunk_len, move || {
-            Chain::load_without_sink(&stages, &search)
-        })?;
-        OpenImage::open(
-            Arc::new(pipeline.foreman),
-            pipeline.blueprint,
-            Source::File(file, path.to_owned()),
-        )
+        let file = FileImage::open(path);
+        let file = file.map_err(|e| sink_error("file", "cannot open the image", e))?;
+        Self::open(Arc::new(file), Some(path.to_owned()), search, overrides)
+    }
+
+    /// As [`Pipeline::open_file`], of an image that is somewhere else.
+    ///
+    /// # Errors
+    /// As [`Pipeline::open_file`].
+    pub fn open_source(
+        source: Arc<dyn ReadImage>,
+        search: &SearchPath,
+        overrides: &[StageSpec],
+    ) -> Result<OpenImage> {
+        Self::open(source, None, search, overrides)
+    }
+
+    fn open(
+        source: Arc<dyn ReadImage>,
+        path: Option<PathBuf>,
+        search: &SearchPath,
+        overrides: &[StageSpec],
+    ) -> Result<OpenImage> {
+        let reader = ImageReader::open(Arc::clone(&source));
+        let reader = reader.map_err(|e| decode::image_error("file", false, e))?;
+        let stages = &reader.recipe().stages;
+        check_overrides(overrides, stages)?;
+        let coders = stages.split_last().map_or(&[][..], |(_, coders)| coders);
+        let specs = coders.iter().map(|stage| with_overrides(stage, overrides));
+        let (specs, search) = (specs.collect::<Vec<_>>(), search.clone());
+        let load = move || Chain::load_without_sink(&specs, &search);
+        let pipeline = Self::build(Workers(None), reader.header().chunk_len, load)?;
+        let source = Source::Elsewhere(source, path);
+        OpenImage::open(Arc::new(pipeline.foreman), pipeline.blueprint, source)
     }
 }
 

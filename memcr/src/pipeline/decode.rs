@@ -31,8 +31,7 @@ use crate::pipeline::{
 use crate::sink::frame::IndexEntry;
 use crate::sink::layout::{Footer, Header, Seed};
 use crate::sink::{
-    FileImage, ImageError, ImageFacts, ImageMeta, ImageReader, IndexCursor, ReadImage,
-    TargetIdentity, facts,
+    ImageError, ImageFacts, ImageMeta, ImageReader, IndexCursor, ReadImage, TargetIdentity, facts,
 };
 
 /// What a decoder needs.
@@ -77,8 +76,8 @@ impl DecodeStats {
 pub(super) enum Source {
     /// The sink of the chain.
     Sink,
-    /// A file that was opened without one.
-    File(Arc<FileImage>, PathBuf),
+    /// Something that was opened without one: a file, with its path, or a vector.
+    Elsewhere(Arc<dyn ReadImage>, Option<PathBuf>),
 }
 
 /// A committed image and the pipeline that reads it. Dropping it leaves the image.
@@ -164,7 +163,7 @@ impl OpenImage {
     /// # Errors
     /// When the sink cannot tell.
     pub fn locator(&self) -> Result<String> {
-        if let Source::File(_, path) = &self.source {
+        if let Source::Elsewhere(_, Some(path)) = &self.source {
             return Ok(path.display().to_string());
         }
         self.foreman.with_chain(|chain| {
@@ -230,7 +229,7 @@ impl OpenImage {
     /// # Errors
     /// When something stays behind; says what.
     pub fn remove(self) -> Result<()> {
-        if let Source::File(_, path) = &self.source {
+        if let Source::Elsewhere(_, Some(path)) = &self.source {
             let source = |e| memcr_plugin_api::stage::StageError::io(path.display(), &e);
             return std::fs::remove_file(path)
                 .map_err(|e| sink_error("file", "cannot remove the image", source(e)));
@@ -567,7 +566,7 @@ fn read(chain: &Chain, source: &Source) -> Result<ImageReader> {
             chain.sink()?.alias.as_str(),
             true,
         ),
-        Source::File(file, _) => (file.clone(), "file", false),
+        Source::Elsewhere(source, _) => (Arc::clone(source), "file", false),
     };
     ImageReader::open(store).map_err(|e| image_error(alias, known, e))
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::sink::error::Result;
 use crate::sink::layout::{Footer, Header};
-use crate::sink::{FileImage, ImageError, ImageReader};
+use crate::sink::{FileImage, ImageError, ImageReader, ReadImage};
 
 /// Totals and lengths of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -89,7 +89,15 @@ pub fn inspect(path: &Path) -> Result<ImageSummary> {
         len_bytes: 0,
         source,
     })?;
-    summary(&ImageReader::open(Arc::new(file))?)
+    inspect_source(Arc::new(file))
+}
+
+/// As [`inspect`], of an image that is somewhere else.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn inspect_source(source: Arc<dyn ReadImage>) -> Result<ImageSummary> {
+    summary(&ImageReader::open(source)?)
 }
 
 /// Totals and lengths from what an image begins and ends with.

@@ -29,7 +29,7 @@ mod write;
 
 pub use error::ImageError;
 pub(crate) use inspect::facts;
-pub use inspect::{ImageFacts, ImageSummary, StageSummary, inspect};
+pub use inspect::{ImageFacts, ImageSummary, StageSummary, inspect, inspect_source};
 pub use meta::{ImageMeta, Protection, TargetIdentity, VmaRecord, VmaTable};
 pub use read::ImageReader;
 pub(crate) use read::IndexCursor;

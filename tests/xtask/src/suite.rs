@@ -41,6 +41,10 @@ const PARTS: &[Part] = &[
         let mut bench = cargo_in_profile("run", prefix);
         tests(bench.args(["--package", "memcr-bench", "--", "--smoke"]))
     }),
+    // The corpus and a few seconds of mutation: what a change broke, not a hunt.
+    ("fuzz", |_| {
+        tests(Command::new(run::root().join("tests/fuzz/run")).arg("20"))
+    }),
 ];
 
 /// Runs the parts named, or all, and prints `N passed, N failed, N skipped`.
