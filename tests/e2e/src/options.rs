@@ -160,7 +160,7 @@ fn json() -> Result {
     let number =
         |name: &str| find(&object, name).ok_or_else(|| format!("no number `{name}` in {text}"));
     let raw = number("raw_bytes")?;
-    let stored = number("stored_bytes")?;
+    let stored = number("image_bytes")?;
     let near = (f64::from(32 << 20))..(rss as f64 * 1.01);
     ensure(near.contains(&raw), || {
         format!("raw_bytes {raw} is not in {near:?}")

@@ -53,7 +53,9 @@ fn refused(pid: u32, message: &str) -> Result<Finished> {
     let rig = Rig::new()?;
     let finished = rig.memcr(pid).arg("-n").run()?;
     finished.expect(4)?;
-    finished.says(&format!("memcr: {message}"))?;
+    finished.says(&format!(
+        "memcr: cannot checkpoint process {pid}: {message}"
+    ))?;
     rig.expect_clean()?;
     Ok(finished)
 }
@@ -62,7 +64,7 @@ fn no_such_process() -> Result {
     // Above any pid_max.
     let finished = Memcr::on(0x7fff_fff0).arg("-n").run()?;
     finished.expect(5)?;
-    finished.says("memcr: no process 2147483632")
+    finished.says("memcr: cannot checkpoint process 2147483632: no process 2147483632")
 }
 
 fn kernel_thread() -> Result {
@@ -115,7 +117,7 @@ fn traced() -> Result {
     let finished = other.memcr(pid).arg("-n").run()?;
     finished.expect(4)?;
     finished.says(&format!(
-        "memcr: process {pid} is traced by process {tracer} (memcr) already"
+        "memcr: cannot checkpoint process {pid}: process {pid} is traced by process {tracer} (memcr) already"
     ))?;
     held.release()?;
     before.still(pid, Allow::default())?;
@@ -145,10 +147,7 @@ fn another_user() -> Result {
         .as_user(65534)
         .run()?;
     finished.expect(6)?;
-    finished.says(&format!(
-        "memcr: process {} may not be traced by us",
-        victim.pid()
-    ))?;
+    finished.says(&format!("process {} may not be traced by us", victim.pid()))?;
     before.still(victim.pid(), Allow::default())?;
     victim.verify()?;
     victim.quit()

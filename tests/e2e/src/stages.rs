@@ -108,7 +108,7 @@ fn in_memory(pipeline: &str) -> Result {
     let memcr = if pipeline.contains("lz4") || pipeline.contains("zstd") {
         memcr
     } else {
-        memcr.args(["--set", "tmpfs.allow_uncompressed=true"])
+        memcr.args(["--set", "tmpfs.allow_plain=true"])
     };
     let held = memcr.hold()?;
     crate::common::expect_freed(&before, victim.pid(), 12 << 10)?;
