@@ -19,7 +19,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("an_unknown_option_is_refused", an_unknown_option_is_refused),
         ],
     );
-    for content in ["heap", "pointer", "text", "random", "zero"] {
+    for content in ["dense", "heap", "pointer", "text", "random", "zero"] {
         trials.push(test(
             format!("machinery::a_changed_byte_is_seen_in_{content}"),
             move || a_changed_byte_is_seen(content),

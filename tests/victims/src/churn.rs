@@ -21,7 +21,7 @@ const MAX_LIVE: i64 = 50;
 pub(crate) fn run_clones(opts: &Opts) -> io::Result<()> {
     let (rate, n_spawners) = (opts.number("rate", 1000), opts.number("spawners", 2));
     let rule = Rule {
-        content: Content::parse(&opts.text("content", "heap")),
+        content: Content::parse(&opts.text("content", "dense")),
         seed: opts.number("seed", 1),
     };
     let mut region = Region::anon(opts.len("size", 16 << 20))?;

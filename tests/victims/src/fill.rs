@@ -5,6 +5,7 @@
 //!
 //! | content   | pages                                                            |
 //! |-----------|------------------------------------------------------------------|
+//! | `dense`   | structs, words and random, no page of zeros: what is resident before is resident after |
 //! | `heap`    | 29 % zero, 49 % 64-byte structs of pointers and small ints, 22 % random: what the heaps of long-running programs look like |
 //! | `pointer` | structs only                                                     |
 //! | `text`    | words                                                            |
@@ -16,6 +17,7 @@ use crate::talk::Wrong;
 /// What pages contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content {
+    Dense,
     Heap,
     Pointer,
     Text,
@@ -27,6 +29,7 @@ impl Content {
     /// By name; ends the victim on an unknown one.
     pub(crate) fn parse(name: &str) -> Self {
         match name {
+            "dense" => Self::Dense,
             "heap" => Self::Heap,
             "pointer" => Self::Pointer,
             "text" => Self::Text,
@@ -53,6 +56,11 @@ impl Rule {
             Content::Random => random(&mut rng, out),
             Content::Text => text(&mut rng, out),
             Content::Pointer => structs(&mut rng, key, out),
+            Content::Dense => match rng.next() % 10 {
+                0..6 => structs(&mut rng, key, out),
+                6..8 => text(&mut rng, out),
+                _ => random(&mut rng, out),
+            },
             Content::Heap => match rng.next() % 100 {
                 0..29 => out.fill(0),
                 29..78 => structs(&mut rng, key, out),
@@ -202,6 +210,7 @@ mod tests {
     #[test]
     fn one_flipped_bit_is_named() {
         for content in [
+            Content::Dense,
             Content::Heap,
             Content::Pointer,
             Content::Text,

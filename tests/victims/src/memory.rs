@@ -1,6 +1,6 @@
 //! Mode `memory`: plain memory of some size and content, with threads at work.
 //!
-//! Options: `size=64M content=heap seed=1 threads=0 stack=0 comm=NAME`, and those of
+//! Options: `size=64M content=dense seed=1 threads=0 stack=0 comm=NAME`, and those of
 //! [`Hardship`].
 
 use crate::crew::{Crew, Work};
@@ -22,7 +22,7 @@ const NAP_US: u64 = 1000;
 /// When memory, threads or limits cannot be had.
 pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     let rule = Rule {
-        content: Content::parse(&opts.text("content", "heap")),
+        content: Content::parse(&opts.text("content", "dense")),
         seed: opts.number("seed", 1),
     };
     let (len, n_threads, stack_len) = (

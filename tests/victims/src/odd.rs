@@ -20,7 +20,7 @@ struct Filled {
 impl Filled {
     fn make(opts: &Opts) -> io::Result<Self> {
         let rule = Rule {
-            content: Content::Heap,
+            content: Content::Dense,
             seed: opts.number("seed", 1),
         };
         let mut region = Region::anon(opts.len("size", 8 << 20))?;

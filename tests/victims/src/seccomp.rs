@@ -13,7 +13,7 @@ const SECCOMP_MODE_FILTER: u64 = 2;
 
 fn filled(opts: &Opts) -> io::Result<(Region, Rule)> {
     let rule = Rule {
-        content: Content::parse(&opts.text("content", "heap")),
+        content: Content::parse(&opts.text("content", "dense")),
         seed: opts.number("seed", 1),
     };
     let mut region = Region::anon(opts.len("size", 16 << 20))?;

@@ -319,7 +319,7 @@ extern "C" fn on_watched(signal: i32, _: *mut libc::siginfo_t, _: *mut libc::c_v
     }
 }
 
-/// Mode `handlers`: `signals=15,10,17 size=32M content=heap`: handlers that check memory.
+/// Mode `handlers`: `signals=15,10,17 size=32M content=dense`: handlers that check memory.
 pub(crate) fn run_handlers(opts: &Opts) -> io::Result<()> {
     let signals: Vec<i32> = opts
         .text("signals", "15")
@@ -327,7 +327,7 @@ pub(crate) fn run_handlers(opts: &Opts) -> io::Result<()> {
         .filter_map(|n| n.parse().ok())
         .collect();
     let rule = Rule {
-        content: Content::parse(&opts.text("content", "heap")),
+        content: Content::parse(&opts.text("content", "dense")),
         seed: opts.number("seed", 1),
     };
     let mut region = Region::anon(opts.len("size", 32 << 20))?;

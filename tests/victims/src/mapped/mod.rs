@@ -1,6 +1,6 @@
 //! Mode `maps`: mappings of every kind, each one a part that proves itself.
 //!
-//! Options: `parts=NAME,NAME… size=8M seed=1 content=heap dir=DIR threads=0`.
+//! Options: `parts=NAME,NAME… size=8M seed=1 content=dense dir=DIR threads=0`.
 //!
 //! A part that this machine cannot make is announced as `skip NAME: reason` before
 //! `ready`; the harness decides whether that is acceptable.
@@ -81,7 +81,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     let wanted = opts.text("parts", "anon");
     let setup = Setup {
         rule: Rule {
-            content: Content::parse(&opts.text("content", "heap")),
+            content: Content::parse(&opts.text("content", "dense")),
             seed: opts.number("seed", 1),
         },
         len: opts.len("size", 8 << 20),
