@@ -22,6 +22,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("due_while_held", due_while_held),
             ("woken_while_held", woken_while_held),
             ("stopped_meanwhile", stopped_meanwhile),
+            ("io_getevents", io_getevents),
         ],
     )
 }
@@ -59,7 +60,7 @@ fn cycles(n: usize, ms: u64) -> Result {
 }
 
 fn start(ms: u64) -> Result<Victim> {
-    let victim = Victim::start("blocked", &[&format!("ms={ms}")])?;
+    let victim = Victim::start("blocked", &[&format!("ms={ms}"), "not=io_getevents"])?;
     all_asleep(&victim)?;
     Ok(victim)
 }
@@ -92,6 +93,19 @@ fn woken_while_held() -> Result {
     ensure(n_left > 0, || {
         "the calls with a timeout have ended as well".into()
     })
+}
+
+/// Whether an AIO context is idle cannot be told from outside: it may be refused, and
+/// then the call must not notice.
+fn io_getevents() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("blocked", &["ms=2000", "calls=io_getevents"])?;
+    all_asleep(&victim)?;
+    let finished = rig.memcr(victim.pid()).arg("-n").run()?;
+    ensure(matches!(finished.code, Some(0 | 4)), || {
+        finished.to_string()
+    })?;
+    judge(&victim.ask_lines("result")?, 2000, 0)
 }
 
 /// A target that was stopped before (row 5), with all calls under way: it stays

@@ -129,7 +129,10 @@ fn traced() -> Result {
 fn another_user() -> Result {
     require("root")?;
     let dir = tempfile::tempdir_in("/tmp")?;
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777))?;
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))?;
+    let images = dir.path().join("images");
+    std::fs::create_dir(&images)?;
+    std::fs::set_permissions(&images, std::fs::Permissions::from_mode(0o777))?;
     let mut victim = Victim::start("memory", &["size=1M"])?;
     let before = Snapshot::take(victim.pid())?;
     // The program itself may lie where another user cannot reach it.
@@ -140,7 +143,7 @@ fn another_user() -> Result {
     std::fs::create_dir(&stages)?;
     copy_stages(&stages)?;
     let finished = Memcr::on(victim.pid())
-        .store("file", dir.path())
+        .store("file", &images)
         .arg("-n")
         .program(&copy)
         .env("MEMCR_STAGE_PATH", &stages)

@@ -46,14 +46,14 @@ fn storm() -> Result {
         hold(&rig, &victim, rig.memcr(victim.pid()))?.release()?;
         victim.verify()?;
     }
-    let settled = victim.ask("settle")?;
-    ensure(settled.starts_with("settled"), || settled.clone())?;
     // Signals are pending at any moment.
     let allow = Allow {
         facts: &["status ShdPnd", "task ", "file timers"],
         ..Allow::default()
     };
     before.still(victim.pid(), allow)?;
+    let settled = victim.ask("settle")?;
+    ensure(settled.starts_with("settled"), || settled.clone())?;
     victim.quit()
 }
 

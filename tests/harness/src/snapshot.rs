@@ -45,14 +45,9 @@ const FILES: &[&str] = &[
     "cwd",
     "exe",
 ];
-/// Lines of each mapping's block in `smaps`.
-const SMAPS: &[&str] = &[
-    "VmFlags",
-    "KernelPageSize",
-    "MMUPageSize",
-    "Locked",
-    "THPeligible",
-];
+/// Lines of each mapping's block in `smaps`. Not `Locked`: of file pages it is a share,
+/// which changes with other processes; `VmLck` of `status` says how much is locked.
+const SMAPS: &[&str] = &["VmFlags", "KernelPageSize", "MMUPageSize", "THPeligible"];
 
 /// Pages that may appear or go whatever the size of the target: the few that the victim
 /// itself touches between two looks, and code that runs for the first time.

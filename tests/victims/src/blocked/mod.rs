@@ -1,7 +1,7 @@
 //! Mode `blocked`: threads inside system calls.
 //!
 //! ```text
-//!   blocked ms=3000 calls=all|NAME,NAME…
+//!   blocked ms=3000 calls=all|NAME,NAME… not=NAME,NAME…
 //!     wake     gives every call that waits for something what it waits for
 //!     result   joins all threads, one line per call, then `end`:
 //!              NAME right due=MS after=MS        ended by its timeout after so long
@@ -65,6 +65,7 @@ pub(crate) fn answer(ret: i64) -> Answer {
 /// When a call cannot be prepared.
 pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     let (ms, wanted) = (opts.number("ms", 3000), opts.text("calls", "all"));
+    let unwanted = opts.text("not", "");
     opts.done();
     let wanted: Vec<&str> = wanted.split(',').collect();
     let chosen: Vec<_> = CALLS
@@ -72,6 +73,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
         .copied()
         .flatten()
         .filter(|(name, _)| wanted == ["all"] || wanted.contains(name))
+        .filter(|(name, _)| unwanted.split(',').all(|other| other != *name))
         .collect();
     // All are prepared before the first one starts: preparing takes time and forks.
     let calls = chosen.iter().map(|(name, make)| {
