@@ -27,8 +27,8 @@ pub(crate) fn run_strict(opts: &Opts) -> io::Result<()> {
     opts.done();
     // Allocating later would call brk or mmap: everything is allocated before.
     let mut scratch = vec![0; crate::sys::page_len()];
-    say("ready");
     prctl(libc::PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0, 0, 0)?;
+    write_line("ready\n");
     let mut byte = 0u8;
     loop {
         // SAFETY: one writable byte. Any byte asks for a check, the end is the end.
@@ -137,11 +137,11 @@ pub(crate) fn run_dispatch(opts: &Opts) -> io::Result<()> {
     let (region, rule) = filled(opts)?;
     opts.done();
     let (start, len) = libc_text()?;
-    say("ready");
     let selector = (&raw const SELECTOR).addr() as u64;
     prctl(PR_SET_SYSCALL_USER_DISPATCH, 1, start, len, selector)?;
     // SAFETY: only this thread writes it; the kernel only reads.
     unsafe { (&raw mut SELECTOR).write_volatile(1) };
+    say("ready");
     for line in io::stdin().lines() {
         match line?.as_str() {
             // The selector still stands, and calls from the C library still pass.
