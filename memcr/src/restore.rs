@@ -128,6 +128,17 @@ pub fn restore(mut held: Held, progress: &Arc<Progress>) -> Result<RestoreReport
     })
 }
 
+/// Gives a held target up: it cannot run without its memory, nor stand still without us.
+/// Its image goes too: nobody can use it any more, and it holds what the target held.
+pub fn give_up(held: Held) {
+    let Held { frozen, image, .. } = held;
+    let pid = frozen.pid();
+    frozen.kill();
+    if let Err(left) = image.remove() {
+        tracing::warn!("the image of process {pid}, which was killed, stays behind: {left}");
+    }
+}
+
 /// A step that failed with the target still held.
 enum StepError {
     Pipeline(Box<PipelineError>),
@@ -221,11 +232,7 @@ fn failed(mut held: Held, error: StepError) -> RestoreFailure {
     }
     match error {
         StepError::Pipeline(error) if error.is_corrupt() => {
-            let Held { frozen, image, .. } = held;
-            frozen.kill();
-            if let Err(left) = image.remove() {
-                tracing::warn!("the corrupt image stays behind: {left}");
-            }
+            give_up(held);
             RestoreFailure {
                 error: RestoreError::Lost { pid, source: error },
                 held: None,

@@ -46,6 +46,11 @@ fn broken_plugins() {
     play("broken");
 }
 
+#[test]
+fn images() {
+    play("images");
+}
+
 /// The world of one transcript.
 struct World {
     dir: tempfile::TempDir,

@@ -24,17 +24,18 @@ use super::out::Out;
 use super::{progress, report, signals};
 use crate::checkpoint::{CheckpointOptions, checkpoint};
 use crate::pipeline::{Cancel, Pipeline, Progress};
-use crate::restore::{RestoreReport, restore};
+use crate::restore::{self, RestoreReport, restore};
 use crate::session::{Held, HeldEvent};
 
 /// What the user is asked when the target is held. Others wait for these words.
 const PROMPT: &str = "press enter to restore";
 
-/// How often a restore that failed without proof that the memory is lost is tried: a
-/// disk or a server that was away for a moment, memory that was short.
-const TRIES: u32 = 3;
-/// Time between two tries.
-const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+/// A restore that failed without proof that the memory is lost (a disk or a server that
+/// is away, memory that is short) is tried again after a pause, which grows from the
+/// first to the second of these.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How often it is tried at the most once somebody wants memcr to end.
+const LAST_TRIES: u32 = 3;
 
 /// Takes the memory of process `pid` away through the pipeline that `load` makes, waits,
 /// and gives it back.
@@ -68,7 +69,7 @@ pub(super) fn run(
     if !args.job.no_wait {
         wait(&mut held, &cancel, args.common.json, out);
     }
-    let given_back = bring_back(held, shows_progress(args))?;
+    let given_back = bring_back(held, &cancel, shows_progress(args))?;
     if args.common.json {
         out.json(&json!({
             "ok": true,
@@ -123,10 +124,16 @@ fn wait(held: &mut Held, cancel: &Cancel, as_json: bool, out: &mut Out) {
     }
 }
 
-/// Restores. A failure that leaves the target held is tried again: giving up means its
-/// end, since it cannot run without its memory, nor stand still without us.
-fn bring_back(mut held: Held, shows_progress: bool) -> Result<RestoreReport, Failure> {
-    for tries_left in (0..TRIES).rev() {
+/// Restores. A failure that leaves the target held is tried again for as long as nobody
+/// wants memcr to end: giving up means the target's end.
+fn bring_back(
+    mut held: Held,
+    cancel: &Cancel,
+    shows_progress: bool,
+) -> Result<RestoreReport, Failure> {
+    let mut pause = PAUSES.0;
+    let mut last_tries = LAST_TRIES;
+    loop {
         let progress = Arc::new(Progress::default());
         let line = progress::Line::start("restore", &progress, shows_progress);
         let result = restore(held, &progress);
@@ -141,22 +148,40 @@ fn bring_back(mut held: Held, shows_progress: bool) -> Result<RestoreReport, Fai
             Err(failure) => failure,
         };
         let reason = Failure::from(failure.error);
-        match failure.held {
-            Some(again) if tries_left > 0 => held = *again,
-            Some(lost) => return Err(give_up(&lost, reason)),
-            None => return Err(reason),
+        let Some(again) = failure.held else {
+            return Err(reason);
+        };
+        held = *again;
+        if cancel.reason().is_some() {
+            last_tries -= 1;
         }
-        tracing::error!("{}; trying again", reason.causes().join(": "));
-        std::thread::sleep(BETWEEN_TRIES);
+        if last_tries == 0 {
+            return Err(give_up(held, reason));
+        }
+        tracing::error!(
+            "{}; next try in {} s",
+            reason.causes().join(": "),
+            pause.as_secs()
+        );
+        // The next try tells the target's end, should that be what ended the pause.
+        wait_for_next_try(&mut held, pause, cancel);
+        pause = (pause * 2).min(PAUSES.1);
     }
-    // The last round returns.
-    Err(Failure::new(Exit::Internal, "the restore was not tried"))
 }
 
-fn give_up(held: &Held, reason: Failure) -> Failure {
-    let image = &held.report().image;
+/// Once memcr is to end, tries follow each other after the shortest pause.
+fn wait_for_next_try(held: &mut Held, pause: Duration, cancel: &Cancel) {
+    if cancel.reason().is_some() {
+        held.pause(PAUSES.0, &Cancel::new());
+    } else {
+        held.pause(pause, cancel);
+    }
+}
+
+fn give_up(held: Held, reason: Failure) -> Failure {
+    let pid = held.pid();
+    restore::give_up(held);
     reason.with_hint(Some(&format!(
-        "process {} ends with memcr, which could not give its memory back; its image stays at {image}",
-        held.pid()
+        "process {pid} was killed: it cannot run without its memory, which memcr could not give back"
     )))
 }

@@ -76,8 +76,10 @@ pub struct Frozen {
     memory_is_missing: bool,
     /// How the target ended, as far as we have seen it.
     exit_signal: Option<i32>,
-    /// A stop signal that was swallowed while a remote call ran; sent again at release.
-    pub(crate) swallowed: Vec<i32>,
+    /// Signals that a thread would have taken while it made a call for us, sent again at
+    /// release: SIGSTOP, which gets past every mask and has no handler to see who sent
+    /// it, and a SIGTRAP that somebody sent in that very moment (its handler sees us).
+    pub(crate) swallowed: Vec<(i32, i32)>,
     /// Bound to the thread that traces.
     not_send: PhantomData<*const ()>,
 }
@@ -298,12 +300,9 @@ impl Frozen {
         if self.memory_is_missing {
             self.set_memory_missing(false)?;
         }
-        for signal in std::mem::take(&mut self.swallowed) {
-            // Of the stop signals only SIGSTOP gets past the mask of a remote call, and
-            // no handler ever sees who sent it.
-            if let Some(signal) = rustix::process::Signal::from_named_raw(signal) {
-                let _ = rustix::process::pidfd_send_signal(&self.target, signal);
-            }
+        for (tid, signal) in std::mem::take(&mut self.swallowed) {
+            // Gone meanwhile: then nobody misses it.
+            let _ = sys::tgkill(self.target.pid, tid, signal);
         }
         let mut result = Ok(());
         let pid = self.target.pid;

@@ -236,22 +236,37 @@ pub(super) fn check_tracer(pid: i32, status: &Status) -> Result<(), Refusal> {
     }
 }
 
-/// cgroup v2 (Documentation/admin-guide/cgroup-v2.rst): `cgroup.events` of the group
-/// says whether it is frozen, by itself or by a group above it.
+/// A freezer of cgroup v2 (Documentation/admin-guide/cgroup-v2.rst) says in
+/// `cgroup.events` whether the group, or one above it, is frozen; one of v1
+/// (cgroup-v1/freezer-subsystem.rst) in `freezer.state`.
 fn check_cgroup(pid: i32) -> Result<(), Refusal> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let Some(cgroup) = groups.lines().find_map(|line| line.strip_prefix("0::")) else {
-        return Ok(());
-    };
-    let events =
-        fs::read_to_string(format!("/sys/fs/cgroup{cgroup}/cgroup.events")).unwrap_or_default();
-    if events.lines().any(|line| line == "frozen 1") {
-        return Err(Refusal::CgroupFrozen {
-            pid,
-            cgroup: cgroup.to_owned(),
-        });
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(cgroup)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        if is_frozen(controllers, cgroup) {
+            return Err(Refusal::CgroupFrozen {
+                pid,
+                cgroup: cgroup.to_owned(),
+            });
+        }
     }
     Ok(())
+}
+
+fn is_frozen(controllers: &str, cgroup: &str) -> bool {
+    let read = |path: String| fs::read_to_string(path).unwrap_or_default();
+    if controllers.is_empty() {
+        let events = read(format!("/sys/fs/cgroup{cgroup}/cgroup.events"));
+        return events.lines().any(|line| line == "frozen 1");
+    }
+    if controllers != "freezer" {
+        return false;
+    }
+    let state = read(format!("/sys/fs/cgroup/freezer{cgroup}/freezer.state"));
+    matches!(state.trim(), "FROZEN" | "FREEZING")
 }
 
 /// Asks about every process: nothing in /proc tells which ones share a memory. Without

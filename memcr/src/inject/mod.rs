@@ -41,8 +41,10 @@ use table::Parasite;
 /// How long a remote call may take. All of them are short; the deadline is there so
 /// that a broken world gives an error and not a hang.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// Everything blocked but SIGTRAP (5): the trap at the end of a table must get through.
-const MASK: u64 = !(1 << (libc::SIGTRAP - 1));
+/// While the parasite may run all signals are blocked but SIGTRAP (5): the trap at the end
+/// of a table must get through. Without it SIGTRAP is blocked too.
+const MASK: u64 = !TRAP;
+const TRAP: u64 = 1 << (libc::SIGTRAP - 1);
 /// Offset of `rseq_cs` in the kernel's `struct rseq` (linux/rseq.h).
 const RSEQ_CS: u64 = 8;
 
@@ -129,8 +131,7 @@ impl<'a> Borrowed<'a> {
             given_back: false,
         };
         // From here on a failure drops `borrowed`, which puts everything back.
-        ptrace::set_signal_mask(tid, MASK)
-            .map_err(|source| request("set the signal mask of", tid, source))?;
+        borrowed.block_signals()?;
         if borrowed.saved.dispatch.is_on() {
             ptrace::set_user_dispatch(tid, &UserDispatch::default())
                 .map_err(|source| request("switch off syscall dispatch of", tid, source))?;
@@ -166,6 +167,7 @@ impl<'a> Borrowed<'a> {
         if self.may_trap && self.parasite.is_none() {
             self.parasite = self.infect()?;
             self.may_trap = self.parasite.is_some();
+            self.block_signals()?;
         }
         match self.parasite.take() {
             Some(parasite) => {
@@ -212,6 +214,12 @@ impl<'a> Borrowed<'a> {
                 .map_err(|source| request("read the table of", tid, source))?;
         }
         Ok(())
+    }
+
+    fn block_signals(&self) -> Result<()> {
+        let mask = if self.may_trap { MASK } else { u64::MAX };
+        ptrace::set_signal_mask(self.tid, mask)
+            .map_err(|source| request("set the signal mask of", self.tid, source))
     }
 
     /// Maps the parasite. `None`: the target may not have such mappings.
@@ -281,7 +289,7 @@ impl<'a> Borrowed<'a> {
     /// past every mask), or somebody sent it a SIGTRAP. Kept for the release.
     fn pass_over(&mut self, status: WaitStatus) {
         if let WaitStatus::SignalStop(signal) = status {
-            self.frozen.swallowed.push(signal);
+            self.frozen.swallowed.push((self.tid, signal));
         }
     }
 
@@ -387,9 +395,8 @@ fn is_trap(code: i32) -> bool {
 
 /// A trap would change the disposition of SIGTRAP, or be lost behind a pending one.
 fn is_trap_taken(pid: i32, tid: i32) -> bool {
-    let bit = 1 << (libc::SIGTRAP - 1);
     Status::of_thread(pid, tid).map_or(true, |status| {
-        (status.signals("SigIgn") | status.signals("SigPnd") | status.signals("ShdPnd")) & bit != 0
+        (status.signals("SigIgn") | status.signals("SigPnd") | status.signals("ShdPnd")) & TRAP != 0
     })
 }
 

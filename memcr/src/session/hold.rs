@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -52,18 +53,39 @@ impl Held {
             if let Some(event) = self.look(cancel) {
                 return Ok(event);
             }
-            let mut fds = [
-                PollFd::new(&wake, PollFlags::IN),
-                PollFd::from_borrowed_fd(self.frozen.target().as_fd(), PollFlags::IN),
-            ];
-            match poll(&mut fds, Some(&LOOK_EVERY)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(HoldError::Poll(error.into())),
-            }
-            if !fds[0].revents().is_empty() {
+            if self.is_readable(wake)? {
                 // The target may have been told to die a moment before.
                 return Ok(self.look(cancel).unwrap_or(HeldEvent::Wake));
             }
+        }
+    }
+
+    /// Waits for `pause`, or until `cancel` is set or the target ends.
+    pub fn pause(&mut self, pause: Duration, cancel: &Cancel) -> Option<HeldEvent> {
+        let end = Instant::now() + pause;
+        while Instant::now() < end {
+            if let Some(event) = self.look(cancel) {
+                return Some(event);
+            }
+            let mut fds = [PollFd::from_borrowed_fd(
+                self.frozen.target().as_fd(),
+                PollFlags::IN,
+            )];
+            // Whatever ends it, a signal included: look again.
+            let _ = poll(&mut fds, Some(&LOOK_EVERY));
+        }
+        None
+    }
+
+    /// Waits until `wake` or the target's descriptor is readable, or it is time to look.
+    fn is_readable(&self, wake: BorrowedFd<'_>) -> Result<bool, HoldError> {
+        let mut fds = [
+            PollFd::new(&wake, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.frozen.target().as_fd(), PollFlags::IN),
+        ];
+        match poll(&mut fds, Some(&LOOK_EVERY)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(!fds[0].revents().is_empty()),
+            Err(error) => Err(HoldError::Poll(error.into())),
         }
     }
 

@@ -46,3 +46,12 @@ pub fn is_secure() -> bool {
     // allowed, and one that is missing reads as 0.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
+
+/// Sends `signal` to one thread of a process (tgkill(2)).
+///
+/// # Errors
+/// ESRCH: gone; EPERM.
+pub fn tgkill(pid: i32, tid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: all arguments are numbers.
+    check(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) }).map(drop)
+}

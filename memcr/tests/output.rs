@@ -1,0 +1,122 @@
+//! Where results go, and what happens when they cannot go there.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs::File;
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+fn memcr(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_memcr"));
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .env_clear();
+    command
+}
+
+#[test]
+fn results_are_on_stdout_and_diagnostics_are_not() {
+    let done = memcr(&["check"]).output().unwrap();
+    assert!(done.status.success());
+    assert!(
+        String::from_utf8(done.stdout)
+            .unwrap()
+            .starts_with("FEATURE")
+    );
+    assert!(done.stderr.is_empty());
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let done = memcr(&["check"]).stdout(writer).output().unwrap();
+    assert!(done.status.success(), "{:?}", done.status);
+    assert!(
+        done.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+}
+
+#[test]
+fn a_full_disk_is_a_failure() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let done = memcr(&["check"]).stdout(full).output().unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert!(
+        said.starts_with("memcr: cannot write to stdout: "),
+        "{said}"
+    );
+}
+
+/// Neither panics nor fails differently when nobody reads what went wrong.
+#[test]
+fn nobody_has_to_read_stderr() {
+    for args in [
+        &["-p", "0"][..],
+        &["--check-config", "--config", "/nonexistent"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let status = memcr(args).stderr(writer).status().unwrap();
+        assert_eq!(status.code(), Some(2));
+    }
+}
+
+#[test]
+fn json_is_one_object_also_when_it_fails() {
+    let args = ["--check-config", "--json", "--config", "/nonexistent"];
+    let done = memcr(&args).output().unwrap();
+    let said: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(said["ok"], false);
+    assert_eq!(
+        said["exit_code"].as_i64(),
+        done.status.code().map(i64::from)
+    );
+    let features: serde_json::Value =
+        serde_json::from_slice(&memcr(&["check", "--json"]).output().unwrap().stdout).unwrap();
+    assert!(
+        features["features"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|f| f["name"] == "pidfd")
+    );
+}
+
+#[test]
+fn completions_and_man_pages_have_every_flag() {
+    let text = |args: &[&str]| {
+        let mut child = memcr(args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut text = String::new();
+        child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        assert!(child.wait().unwrap().success());
+        text
+    };
+    let help = text(&["--help"]);
+    let flags: Vec<_> = help
+        .split_whitespace()
+        .filter(|word| word.starts_with("--"))
+        .collect();
+    assert!(flags.len() > 20, "{flags:?}");
+    let man = text(&["man"]).replace('\\', "");
+    for shell in ["bash", "zsh", "fish"] {
+        let completions = text(&["completions", shell]);
+        for flag in &flags {
+            let name = flag.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+            assert!(
+                completions.contains(name),
+                "{flag} is not in the completions for {shell}"
+            );
+            assert!(man.contains(name), "{flag} is not in the man page");
+        }
+    }
+}
