@@ -4,6 +4,7 @@
 //!   memcr-e2e [FILTER]            `blocked::`, `undo::enospc`, …
 //!   memcr-e2e --skip heavy        without the tests that take long or much memory
 //!   MEMCR_TEST_REQUIRE=all        what cannot be tested here is a failure
+//!   MEMCR_TEST_TIMES=1            how long each test took, on stderr
 //! ```
 //!
 //! | module      | rows of the table of corner cases, and what else                    |
@@ -43,6 +44,7 @@ mod undo;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use memcr_harness::{Result, Trouble};
+use std::time::Instant;
 
 /// Tests wait more than they work: more at once than there are CPUs.
 const TESTS_PER_CPU: usize = 2;
@@ -73,10 +75,19 @@ fn main() {
 
 /// A test by name.
 fn test(name: impl Into<String>, run: impl FnOnce() -> Result + Send + 'static) -> Trial {
-    Trial::ignorable_test(name, move || match run() {
-        Ok(()) => Ok(Completion::Completed),
-        Err(Trouble::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
-        Err(Trouble::Failed(what)) => Err(Failed::from(what)),
+    let name = name.into();
+    let title = name.clone();
+    Trial::ignorable_test(name, move || {
+        let begin = Instant::now();
+        let outcome = run();
+        if std::env::var_os("MEMCR_TEST_TIMES").is_some() {
+            eprintln!("{:6} ms {title}", begin.elapsed().as_millis());
+        }
+        match outcome {
+            Ok(()) => Ok(Completion::Completed),
+            Err(Trouble::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
+            Err(Trouble::Failed(what)) => Err(Failed::from(what)),
+        }
     })
 }
 

@@ -210,6 +210,22 @@ impl Running {
         proc::send(self.pid(), signal)
     }
 
+    /// Waits for a line on its stderr that contains `text`.
+    ///
+    /// # Errors
+    /// When none comes.
+    pub fn await_message(&mut self, text: &str) -> Result {
+        let lines = self.errors.as_mut().ok_or("its stderr was read already")?;
+        let found = lines.until(text)?;
+        ensure(found.is_some(), || {
+            format!(
+                "no message with `{text}` from {}:\n{}",
+                self.line,
+                lines.text()
+            )
+        })
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

@@ -148,11 +148,13 @@ fn futex_wake(_: u64) -> io::Result<Call> {
         let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
         // SAFETY: the word lives as long as the Arc; no timeout.
         let ret = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, 0, null::<u8>()) };
-        // A futex may wake for no reason, but not before anybody touched the word.
-        if word.load(Ordering::SeqCst) == 1 {
-            answer(ret)
-        } else {
-            (-1, libc::EINTR)
+        // A wait that begins after the word was changed answers EAGAIN, as it should.
+        let answer = answer(ret);
+        let woken = word.load(Ordering::SeqCst) == 1;
+        match answer {
+            (0, 0) | (-1, libc::EAGAIN) if woken => (0, 0),
+            (0, 0) => (-1, libc::EINTR),
+            other => other,
         }
     };
     let wake = move || {
