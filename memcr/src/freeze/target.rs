@@ -8,10 +8,17 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::sys::kcmp;
 use crate::sys::procfs::{self, Stat, Status};
+
+/// How long the other threads of a process that ends may take to do so.
+const EXIT_TIME: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000_000,
+};
 
 /// Why a process cannot be checkpointed. It was not touched, and runs on.
 #[derive(Debug, thiserror::Error)]
@@ -161,7 +168,7 @@ impl Target {
         let pidfd = pidfd_open(raw, PidfdFlags::empty())
             .map_err(|error| gone_or_forbidden(pid, error.into()))?;
         let stat = Stat::read(pid).map_err(|_| Refusal::NoSuchProcess(pid))?;
-        check_kind(pid, &status, stat)?;
+        check_kind(pid, &status, stat, &pidfd)?;
         check_tracer(pid, &status)?;
         // The same right as ptrace(2) demands (PTRACE_MODE_ATTACH), asked for early.
         fs::File::open(format!("/proc/{pid}/mem"))
@@ -196,18 +203,12 @@ pub(super) fn gone_or_forbidden(pid: i32, error: io::Error) -> Refusal {
     }
 }
 
-fn check_kind(pid: i32, status: &Status, stat: Stat) -> Result<(), Refusal> {
+fn check_kind(pid: i32, status: &Status, stat: Stat, pidfd: &OwnedFd) -> Result<(), Refusal> {
     if stat.is_kernel_thread {
         return Err(Refusal::KernelThread(pid));
     }
     if matches!(status.state(), 'Z' | 'X') {
-        // The leader is a zombie to all eyes while its other threads live on.
-        let others = procfs::tids(pid).unwrap_or_default().len() > 1;
-        return Err(if others {
-            Refusal::LeaderExited(pid)
-        } else {
-            Refusal::Zombie(pid)
-        });
+        return Err(zombie(pid, pidfd));
     }
     let mut ancestor = std::process::id().cast_signed();
     while ancestor > 0 {
@@ -217,6 +218,19 @@ fn check_kind(pid: i32, status: &Status, stat: Stat) -> Result<(), Refusal> {
         ancestor = Stat::read(ancestor).map_or(0, |stat| stat.parent);
     }
     Ok(())
+}
+
+/// The leader is a zombie to all eyes while its other threads live on: for good, or for
+/// the moment that a process takes to end.
+fn zombie(pid: i32, pidfd: &OwnedFd) -> Refusal {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    let ended = matches!(poll(&mut fds, Some(&EXIT_TIME)), Ok(1..));
+    let others = procfs::tids(pid).unwrap_or_default().len() > 1;
+    if others && !ended {
+        Refusal::LeaderExited(pid)
+    } else {
+        Refusal::Zombie(pid)
+    }
 }
 
 pub(super) fn check_tracer(pid: i32, status: &Status) -> Result<(), Refusal> {
