@@ -58,6 +58,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Er
 pub fn run(args: &Args) -> Result<(), Failure> {
     // Before there is a second thread. Should it fail, waits are slower and no less right.
     let _ = sys::wait::block_sigchld();
+    sys::heap::keep_small();
     log::init(args.common.verbose, args.common.quiet);
     let mut out = Out::default();
     let done = dispatch(args, &mut out);

@@ -120,13 +120,6 @@ impl std::fmt::Debug for Plugin {
     }
 }
 
-/// Whether the kernel says that this program has more rights than its caller (set-user-ID,
-/// file capabilities): the environment must then not choose code.
-pub(super) fn secure_mode() -> bool {
-    // SAFETY: getauxval reads a value the kernel gave this process; any key is allowed.
-    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
-}
-
 type OpenError = (String, &'static str);
 
 /// Opens the library and goes through the best door it has.

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use crate::pipeline::load::{Plugin, secure_mode};
+use crate::pipeline::load::Plugin;
 use crate::pipeline::{LoadError, StageDescription};
+use crate::sys;
 
 /// What plugin files are called: `libmemcr_stage_NAME.so`.
 const PREFIX: &str = "libmemcr_stage_";
@@ -28,7 +29,7 @@ impl SearchPath {
     #[must_use]
     pub fn standard(config_dirs: &[PathBuf]) -> Self {
         let mut dirs = config_dirs.to_vec();
-        if !secure_mode()
+        if !sys::is_secure()
             && let Some(path) = std::env::var_os("MEMCR_STAGE_PATH")
         {
             dirs.extend(std::env::split_paths(&path));

@@ -6,6 +6,7 @@
 
 pub mod arch;
 pub mod features;
+pub mod heap;
 pub mod kcmp;
 pub mod pagemap;
 pub mod proc_mem;
