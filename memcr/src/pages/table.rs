@@ -28,24 +28,24 @@ impl PageTable for KernelPageTable {
     /// small pages and as shared ones.
     fn occupied(&self, start: u64, end: u64, regions: &mut Vec<Region>) -> io::Result<u64> {
         regions.resize(MAX_REGIONS, Region::default());
-        let (n_regions, walked_to) = match self.0.scan(start, end, regions) {
+        let n_regions = match self.0.scan(start, end, regions) {
             Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
                 regions[0] = Region {
                     start,
                     end,
                     categories: category::PRESENT,
                 };
-                (1, end)
+                1
             }
             result => result?,
         };
         regions.truncate(n_regions);
-        // The kernel says 0 for a walk that went to the end in some versions.
-        Ok(if walked_to == 0 || n_regions < MAX_REGIONS {
-            end
-        } else {
-            walked_to
-        })
+        // Going on behind the last region, nothing is told of twice.
+        let is_full = n_regions == MAX_REGIONS;
+        Ok(regions
+            .last()
+            .filter(|_| is_full)
+            .map_or(end, |last| last.end))
     }
 
     fn entries(&self, addr: u64, out: &mut [u64]) -> io::Result<()> {

@@ -89,12 +89,13 @@ impl Pagemap {
     }
 
     /// Finds the regions of `start..end` that are present or swapped, ascending, into
-    /// `regions`; answers their number and where the walk ended. Less than the whole
-    /// range is walked when `regions` is full: go on from there.
+    /// `regions`; answers their number. When `regions` is full, there may be more behind
+    /// the last one. (Where the kernel says that its walk ended, `walk_end`, is of no use:
+    /// it can lie before the last region, by 4 MiB on 6.18.)
     ///
     /// # Errors
     /// ENOTTY before Linux 6.7.
-    pub fn scan(&self, start: u64, end: u64, regions: &mut [Region]) -> io::Result<(usize, u64)> {
+    pub fn scan(&self, start: u64, end: u64, regions: &mut [Region]) -> io::Result<usize> {
         let mut arg = ScanArg {
             size: size_of::<ScanArg>() as u64,
             flags: 0,
@@ -118,6 +119,6 @@ impl Pagemap {
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
         let n_regions = check(result.into())?;
         // The kernel answers at most `vec_len`, which came from a `usize`.
-        Ok((n_regions as usize, arg.walk_end))
+        Ok(n_regions as usize)
     }
 }

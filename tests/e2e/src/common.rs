@@ -11,6 +11,9 @@ use tempfile::TempDir;
 /// The pipeline of tests that are not about pipelines: fast, and every byte is looked at.
 pub(crate) const PIPELINE: &str = "lz4,crc32,file";
 
+/// The most resident memory memcr may have while it works (invariant I6), KiB.
+const MEMCR_RSS_KIB: u64 = 16 << 10;
+
 /// A directory for images, and the pipeline that ends there.
 pub(crate) struct Rig {
     dir: TempDir,
@@ -87,6 +90,14 @@ pub(crate) fn expect_freed(before: &Snapshot, pid: u32, freeable_kib: u64) -> Re
     let want = freeable_kib - freeable_kib / 100;
     ensure(was.saturating_sub(is) >= want, || {
         format!("RSS was {was} KiB, while held it is {is} KiB; at least {want} KiB should be free")
+    })
+}
+
+/// Invariant I6, by the most that memcr has ever had resident.
+pub(crate) fn expect_small(held: &Held) -> Result {
+    let peak = proc::kib(&proc::text(held.pid(), "status")?, "VmHWM")?;
+    ensure(peak <= MEMCR_RSS_KIB, || {
+        format!("memcr took {peak} KiB of RSS, at most {MEMCR_RSS_KIB} are allowed")
     })
 }
 

@@ -1,6 +1,6 @@
 //! Mappings of every kind.
 
-use crate::common::{Rig, expect_freed, hold, unharmed};
+use crate::common::{Rig, expect_freed, expect_small, hold, unharmed};
 use crate::{table, test};
 use libtest_mimic::Trial;
 use memcr_harness::{Allow, Result, Snapshot, Victim, ensure, require};
@@ -65,6 +65,8 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("together", together),
             ("lockall_and_anon", lock_all),
             ("thp_is_thp_again", thp),
+            ("fragmented", || fragmented("64M")),
+            ("heavy_fragmented_2G", || fragmented("2G")),
         ],
     );
     for (part, frees) in PARTS {
@@ -143,6 +145,22 @@ fn together() -> Result {
     hold(&rig, &victim, rig.memcr(victim.pid()))?.release()?;
     // `holes` and `zero_read` map the zero page, which no RSS counts.
     unharmed(&rig, &mut victim, &before, Allow::default())?;
+    victim.quit()
+}
+
+/// Every other page, more of them than the kernel tells of at once; and memcr's own
+/// memory does not grow with their number.
+fn fragmented(size: &str) -> Result {
+    let rig = Rig::with("file")?;
+    let mut victim = Victim::start("maps", &["parts=holes", &format!("size={size}")])?;
+    let before = Snapshot::take(victim.pid())?;
+    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    expect_freed(&before, victim.pid(), before.rss_kib() - 4096)?;
+    expect_small(&held)?;
+    held.release()?;
+    before.still(victim.pid(), Allow::default())?;
+    rig.expect_clean()?;
+    victim.verify()?;
     victim.quit()
 }
 

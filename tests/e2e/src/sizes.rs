@@ -1,12 +1,9 @@
 //! Sizes, contents, numbers of threads; and memcr itself stays small.
 
-use crate::common::{Rig, expect_freed, hold, round_trip};
+use crate::common::{Rig, expect_freed, expect_small, hold, round_trip};
 use crate::test;
 use libtest_mimic::Trial;
-use memcr_harness::{Allow, Result, Snapshot, Victim, ensure, proc};
-
-/// The most resident memory memcr may have while it works (invariant I6), KiB.
-const MEMCR_RSS_KIB: u64 = 16 << 10;
+use memcr_harness::{Allow, Result, Snapshot, Victim};
 
 pub(crate) fn tests() -> Vec<Trial> {
     let mut trials = Vec::new();
@@ -56,10 +53,7 @@ fn big(content: &str, pipeline: &str) -> Result {
     let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
     // Zero pages were resident before, and are free now, like all others.
     expect_freed(&before, victim.pid(), 1 << 20)?;
-    let peak = proc::kib(&proc::text(held.pid(), "status")?, "VmHWM")?;
-    ensure(peak <= MEMCR_RSS_KIB, || {
-        format!("memcr took {peak} KiB of RSS, at most {MEMCR_RSS_KIB} are allowed")
-    })?;
+    expect_small(&held)?;
     held.release()?;
     rig.expect_clean()?;
     // Zero pages come back when they are touched.
