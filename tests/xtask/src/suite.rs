@@ -3,43 +3,45 @@
 use std::process::Command;
 use std::time::Instant;
 
-use crate::artifacts::{self, Prefix};
+use crate::artifacts::{self, Built, Prefix};
 use crate::host;
 use crate::run::{self, Done};
 use crate::tally::Tally;
 
+/// What the parts test.
+struct World {
+    built: Built,
+    prefix: Prefix,
+}
+
 /// A part of the suite: its name, and what it does.
-type Part = (&'static str, fn(&Prefix) -> (Done, Tally));
+type Part = (&'static str, fn(&World) -> (Done, Tally));
 
 const PARTS: &[Part] = &[
     ("fmt", |_| {
         check(run::cargo().args(["fmt", "--all", "--check"]))
     }),
-    ("clippy", |prefix| {
-        check(cargo_in_profile("clippy", prefix).args([
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-Dwarnings",
-        ]))
-    }),
-    ("doc", |prefix| {
+    ("clippy", |world| {
         check(
-            cargo_in_profile("doc", prefix)
-                .args(["--workspace", "--no-deps"])
+            world
+                .cargo("clippy")
+                .args(["--workspace", "--all-targets", "--", "-Dwarnings"]),
+        )
+    }),
+    ("doc", |world| {
+        let mut doc = world.cargo("doc");
+        check(
+            doc.args(["--workspace", "--no-deps"])
                 .env("RUSTDOCFLAGS", "-Dwarnings"),
         )
     }),
-    ("unit", |prefix| {
-        tests(cargo_in_profile("test", prefix).args(["--workspace", "--no-fail-fast"]))
+    ("unit", |world| {
+        tests(world.cargo("test").args(["--workspace", "--no-fail-fast"]))
     }),
-    ("e2e", |prefix| {
-        tests(cargo_in_profile("run", prefix).args(["--package", "memcr-e2e"]))
-    }),
+    ("e2e", |world| tests(&mut world.program("memcr-e2e"))),
     // Whether the bench works, not how fast anything is: that is for a quiet machine.
-    ("bench", |prefix| {
-        let mut bench = cargo_in_profile("run", prefix);
-        tests(bench.args(["--package", "memcr-bench", "--", "--smoke"]))
+    ("bench", |world| {
+        tests(world.program("memcr-bench").arg("--smoke"))
     }),
     // The corpus and a few seconds of mutation: what a change broke, not a hunt.
     ("fuzz", |_| {
@@ -63,7 +65,9 @@ pub(crate) fn run(names: &[&str]) -> Done {
         ));
     }
     host::ready_to_test()?;
-    let prefix = artifacts::build(artifacts::CI, true)?.stage()?;
+    let built = artifacts::build(artifacts::CI, true)?;
+    let prefix = built.stage()?;
+    let world = World { built, prefix };
     let mut total = Tally::default();
     let mut summary = Vec::new();
     for (name, part) in PARTS
@@ -72,7 +76,7 @@ pub(crate) fn run(names: &[&str]) -> Done {
     {
         let begin = Instant::now();
         println!("\n== {name}");
-        let (done, tally) = part(&prefix);
+        let (done, tally) = part(&world);
         total += tally;
         let how = done.err().unwrap_or_else(|| "ok".into());
         summary.push(format!(
@@ -88,12 +92,23 @@ pub(crate) fn run(names: &[&str]) -> Done {
     }
 }
 
-/// Cargo with the profile that was built already, told where the installation is.
-fn cargo_in_profile(verb: &str, prefix: &Prefix) -> Command {
-    let mut command = run::cargo();
-    command.args([verb, "--profile", artifacts::CI.name]);
-    command.env("MEMCR_TEST_PREFIX", prefix.path());
-    command
+impl World {
+    /// Cargo with the profile that was built already, told where the installation is.
+    fn cargo(&self, verb: &str) -> Command {
+        let mut command = run::cargo();
+        command.args([verb, "--profile", artifacts::CI.name]);
+        command.env("MEMCR_TEST_PREFIX", self.prefix.path());
+        command
+    }
+
+    /// A test program that was built with everything else. Not by `cargo run`, which
+    /// would build it again with the features that it alone needs of its libraries.
+    fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(self.built.dir().join(name));
+        command.current_dir(run::root());
+        command.env("MEMCR_TEST_PREFIX", self.prefix.path());
+        command
+    }
 }
 
 /// One command, one check.
