@@ -27,8 +27,14 @@ const TO_BUILD: &[Need] = &[
     },
 ];
 
-/// What tests use as targets and peers. Tests that lack one are skipped, and say so.
+/// What tests use as targets and peers; the fuzzer is C++. Tests that lack one are
+/// skipped, and say so.
 const TO_TEST: &[Need] = &[
+    Need {
+        name: "a C++ compiler",
+        packages: &["g++"],
+        present: || run::on_path("c++") || run::on_path("g++"),
+    },
     Need {
         name: "a C++ compiler",
         packages: &["g++"],

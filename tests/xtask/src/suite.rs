@@ -44,8 +44,9 @@ const PARTS: &[Part] = &[
         tests(world.program("memcr-bench").arg("--smoke"))
     }),
     // The corpus and a few seconds of mutation: what a change broke, not a hunt.
-    ("fuzz", |_| {
-        tests(Command::new(run::root().join("tests/fuzz/run")).arg("20"))
+    ("fuzz", |world| {
+        let mut fuzz = Command::new(run::root().join("tests/fuzz/run"));
+        tests(fuzz.arg("20").env("MEMCR_TEST_PREFIX", world.prefix.path()))
     }),
 ];
 
