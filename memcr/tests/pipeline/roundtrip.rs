@@ -103,6 +103,15 @@ fn any_number_of_workers() {
     }
 }
 
+/// Stages that fail when a call comes while another one is in them.
+#[test]
+fn the_thread_model_of_a_stage_is_kept() {
+    for stage in ["solo_in_plugin", "solo_in_handle"] {
+        let path = image_path(stage);
+        check(&format!("{stage},{stage},disk:path={path}"), "text", 6);
+    }
+}
+
 #[test]
 fn the_real_file_sink() {
     let dir = target_dir()
@@ -212,6 +221,23 @@ fn a_committed_image_is_found_again() {
     assert_eq!((summary.pid, summary.comm.as_str()), (4711, "victim"));
     image.remove().unwrap();
     assert!(!std::path::Path::new(&path).exists());
+}
+
+/// Images that lie there since they were made: a change that cannot read them any more
+/// is a new major version of the format.
+#[test]
+fn images_of_before_are_still_read() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fuzz/corpus/image");
+    let mut n_images = 0;
+    for entry in std::fs::read_dir(corpus).unwrap() {
+        let path = entry.unwrap().path();
+        let image = Pipeline::open_file(&path, stages(), &[]).unwrap();
+        let stats = image.verify(Cancel::new(), Arc::default()).unwrap();
+        let n_chunks = path.to_str().unwrap().rsplit('-').next().unwrap();
+        assert_eq!(stats.n_chunks.to_string(), n_chunks, "{}", path.display());
+        n_images += 1;
+    }
+    assert!(n_images >= 15, "{n_images}");
 }
 
 #[test]

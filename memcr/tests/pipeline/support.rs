@@ -251,14 +251,29 @@ pub(crate) fn restore(image: &OpenImage, into: &Arc<Memory>) -> Result<DecodeSta
 pub(crate) fn stages() -> &'static SearchPath {
     static STAGES: OnceLock<SearchPath> = OnceLock::new();
     STAGES.get_or_init(|| {
-        let dir = target_dir()
-            .join("test-stages")
-            .join(std::process::id().to_string());
+        let all = target_dir().join("test-stages");
+        sweep(&all);
+        let dir = all.join(std::process::id().to_string());
         std::fs::create_dir_all(&dir).unwrap();
         build_c_stages(&dir);
         // Theirs first: nothing of ours has one of their names.
         SearchPath::new(vec![build_plugins(), dir])
     })
+}
+
+/// Removes what earlier runs left, whose processes are gone.
+fn sweep(all: &Path) {
+    for entry in std::fs::read_dir(all).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if !Path::new("/proc").join(&name).exists()
+            && name
+                .to_str()
+                .is_some_and(|name| name.parse::<u32>().is_ok())
+        {
+            // Another test may sweep at the same time.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Where this profile's files are: this program lies in its `deps`.
@@ -335,6 +350,18 @@ fn build_c_stages(dir: &Path) {
             "memcr/tests/stages/odd.c",
             &name.to_lowercase(),
             &[("ODD", name), ("THREADS", "MEMCR_THREADS_PARALLEL")],
+        );
+    }
+    for (name, threads) in [
+        ("SOLO_IN_PLUGIN", "MEMCR_THREADS_SERIAL"),
+        ("SOLO_IN_HANDLE", "MEMCR_THREADS_PER_HANDLE"),
+    ] {
+        let defines = [("ODD", name), ("THREADS", threads)];
+        compile(
+            dir,
+            "memcr/tests/stages/odd.c",
+            &name.to_lowercase(),
+            &defines,
         );
     }
     compile(dir, "plugin-api/examples/xor.c", "xor", &[]);

@@ -6,6 +6,7 @@
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
 #define _GNU_SOURCE
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,8 +24,15 @@ enum {
     FAILS_LATE,      /* the third chunk fails */
     DECODES_WRONG,   /* decode gives other bytes of the right length */
     DECODES_SHORT,   /* decode gives fewer bytes */
-    DECODES_TOO_MUCH /* decode says it wrote more than there is room for */
+    DECODES_TOO_MUCH, /* decode says it wrote more than there is room for */
+    SOLO_IN_PLUGIN,  /* takes chunks in any order, but one call at a time over all handles */
+    SOLO_IN_HANDLE   /* the same, one call at a time on each handle */
 };
+
+#define SOLO (ODD == SOLO_IN_PLUGIN || ODD == SOLO_IN_HANDLE)
+
+static int calls_of_all; /* at this moment */
+
 
 struct odd {
     int calls; /* at this moment */
@@ -109,16 +117,21 @@ static int32_t apply(struct odd *odd, const uint8_t *input, size_t in_len, uint8
 {
     size_t i;
 
+    int *calls = ODD == SOLO_IN_PLUGIN ? &calls_of_all : &odd->calls;
+    uint8_t with = SOLO ? 1 : (uint8_t)(odd->seen * 7 + 1);
+
     check_thread(odd);
-    if (__atomic_fetch_add(&odd->calls, 1, __ATOMIC_SEQ_CST))
+    if (__atomic_fetch_add(calls, 1, __ATOMIC_SEQ_CST))
         return fail(err, MEMCR_CODE_INTERNAL, "two calls at once");
+    if (SOLO)
+        sched_yield(); /* time for another call to get in, if one may */
     if (in_len > out_cap)
         return fail(err, MEMCR_CODE_BUFFER_TOO_SMALL, "the frame is longer than the buffer");
     for (i = 0; i < in_len; i++)
-        out[i] = input[i] ^ (uint8_t)(odd->seen * 7 + 1);
+        out[i] = input[i] ^ with;
     odd->seen++;
     *out_len = in_len;
-    __atomic_fetch_sub(&odd->calls, 1, __ATOMIC_SEQ_CST);
+    __atomic_fetch_sub(calls, 1, __ATOMIC_SEQ_CST);
     return MEMCR_CODE_OK;
 }
 
@@ -134,7 +147,7 @@ static int32_t encode(memcr_handle handle, memcr_worker worker, const memcr_chun
         return MEMCR_CODE_PASS;
     if (ODD == UNKNOWN_ANSWER)
         return 7;
-    if (chunk->index != odd->seen)
+    if (!SOLO && chunk->index != odd->seen)
         return fail(err, MEMCR_CODE_INTERNAL, "chunks come out of order");
     if (ODD == FAILS_LATE && chunk->index == 2)
         return fail(err, MEMCR_CODE_IO, "the third chunk is too much");
@@ -152,7 +165,7 @@ static int32_t decode(memcr_handle handle, memcr_worker worker, const memcr_chun
     int32_t code;
 
     (void)worker;
-    if (chunk->index != odd->seen)
+    if (!SOLO && chunk->index != odd->seen)
         return fail(err, MEMCR_CODE_INTERNAL, "chunks come out of order");
     code = apply(odd, input, in_len, out, out_cap, out_len, err);
     if (ODD == DECODES_WRONG && *out_len)
@@ -202,6 +215,7 @@ static const memcr_stage_table table = {
     .abi_version = MEMCR_ABI_VERSION,
     .kind = MEMCR_KIND_TRANSFORM,
     .threads = THREADS,
+    .capabilities = SOLO ? MEMCR_CAPABILITY_INDEPENDENT_CHUNKS : 0,
     .name = NAME,
     .version = "1.0.0",
     .summary = "a transform for tests",
