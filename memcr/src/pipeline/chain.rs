@@ -14,7 +14,7 @@ use crate::pipeline::{
 };
 use crate::sink::layout::limit;
 use crate::sink::recipe::RecipeStage;
-use crate::sink::{FileImage, ImageReader, ReadImage};
+use crate::sink::{FileImage, ImageError, ImageReader, ReadImage};
 
 /// Default length of a chunk, bytes: large enough to amortise a read and a frame, small
 /// enough to stay in a core's L2 cache through all stages.
@@ -200,7 +200,7 @@ impl Pipeline {
         overrides: &[StageSpec],
     ) -> Result<OpenImage> {
         let file = FileImage::open(path);
-        let file = file.map_err(|e| sink_error("file", "cannot open the image", e))?;
+        let file = file.map_err(|error| PipelineError::Image(ImageError::Open(error)))?;
         Self::open(Arc::new(file), Some(path.to_owned()), search, overrides)
     }
 

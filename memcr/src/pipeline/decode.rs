@@ -613,7 +613,9 @@ pub(super) fn image_error(alias: &str, known: bool, error: ImageError) -> Pipeli
             },
             what: why,
         },
-        ImageError::Io { source, .. } => sink_error(alias, "cannot read the image", source),
+        ImageError::Io { source, .. } | ImageError::Open(source) => {
+            sink_error(alias, "cannot read the image", source)
+        }
         other if known => PipelineError::Corrupt {
             place: Place::Step("header"),
             what: other.to_string(),

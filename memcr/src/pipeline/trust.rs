@@ -6,6 +6,8 @@
 //! * the file is owned by root or the caller, and not writable by group or others. Looked
 //!   up on the opened file, not on its name, and the name must still lead to the same
 //!   file after it was loaded;
+//! * where memcr has more rights than its caller (file capabilities), root alone is
+//!   trusted: the caller's own plugin would get rights that the caller has not;
 //! * no directory above it is writable by everybody, unless sticky (`/tmp`): a file in
 //!   such a directory could be swapped between check and load.
 //!
@@ -21,6 +23,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::pipeline::LoadError;
+use crate::sys;
 
 const GROUP_OR_OTHERS_WRITE: u32 = 0o022;
 const OTHERS_WRITE: u32 = 0o002;
@@ -40,14 +43,8 @@ pub(super) fn check(path: &Path) -> Result<FileId, LoadError> {
     if !meta.is_file() {
         return Err(refuse(path, "it is not a regular file", ""));
     }
-    let caller = rustix::process::geteuid().as_raw();
-    if meta.uid() != 0 && meta.uid() != caller {
-        let detail = format!(
-            "it is owned by uid {}, neither root nor the caller (uid {caller})",
-            meta.uid()
-        );
-        return Err(refuse(path, detail, "install a copy that root owns"));
-    }
+    check_owner(meta.uid(), sys::is_secure())
+        .map_err(|detail| refuse(path, detail, "install a copy that root owns"))?;
     if meta.mode() & GROUP_OR_OTHERS_WRITE != 0 {
         let detail = format!(
             "its mode {:04o} lets group or others write it",
@@ -60,6 +57,21 @@ pub(super) fn check(path: &Path) -> Result<FileId, LoadError> {
         ));
     }
     Ok((meta.dev(), meta.ino()))
+}
+
+/// The reason why a file of `owner` is refused.
+fn check_owner(owner: u32, is_secure: bool) -> Result<(), String> {
+    let caller = rustix::process::geteuid().as_raw();
+    match (owner, is_secure) {
+        (0, _) => Ok(()),
+        (_, true) => Err(format!(
+            "it is owned by uid {owner}, not root, and memcr has rights here that its caller has not"
+        )),
+        (_, false) if owner == caller => Ok(()),
+        (_, false) => Err(format!(
+            "it is owned by uid {owner}, neither root nor the caller (uid {caller})"
+        )),
+    }
 }
 
 /// Which file the path leads to now.
@@ -145,6 +157,20 @@ mod tests {
                 .detail
                 .contains("not a regular file")
         );
+    }
+
+    #[test]
+    fn root_alone_is_trusted_where_we_have_more_rights_than_the_caller() {
+        let caller = rustix::process::geteuid().as_raw();
+        let other = caller + 12345;
+        for is_secure in [false, true] {
+            assert!(check_owner(0, is_secure).is_ok());
+            assert!(check_owner(other, is_secure).is_err());
+            assert_eq!(
+                check_owner(caller, is_secure).is_err(),
+                is_secure && caller != 0
+            );
+        }
     }
 
     #[test]

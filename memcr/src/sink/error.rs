@@ -23,6 +23,9 @@ pub enum ImageError {
     /// Made by a memcr that this one does not understand.
     #[error("cannot read this image: {0}")]
     Unsupported(String),
+    /// The file cannot be opened, for this reason.
+    #[error(transparent)]
+    Open(StageError),
     /// The bytes cannot be had.
     #[error("cannot read {len_bytes} bytes at offset {offset} of the image")]
     Io {

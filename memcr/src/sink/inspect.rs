@@ -84,11 +84,7 @@ pub struct ImageSummary {
 /// # Errors
 /// When it is none, is corrupt, or cannot be read.
 pub fn inspect(path: &Path) -> Result<ImageSummary> {
-    let file = FileImage::open(path).map_err(|source| ImageError::Io {
-        offset: 0,
-        len_bytes: 0,
-        source,
-    })?;
+    let file = FileImage::open(path).map_err(ImageError::Open)?;
     inspect_source(Arc::new(file))
 }
 

@@ -2,7 +2,7 @@
 //! vector do for images that are only read, and for tests.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use memcr_plugin_api::stage::StageError;
@@ -53,8 +53,13 @@ impl FileImage {
     pub fn open(path: &Path) -> Result<Self, StageError> {
         let failed =
             |e: std::io::Error| StageError::io(format_args!("cannot open {}", path.display()), &e);
-        let file = File::open(path).map_err(failed)?;
-        // A directory opens but does not read, a FIFO would block for ever.
+        // Without waiting: a FIFO that nobody writes would block the open for ever.
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(failed)?;
+        // A directory opens but does not read, a FIFO has no places.
         if !file.metadata().map_err(failed)?.is_file() {
             let message = format!("{} is not a regular file", path.display());
             return Err(StageError::new(
