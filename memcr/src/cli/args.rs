@@ -208,8 +208,18 @@ impl Cipher {
     }
 }
 
-/// The definition as clap holds it, for help, man page and completions.
+/// The definition as clap holds it, for parsing, help, man page and completions. The help
+/// of a command shows no flag that would be refused with it.
 #[must_use]
 pub fn command() -> clap::Command {
-    Args::command()
+    let mut command = Args::command();
+    // Only then have the commands the flags that stand before or behind them.
+    command.build();
+    command.mut_subcommands(|verb| {
+        let name = verb.get_name().to_owned();
+        verb.mut_args(|arg| {
+            let means_nothing = !super::stray::means_something(&name, arg.get_id().as_str());
+            arg.hide(means_nothing)
+        })
+    })
 }

@@ -103,6 +103,19 @@ fn one_way_to_say_it(given: impl Fn(&str) -> bool) -> Result<(), clap::Error> {
     }
 }
 
+/// Whether the flag `id` means something with the command `verb`.
+pub(super) fn means_something(verb: &str, id: &str) -> bool {
+    let mode = match verb {
+        "inspect" => Mode::Inspect,
+        "verify" => Mode::Verify,
+        "check" => Mode::Check,
+        "stages" => Mode::Stages,
+        _ => Mode::Print,
+    };
+    let listed = MEANINGFUL.iter().find(|(known, _)| *known == id);
+    listed.is_none_or(|(_, modes)| modes.contains(&mode))
+}
+
 fn mode(args: &Args) -> Mode {
     match &args.verb {
         Some(Verb::Inspect { .. }) => Mode::Inspect,
