@@ -13,6 +13,7 @@ pub mod page;
 pub mod plan;
 pub mod policy;
 pub mod vma;
+mod window;
 
 /// What can go wrong while the target's mappings are read.
 #[derive(Debug, thiserror::Error)]

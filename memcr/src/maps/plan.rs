@@ -15,11 +15,9 @@ use super::details::VmaDetails;
 use super::page::{PageState, PageTable};
 use super::policy::{LeftBecause, Policy, Treatment, is_plain};
 use super::vma::Vma;
+use super::window::Window;
 use crate::pages::{ChunkClass, ChunkPlan, PageRun, RemoteAddr};
 use crate::sys::pagemap::{Region, category};
-
-/// Page map entries looked at in one reading: 64 KiB of entries, 32 MiB of 4 KiB pages.
-const WINDOW_PAGES: u64 = 8192;
 
 /// How a plan is made.
 #[derive(Debug, Clone, Copy)]
@@ -69,7 +67,7 @@ pub struct Planner<'a, T, E> {
     /// fill whole chunks.
     open: Vec<ChunkPlan>,
     summary: PlanSummary,
-    entries: Vec<u64>,
+    window: Window<'a, T>,
 }
 
 /// What `emit` may answer: its own error, or that of the page table.
@@ -82,14 +80,13 @@ where
 {
     /// A planner that hands each finished chunk to `emit`.
     pub fn new(options: PlanOptions, table: &'a T, emit: F) -> Self {
-        let entries = vec![0; WINDOW_PAGES as usize];
         Self {
+            window: Window::new(table, options.page_len_bytes),
             options,
             table,
             emit,
             open: Vec::new(),
             summary: PlanSummary::default(),
-            entries,
         }
     }
 
@@ -134,8 +131,8 @@ where
         while from < vma.end {
             regions.clear();
             from = self.table.occupied(from, vma.end, &mut regions)?;
-            for region in &regions {
-                self.region(region, class, &mut drop)?;
+            for i in 0..regions.len() {
+                self.region(&regions[i..], class, &mut drop)?;
             }
         }
         drop.close(&mut self.summary.drops);
@@ -143,51 +140,36 @@ where
         Ok(())
     }
 
-    fn region(&mut self, region: &Region, class: ChunkClass, drop: &mut OpenDrop) -> Result<(), E> {
+    /// Plans the first of `regions`.
+    fn region(
+        &mut self,
+        regions: &[Region],
+        class: ChunkClass,
+        drop: &mut OpenDrop,
+    ) -> Result<(), E> {
+        let Some(region) = regions.first() else {
+            return Ok(());
+        };
         let class = ChunkClass {
             huge: region.categories & category::HUGE != 0,
             ..class
         };
-        let len_bytes = region.end - region.start;
         if region.categories & category::PFNZERO != 0 {
             self.leave(LeftBecause::ZeroPage, 0);
             return Ok(());
         }
-        let page_len = self.options.page_len_bytes;
-        let window_len = WINDOW_PAGES * page_len;
-        for start in (region.start..region.end).step_by(window_len as usize) {
-            let n_pages = ((region.end - start).min(window_len) / page_len) as usize;
-            let mut entries = std::mem::take(&mut self.entries);
-            let result = self
-                .table
-                .entries(start, &mut entries[..n_pages])
-                .map_err(E::from);
-            let result = result.and_then(|()| self.window(start, &entries[..n_pages], class, drop));
-            self.entries = entries;
-            result?;
-        }
-        self.summary.has_huge |= class.huge && len_bytes > 0;
-        Ok(())
-    }
-
-    fn window(
-        &mut self,
-        start: u64,
-        entries: &[u64],
-        class: ChunkClass,
-        drop: &mut OpenDrop,
-    ) -> Result<(), E> {
-        let page_len = self.options.page_len_bytes;
-        let mut addr = start;
-        // Neighbours of the same state are handled as one.
-        for same in entries.chunk_by(|a, b| PageState::of_entry(*a) == PageState::of_entry(*b)) {
+        let mut addr = region.start;
+        while addr < region.end {
+            // Neighbours of the same state are handled as one.
+            let (state, len_bytes) = self.window.alike(addr, regions)?;
             let run = PageRun {
                 addr: RemoteAddr(addr),
-                len_bytes: same.len() as u64 * page_len,
+                len_bytes,
             };
-            self.run(run, PageState::of_entry(same[0]), class, drop)?;
-            addr += run.len_bytes;
+            self.run(run, state, class, drop)?;
+            addr += len_bytes;
         }
+        self.summary.has_huge |= class.huge;
         Ok(())
     }
 
