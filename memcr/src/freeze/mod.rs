@@ -132,20 +132,22 @@ impl Frozen {
     }
 
     /// From the first drop to the last populate: should we die, the kernel kills the
-    /// target (PTRACE_O_EXITKILL) rather than let it run on missing memory. One thread
-    /// with the option is enough, the signal ends the whole process.
+    /// target (PTRACE_O_EXITKILL) rather than let it run on missing memory. Every thread
+    /// needs the option: the kernel lets go of one tracee after the other, and those
+    /// before the first with the option would run meanwhile.
     ///
     /// # Errors
     /// When the kernel refuses; nothing may be dropped then.
     pub fn set_memory_missing(&mut self, missing: bool) -> Result<(), FreezeError> {
-        let tid = self.tids[0];
         let kill = if missing {
             Options::PTRACE_O_EXITKILL.bits()
         } else {
             0
         };
-        ptrace::set_options(tid, self.options | kill)
-            .map_err(|source| self.request("set options of", tid, source))?;
+        for &tid in &self.tids {
+            ptrace::set_options(tid, self.options | kill)
+                .map_err(|source| self.request("set options of", tid, source))?;
+        }
         self.memory_is_missing = missing;
         Ok(())
     }

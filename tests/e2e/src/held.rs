@@ -18,6 +18,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("terminate", || ended_by(Signal::TERM)),
             ("hang_up", || ended_by(Signal::HUP)),
             ("kill", kill),
+            ("kill_is_never_late", kill_is_never_late),
             ("suspend_and_continue", suspend_and_continue),
             ("image_deleted", image_deleted),
             ("image_truncated", image_truncated),
@@ -60,6 +61,23 @@ fn kill() -> Result {
     ensure(status.signal() == Some(Signal::KILL.as_raw()), || {
         format!("the target ended with {status}")
     })
+}
+
+/// Between the death of memcr and that of the target no thread may run: the kernel lets
+/// go of one after the other.
+fn kill_is_never_late() -> Result {
+    for _ in 0..4 {
+        let rig = Rig::new()?;
+        let dir = format!("dir={}", rig.dir_text());
+        let mut victim = Victim::start("witness", &["threads=64", &dir])?;
+        let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+        held.signal(Signal::KILL)?;
+        held.finish()?;
+        victim.exit_status()?;
+        let seen = std::fs::read(rig.dir().join("seen"))?;
+        ensure(seen[0] == 0, || "a thread ran without its memory".into())?;
+    }
+    Ok(())
 }
 
 /// Ctrl-Z and `fg`.

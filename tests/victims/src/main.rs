@@ -31,6 +31,7 @@ mod seccomp;
 mod signals;
 mod sys;
 mod talk;
+mod witness;
 
 use opts::Opts;
 
@@ -57,6 +58,7 @@ const MODES: &[(&str, Mode)] = &[
     ("sharedvm", odd::run_shared_vm),
     ("leader", odd::run_leader_exited),
     ("fdclose", odd::run_fd_watch),
+    ("witness", witness::run),
 ];
 
 fn main() {
