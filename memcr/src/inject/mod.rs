@@ -38,9 +38,11 @@ use crate::sys::ptrace::{self, UserDispatch};
 use crate::sys::wait::{self, Pause, WaitStatus};
 use table::Parasite;
 
-/// How long a remote call may take. All of them are short; the deadline is there so
-/// that a broken world gives an error and not a hang.
-const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a remote call that takes long is spoken of. It is waited for as long as the
+/// target lives: a target without CPU time (`cpu.max` of its cgroup), or one that a
+/// cgroup freezer has stopped, comes back, and nothing can be undone in a thread that
+/// runs.
+const SPEAK_EVERY: Duration = Duration::from_secs(10);
 /// While the parasite may run all signals are blocked but SIGTRAP (5): the trap at the end
 /// of a table must get through. Without it SIGTRAP is blocked too.
 const MASK: u64 = !TRAP;
@@ -57,11 +59,13 @@ pub enum InjectError {
     /// The target ended.
     #[error("process {0} ended while it made a call for us")]
     TargetExited(i32),
-    /// The thread did not come back.
-    #[error("thread {tid} did not come back from a remote call within {} s", CALL_DEADLINE.as_secs())]
-    Stuck {
+    /// The thread did not reach the end of a remote call.
+    #[error("thread {tid} raised signal {signal} during a remote call")]
+    Faulted {
         /// The thread.
         tid: i32,
+        /// The signal of an instruction that failed.
+        signal: i32,
     },
     /// A remote call failed.
     #[error("remote {call} in thread {tid} failed")]
@@ -132,6 +136,10 @@ impl<'a> Borrowed<'a> {
         };
         // From here on a failure drops `borrowed`, which puts everything back.
         borrowed.block_signals()?;
+        if let Some((addr, _)) = borrowed.saved.critical_section {
+            let cleared = borrowed.memory.write(addr, &[0; 8]);
+            cleared.map_err(|source| request("write the rseq area of", tid, source))?;
+        }
         if borrowed.saved.dispatch.is_on() {
             ptrace::set_user_dispatch(tid, &UserDispatch::default())
                 .map_err(|source| request("switch off syscall dispatch of", tid, source))?;
@@ -207,7 +215,7 @@ impl<'a> Borrowed<'a> {
             ptrace::set_registers(tid, &regs)
                 .map_err(|source| request("set registers of", tid, source))?;
             self.resume(Resume::Freely, |status, code| {
-                status == WaitStatus::SignalStop(libc::SIGTRAP) && is_trap(code)
+                status == WaitStatus::SignalStop(libc::SIGTRAP) && is_raised(code)
             })?;
             parasite
                 .unload(&self.memory, part)
@@ -261,35 +269,54 @@ impl<'a> Borrowed<'a> {
     /// signal's code.
     fn resume(&mut self, how: Resume, is_end: impl Fn(WaitStatus, i32) -> bool) -> Result<()> {
         let tid = self.tid;
-        let deadline = Instant::now() + CALL_DEADLINE;
+        loop {
+            how.resume(tid)
+                .map_err(|source| request("resume", tid, source))?;
+            let status = self.wait()?;
+            let code = ptrace::signal_info(tid).map_or(0, |info| info.si_code);
+            if is_end(status, code) {
+                return Ok(());
+            }
+            self.pass_over(status, code)?;
+        }
+    }
+
+    /// Waits for the next stop.
+    fn wait(&self) -> Result<WaitStatus> {
+        let tid = self.tid;
+        let mut speak = Instant::now() + SPEAK_EVERY;
         let mut pause = Pause::default();
-        how.resume(tid)
-            .map_err(|source| request("resume", tid, source))?;
         loop {
             match wait::try_wait(tid) {
-                Ok(None) if Instant::now() >= deadline => return Err(InjectError::Stuck { tid }),
+                Ok(None) if Instant::now() >= speak => {
+                    tracing::warn!("still waiting for a remote call in thread {tid}");
+                    speak += SPEAK_EVERY;
+                }
                 Ok(None) => pause.wait(),
                 Ok(Some(WaitStatus::Exited(_) | WaitStatus::Signaled(_))) | Err(_) => {
                     return Err(InjectError::TargetExited(self.frozen.pid()));
                 }
-                Ok(Some(status)) => {
-                    let code = ptrace::signal_info(tid).map_or(0, |info| info.si_code);
-                    if is_end(status, code) {
-                        return Ok(());
-                    }
-                    self.pass_over(status);
-                    how.resume(tid)
-                        .map_err(|source| request("resume", tid, source))?;
-                }
+                Ok(Some(status)) => return Ok(status),
             }
         }
     }
 
     /// Another stop than the one waited for: the target was told to stop (SIGSTOP gets
     /// past every mask), or somebody sent it a SIGTRAP. Kept for the release.
-    fn pass_over(&mut self, status: WaitStatus) {
-        if let WaitStatus::SignalStop(signal) = status {
-            self.frozen.swallowed.push((self.tid, signal));
+    fn pass_over(&mut self, status: WaitStatus, code: i32) -> Result<()> {
+        match status {
+            // It would be raised again for ever.
+            WaitStatus::SignalStop(signal) if signal != libc::SIGTRAP && is_raised(code) => {
+                Err(InjectError::Faulted {
+                    tid: self.tid,
+                    signal,
+                })
+            }
+            WaitStatus::SignalStop(signal) => {
+                self.frozen.swallowed.push((self.tid, signal));
+                Ok(())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -335,8 +362,10 @@ impl Saved {
             .map_err(|source| request("read syscall dispatch of", tid, source))?;
         let area = ptrace::rseq_area(tid)
             .map_err(|source| request("read the rseq area of", tid, source))?;
-        // The kernel clears `rseq_cs` when it sees the thread outside of the section;
-        // put back, it makes the kernel abort the section as after any other stop.
+        // Cleared while the thread runs for us: whenever it goes on, the kernel reads the
+        // descriptor that `rseq_cs` points to, and ends a process whose descriptor makes
+        // no sense, as one in missing memory does. Put back, it makes the kernel abort
+        // the section as after any other stop.
         let critical_section = area.and_then(|area| {
             let value = memory
                 .read_u64(area + RSEQ_CS)
@@ -387,9 +416,9 @@ impl Resume {
     }
 }
 
-/// The code of a SIGTRAP raised by an instruction, not sent by anybody: positive
+/// The code of a signal raised by an instruction, not sent by anybody: positive
 /// (sigaction(2)).
-fn is_trap(code: i32) -> bool {
+fn is_raised(code: i32) -> bool {
     code > 0
 }
 

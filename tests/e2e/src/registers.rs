@@ -14,7 +14,9 @@ pub(crate) fn tests() -> Vec<Trial> {
         .into_iter()
         .map(|level| test(format!("registers::{level}"), move || vector(level)))
         .collect();
-    trials.push(test("registers::rseq", rseq));
+    trials.push(test("registers::rseq", || rseq("first=0")));
+    // The thread that makes our calls, which the kernel looks at again each time.
+    trials.push(test("registers::rseq_first_thread", || rseq("first=1")));
     trials
 }
 
@@ -33,8 +35,8 @@ fn vector(level: &str) -> Result {
     victim.quit()
 }
 
-fn rseq() -> Result {
-    let mut victim = Victim::start("rseq", &["threads=4", "spins=20000"])?;
+fn rseq(first: &str) -> Result {
+    let mut victim = Victim::start("rseq", &["threads=4", "spins=20000", first])?;
     cycles(&mut victim)?;
     let stat = victim.ask("stat")?;
     ensure(!stat.contains("aborts=0"), || {

@@ -17,6 +17,7 @@
 #![allow(unsafe_code)]
 
 use crate::opts::Opts;
+use crate::region::Region;
 use crate::talk::{Victim, Wrong, serve};
 use std::io;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const MAX_CPUS: usize = 1024;
+/// Two huge pages, so that one is aligned.
+const HUGE_LEN: usize = 4 << 20;
 
 /// One counter per CPU, on cache lines of their own.
 #[repr(C, align(64))]
@@ -92,20 +95,34 @@ fn area() -> io::Result<usize> {
     Ok(thread_pointer.wrapping_add_signed(offset))
 }
 
-/// Runs the mode: `threads=4 spins=2000`.
+/// Runs the mode: `threads=4 spins=2000 first=0`; with `first=1` the first thread of the
+/// process is one more of them, and huge pages are allowed somewhere: a tool that makes
+/// its calls with that thread, also while memory is missing, then meets a sequence.
 ///
 /// # Errors
 /// When there is no rseq.
 pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     let (n_threads, n_spins) = (opts.len("threads", 4), opts.number("spins", 2000));
+    let with_first = opts.number("first", 0) == 1;
     opts.done();
     area()?;
-    let counts: Vec<_> = (0..n_threads).map(|_| Arc::new(Count::default())).collect();
+    let mut counts: Vec<_> = (0..n_threads).map(|_| Arc::new(Count::default())).collect();
     for count in &counts {
         let count = Arc::clone(count);
         std::thread::spawn(move || add_for_ever(&count, n_spins));
     }
-    serve(&mut Rseq { counts });
+    if !with_first {
+        serve(&mut Rseq { counts });
+        return Ok(());
+    }
+    Region::anon(HUGE_LEN)?.advise(libc::MADV_HUGEPAGE)?;
+    let own = Arc::new(Count::default());
+    counts.push(Arc::clone(&own));
+    std::thread::spawn(move || {
+        serve(&mut Rseq { counts });
+        std::process::exit(0);
+    });
+    add_for_ever(&own, n_spins);
     Ok(())
 }
 
