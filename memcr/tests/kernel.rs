@@ -155,3 +155,26 @@ fn a_stopped_process_stays_stopped() {
     cat.0.stdin.as_mut().unwrap().flush().unwrap();
     cat.still_answers();
 }
+
+#[test]
+fn a_stop_during_a_remote_call_and_a_continue_after_it_keep_their_order() {
+    let cat = Cat::start();
+    let pid = rustix::process::Pid::from_child(&cat.0);
+    let mut frozen = frozen(cat.pid());
+    let site = site(cat.pid());
+    let mut borrowed = Borrowed::take(&mut frozen, &site).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    for _ in 0..3 {
+        let answer = borrowed.call(libc::SYS_getpid as u64, [0; 6]).unwrap();
+        assert_eq!(answer, i64::from(cat.pid()));
+    }
+    borrowed.give_back().unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    frozen.release().unwrap();
+    let state = || Status::of_process(cat.pid()).unwrap().state();
+    while !matches!(state(), 'S' | 'T') {
+        std::thread::yield_now();
+    }
+    assert_eq!(state(), 'S', "the stop came first");
+    cat.still_answers();
+}

@@ -77,8 +77,7 @@ pub struct Frozen {
     /// How the target ended, as far as we have seen it.
     exit_signal: Option<i32>,
     /// Signals that a thread would have taken while it made a call for us, sent again at
-    /// release: SIGSTOP, which gets past every mask and has no handler to see who sent
-    /// it, and a SIGTRAP that somebody sent in that very moment (its handler sees us).
+    /// release: a SIGTRAP that somebody sent in that very moment (its handler sees us).
     pub(crate) swallowed: Vec<(i32, i32)>,
     /// Bound to the thread that traces.
     not_send: PhantomData<*const ()>,

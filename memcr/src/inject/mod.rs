@@ -269,15 +269,16 @@ impl<'a> Borrowed<'a> {
     /// signal's code.
     fn resume(&mut self, how: Resume, is_end: impl Fn(WaitStatus, i32) -> bool) -> Result<()> {
         let tid = self.tid;
+        let mut signal = 0;
         loop {
-            how.resume(tid)
+            how.resume(tid, signal)
                 .map_err(|source| request("resume", tid, source))?;
             let status = self.wait()?;
             let code = ptrace::signal_info(tid).map_or(0, |info| info.si_code);
             if is_end(status, code) {
                 return Ok(());
             }
-            self.pass_over(status, code)?;
+            signal = self.pass_over(status, code)?;
         }
     }
 
@@ -301,10 +302,13 @@ impl<'a> Borrowed<'a> {
         }
     }
 
-    /// Another stop than the one waited for: the target was told to stop (SIGSTOP gets
-    /// past every mask), or somebody sent it a SIGTRAP. Kept for the release.
-    fn pass_over(&mut self, status: WaitStatus, code: i32) -> Result<()> {
+    /// Another stop than the one waited for; answers the signal to go on with. SIGSTOP,
+    /// which gets past every mask, is delivered: the process counts as stopped from now
+    /// on, but a tracee that is told to goes on all the same. A SIGTRAP that somebody
+    /// sent is kept for the release.
+    fn pass_over(&mut self, status: WaitStatus, code: i32) -> Result<libc::c_int> {
         match status {
+            WaitStatus::SignalStop(libc::SIGSTOP) => Ok(libc::SIGSTOP),
             // It would be raised again for ever.
             WaitStatus::SignalStop(signal) if signal != libc::SIGTRAP && is_raised(code) => {
                 Err(InjectError::Faulted {
@@ -314,9 +318,9 @@ impl<'a> Borrowed<'a> {
             }
             WaitStatus::SignalStop(signal) => {
                 self.frozen.swallowed.push((self.tid, signal));
-                Ok(())
+                Ok(0)
             }
-            _ => Ok(()),
+            _ => Ok(0),
         }
     }
 
@@ -408,10 +412,10 @@ enum Resume {
 }
 
 impl Resume {
-    fn resume(self, tid: i32) -> io::Result<()> {
+    fn resume(self, tid: i32, signal: libc::c_int) -> io::Result<()> {
         match self {
-            Self::ToSyscall => ptrace::cont_to_syscall(tid),
-            Self::Freely => ptrace::cont(tid, 0),
+            Self::ToSyscall => ptrace::cont_to_syscall(tid, signal),
+            Self::Freely => ptrace::cont(tid, signal),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! ptrace(2), the requests that memcr uses. All for threads that the calling thread traces.
 
 use std::io;
-use std::mem::{MaybeUninit, size_of};
+use std::mem::size_of;
 
 use nix::sys::ptrace as nix_ptrace;
 use nix::unistd::Pid;
@@ -53,12 +53,13 @@ pub fn cont(tid: i32, signal: i32) -> io::Result<()> {
     request(libc::PTRACE_CONT, tid, 0, signal as usize)
 }
 
-/// Lets a stopped thread run to the entry or exit of a system call.
+/// Lets a stopped thread run to the entry or exit of a system call, with `signal`
+/// delivered (0: none).
 ///
 /// # Errors
 /// ESRCH: not stopped, or gone.
-pub fn cont_to_syscall(tid: i32) -> io::Result<()> {
-    request(libc::PTRACE_SYSCALL, tid, 0, 0)
+pub fn cont_to_syscall(tid: i32, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_SYSCALL, tid, 0, signal as usize)
 }
 
 /// Ends tracing of a stopped thread.
@@ -228,20 +229,4 @@ fn request(request: libc::c_uint, tid: i32, addr: usize, data: usize) -> io::Res
     // (given in `addr` or in the iovec); the kernel checks everything else.
     let result = unsafe { libc::ptrace(request, tid, addr, data) };
     check(result).map(drop)
-}
-
-/// Raw bytes of a siginfo, to be queued again by a remote call.
-#[must_use]
-pub fn siginfo_bytes(info: &libc::siginfo_t) -> [u8; size_of::<libc::siginfo_t>()] {
-    let mut bytes = MaybeUninit::<[u8; size_of::<libc::siginfo_t>()]>::zeroed();
-    // SAFETY: source and destination are valid for the size copied and do not overlap;
-    // the kernel filled (or zeroed) every byte of `info`, so all bytes are initialized.
-    unsafe {
-        std::ptr::copy_nonoverlapping(
-            (&raw const *info).cast::<u8>(),
-            bytes.as_mut_ptr().cast(),
-            size_of::<libc::siginfo_t>(),
-        );
-        bytes.assume_init()
-    }
 }

@@ -20,7 +20,6 @@ pub mod nr {
     pub const MADVISE: u64 = libc::SYS_madvise as u64;
     pub const PRCTL: u64 = libc::SYS_prctl as u64;
     pub const RT_SIGTIMEDWAIT: u64 = libc::SYS_rt_sigtimedwait as u64;
-    pub const RT_TGSIGQUEUEINFO: u64 = libc::SYS_rt_tgsigqueueinfo as u64;
     pub const EPOLL_WAIT: u64 = libc::SYS_epoll_wait as u64;
     pub const EPOLL_PWAIT: u64 = libc::SYS_epoll_pwait as u64;
     pub const EPOLL_PWAIT2: u64 = libc::SYS_epoll_pwait2 as u64;
