@@ -3,7 +3,7 @@
 //! Most calls go on after a stop: the kernel restarts them, with the time that is left.
 //! Some answer EINTR after any stop, even without a signal (signal(7), "Interruption of
 //! system calls and library functions by stop signals"). A stop of ours must not be
-//! seen, so such a thread is set back to its call:
+//! seen, so such a thread is sent back to its call:
 //!
 //! ```text
 //!   noted (running)          stopped                    released
@@ -19,8 +19,9 @@
 //! is safe, too early is not. The timeouts of sockets (SO_RCVTIMEO, SO_SNDTIMEO) are
 //! not arguments of the call, so these always begin anew.
 //!
-//! EINTR stands when a signal with a handler is about to be delivered to the thread:
-//! then it is the truth.
+//! EINTR stands when a signal with a handler comes first: then it is the truth. When the
+//! thread goes on is known to the kernel alone, so the decision is left to it
+//! ([`Regs::restarting`]): one taken here would lose a wake-up that came a moment later.
 
 use std::time::{Duration, Instant};
 
@@ -103,7 +104,7 @@ impl Sleepers {
         }
     }
 
-    /// Sets a stopped thread back to its call, if our stop has made it answer EINTR.
+    /// Sends a stopped thread back to its call, if our stop has made it answer EINTR.
     pub(super) fn rewind(&self, pid: i32, tid: i32) {
         let Ok(Some(regs)) = ptrace::registers(tid) else {
             return;
@@ -115,11 +116,8 @@ impl Sleepers {
         else {
             return;
         };
-        if is_signal_due(pid, tid) {
-            return;
-        }
         let args = self.args_for(pid, tid, &regs, &call, timeout);
-        if let Err(error) = ptrace::set_registers(tid, &regs.rewound(&call, args)) {
+        if let Err(error) = ptrace::set_registers(tid, &regs.restarting(args)) {
             tracing::debug!("thread {tid} will see EINTR: {error}");
         }
     }
@@ -218,14 +216,6 @@ fn shorten(pid: i32, regs: &Regs, address: u64, slept: Duration) -> Option<u64> 
     bytes[8..].copy_from_slice(&u64::from(left.subsec_nanos()).to_ne_bytes());
     memory.write(place, &bytes).ok()?;
     Some(place)
-}
-
-/// A signal with a handler, pending and not blocked: it will be delivered first.
-fn is_signal_due(pid: i32, tid: i32) -> bool {
-    Status::of_thread(pid, tid).is_ok_and(|status| {
-        let pending = status.signals("SigPnd") | status.signals("ShdPnd");
-        pending & !status.signals("SigBlk") & status.signals("SigCgt") != 0
-    })
 }
 
 #[cfg(test)]

@@ -8,6 +8,10 @@ pub const NAME: &str = "x86_64";
 /// The instruction that enters the kernel.
 pub const SYSCALL_INSN: &[u8] = &[0x0f, 0x05];
 
+/// "Restart if no handler": an answer that only the kernel's own signal code sees
+/// (include/linux/errno.h).
+const ERESTARTNOHAND: i64 = 514;
+
 /// Numbers of the system calls that memcr makes in targets or knows by name.
 #[allow(missing_docs)]
 pub mod nr {
@@ -86,12 +90,14 @@ impl Regs {
         })
     }
 
-    /// Registers that make the interrupted call again with `args`, as if it had not
-    /// been entered yet.
+    /// Registers with which the kernel begins the interrupted call again, with `args`, as
+    /// soon as the thread goes on; unless it has a signal for a handler first: then the
+    /// call answers EINTR, and that is the truth.
     #[must_use]
-    pub fn rewound(&self, call: &InterruptedCall, args: [u64; 6]) -> Self {
-        let mut regs = self.with_args(call.nr, args);
-        regs.0.rip = self.0.rip - SYSCALL_INSN.len() as u64;
+    pub fn restarting(&self, args: [u64; 6]) -> Self {
+        let mut regs = *self;
+        regs.set_args(args);
+        regs.0.rax = (-ERESTARTNOHAND).cast_unsigned();
         regs
     }
 
@@ -122,10 +128,14 @@ impl Regs {
         self.0.rax.cast_signed()
     }
 
-    fn with_args(&self, nr: u64, [a, b, c, d, e, f]: [u64; 6]) -> Self {
+    fn set_args(&mut self, [a, b, c, d, e, f]: [u64; 6]) {
+        (self.0.rdi, self.0.rsi, self.0.rdx) = (a, b, c);
+        (self.0.r10, self.0.r8, self.0.r9) = (d, e, f);
+    }
+
+    fn with_args(&self, nr: u64, args: [u64; 6]) -> Self {
         let mut regs = *self;
-        (regs.0.rdi, regs.0.rsi, regs.0.rdx) = (a, b, c);
-        (regs.0.r10, regs.0.r8, regs.0.r9) = (d, e, f);
+        regs.set_args(args);
         regs.0.rax = nr;
         // "Not in a system call": the kernel then leaves rax and rip alone on resume.
         regs.0.orig_rax = u64::MAX;
