@@ -408,7 +408,7 @@ fn not_frozen(pid: i32, error: FreezeError) -> CheckpointError {
 /// A failure before the first drop: the target is let go as it is.
 fn let_go(mut frozen: Frozen, error: StepError) -> CheckpointError {
     let pid = frozen.pid();
-    if frozen.has_exited() {
+    if frozen.has_ended() {
         return CheckpointError::TargetExited { pid };
     }
     match frozen.release() {

@@ -34,6 +34,8 @@ pub struct RestoreReport {
     pub rss_after_bytes: u64,
     /// How long each phase took.
     pub phases: Vec<Phase>,
+    /// Pages that no process could have any more: their file was cut short meanwhile.
+    pub truncated_bytes: u64,
     /// The image could not be removed, and why.
     pub image_left: Option<String>,
 }
@@ -110,6 +112,7 @@ pub fn restore(mut held: Held, progress: &Arc<Progress>) -> Result<RestoreReport
         Err(error) => return Err(failed(held, error)),
     };
     let rss_after_bytes = procfs::rss_bytes(pid);
+    let truncated_bytes = held.memory.truncated_bytes();
     let Held { frozen, image, .. } = held;
     frozen.release().map_err(|source| RestoreFailure {
         error: RestoreError::Release { pid, source },
@@ -124,6 +127,7 @@ pub fn restore(mut held: Held, progress: &Arc<Progress>) -> Result<RestoreReport
         stored_bytes: stats.stored_bytes,
         rss_after_bytes,
         phases: clock.phases().to_vec(),
+        truncated_bytes,
         image_left,
     })
 }

@@ -21,7 +21,7 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::interactive::{self, Line};
 use super::out::Out;
-use super::{progress, report, signals};
+use super::{progress, report, signals, units};
 use crate::checkpoint::{CheckpointOptions, checkpoint};
 use crate::pipeline::{Cancel, Pipeline, Progress};
 use crate::restore::{self, RestoreReport, restore};
@@ -140,6 +140,13 @@ fn bring_back(
         drop(line);
         let failure = match result {
             Ok(report) => {
+                if report.truncated_bytes > 0 {
+                    tracing::warn!(
+                        "{} of process {} are behind the end of their file now, which was cut short",
+                        units::bytes(report.truncated_bytes),
+                        report.pid
+                    );
+                }
                 if let Some(left) = &report.image_left {
                     tracing::warn!("the image stays behind: {left}");
                 }

@@ -182,6 +182,20 @@ impl Frozen {
         true
     }
 
+    /// The same, after a failure that the target's death may be behind: a process that
+    /// has given its memory back is about to end, and is waited for.
+    pub fn has_ended(&mut self) -> bool {
+        let deadline = Instant::now() + STOP_DEADLINE;
+        let mut pause = Pause::default();
+        while !self.has_exited() {
+            if target::has_memory(self.target.pid) || Instant::now() >= deadline {
+                return false;
+            }
+            pause.wait();
+        }
+        true
+    }
+
     /// The signal that ended the target, if one did and we have seen it.
     #[must_use]
     pub fn exit_signal(&self) -> Option<i32> {

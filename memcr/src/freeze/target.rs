@@ -297,7 +297,7 @@ fn check_memory_is_its_own(pid: i32) -> Result<(), Refusal> {
 
 /// False once a process has given its memory back on its way out: all of
 /// `/proc/PID/statm` is 0 then.
-fn has_memory(pid: i32) -> bool {
+pub(super) fn has_memory(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/statm")).is_ok_and(|text| !text.starts_with("0 "))
 }
 

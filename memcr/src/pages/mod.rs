@@ -10,6 +10,7 @@
 pub mod give_back;
 pub mod remote;
 pub mod table;
+mod truncated;
 
 use std::fmt;
 

@@ -6,10 +6,12 @@
 
 use std::io;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::truncated;
 use super::{ChunkClass, ChunkPlan, FetchPages, PageRun, PopulatePages};
 use crate::sys::proc_mem::ProcMem;
-use crate::sys::process_vm;
+use crate::sys::{page_size, process_vm};
 
 /// The memory of one process.
 #[derive(Debug)]
@@ -18,6 +20,7 @@ pub struct RemoteMemory {
     /// Opened on the frozen process: an exec before the freeze would have replaced the
     /// memory that an earlier descriptor is bound to.
     proc_mem: OnceLock<ProcMem>,
+    truncated_bytes: AtomicU64,
 }
 
 impl RemoteMemory {
@@ -27,6 +30,7 @@ impl RemoteMemory {
         Self {
             pid,
             proc_mem: OnceLock::new(),
+            truncated_bytes: AtomicU64::new(0),
         }
     }
 
@@ -37,6 +41,27 @@ impl RemoteMemory {
     pub fn open(&self) -> io::Result<&ProcMem> {
         let opened = ProcMem::open(self.pid)?;
         Ok(self.proc_mem.get_or_init(|| opened))
+    }
+
+    /// Pages that could not be put back because their file was cut short, bytes.
+    pub fn truncated_bytes(&self) -> u64 {
+        self.truncated_bytes.load(Relaxed)
+    }
+
+    /// Writes a run of file pages up to the end of the file, wherever that is now.
+    fn write_what_is_there(&self, memory: &ProcMem, run: &PageRun, bytes: &[u8]) -> io::Result<()> {
+        let mut addr = run.addr.0;
+        for page in bytes.chunks(page_size() as usize) {
+            match memory.write(addr, page) {
+                // Asked page by page: neighbours may be of another mapping, another file.
+                Err(_) if truncated::is_behind_the_end(self.pid, addr) => {
+                    self.truncated_bytes.fetch_add(page.len() as u64, Relaxed);
+                }
+                result => result?,
+            }
+            addr += page.len() as u64;
+        }
+        Ok(())
     }
 
     fn proc_mem(&self) -> io::Result<&ProcMem> {
@@ -79,7 +104,11 @@ impl PopulatePages for RemoteMemory {
         let mut rest = bytes;
         for run in runs {
             let (part, tail) = rest.split_at(len(run)?);
-            memory.write(run.addr.0, part)?;
+            match memory.write(run.addr.0, part) {
+                // Only a file can be cut short under its mapping.
+                Err(_) if !class.elide_zero => self.write_what_is_there(memory, run, part)?,
+                result => result?,
+            }
             rest = tail;
         }
         Ok(())

@@ -98,7 +98,7 @@ impl Held {
 
     /// `Some`: the target has ended, or was about to and has now, by this signal.
     pub(crate) fn ended(&mut self) -> Option<Option<i32>> {
-        if self.frozen.has_exited() {
+        if self.frozen.has_ended() {
             return Some(self.frozen.exit_signal());
         }
         let doom: Doom = self.frozen.doom()?;
