@@ -40,6 +40,9 @@ const LATE_DEADLINE: Duration = Duration::from_millis(50);
 /// With clones traced two passes are enough; the limit is for a broken world.
 const MAX_PASSES: usize = 1000;
 
+/// Passes after which a thread that may not be attached to is taken at its word.
+const DENIED_PASSES: usize = 20;
+
 /// Why a freeze did not come about, or did not hold.
 #[derive(Debug, thiserror::Error)]
 pub enum FreezeError {
@@ -62,6 +65,14 @@ pub enum FreezeError {
         /// Why not.
         source: io::Error,
     },
+}
+
+/// What became of an attempt to attach to a thread.
+enum Attached {
+    /// It was told to stop.
+    Stopping,
+    /// It has ended.
+    Gone,
 }
 
 /// A target whose every thread stands still.
@@ -210,19 +221,30 @@ impl Frozen {
 
     fn stop_all(&mut self, cancel: &Cancel) -> Result<(), FreezeError> {
         let pid = self.target.pid;
-        for _ in 0..MAX_PASSES {
+        let mut pause = Pause::default();
+        for pass in 0..MAX_PASSES {
             let listed = procfs::tids(pid).map_err(|_| FreezeError::TargetExited(pid))?;
             let known: std::collections::HashSet<i32> = self.tids.iter().copied().collect();
             let fresh: Vec<i32> = listed
                 .into_iter()
                 .filter(|tid| !known.contains(tid))
                 .collect();
+            let mut denied = None;
             for tid in fresh {
-                if self.attach(tid)? {
-                    self.stopping.push(tid);
+                match self.attach(tid) {
+                    Ok(Attached::Stopping) => self.stopping.push(tid),
+                    Ok(Attached::Gone) => {}
+                    Err(error) => denied = Some(error),
                 }
             }
             if self.stopping.is_empty() {
+                if let Some(error) = denied {
+                    if pass >= DENIED_PASSES {
+                        return Err(error);
+                    }
+                    pause.wait();
+                    continue;
+                }
                 return if self.tids.is_empty() {
                     Err(FreezeError::TargetExited(pid))
                 } else {
@@ -243,21 +265,23 @@ impl Frozen {
         .into())
     }
 
-    /// Attaches to a thread and tells it to stop. `false`: it has ended.
-    fn attach(&self, tid: i32) -> Result<bool, FreezeError> {
+    /// Attaches to a thread and tells it to stop. An error may be that of a moment: a
+    /// thread on its way out cannot be attached to, and its id may already be that of
+    /// the thread that execs in its place.
+    fn attach(&self, tid: i32) -> Result<Attached, FreezeError> {
         let error = match ptrace::seize(tid, self.options).and_then(|()| ptrace::interrupt(tid)) {
-            Ok(()) => return Ok(true),
+            Ok(()) => return Ok(Attached::Stopping),
             Err(error) => error,
         };
         let Ok(status) = Status::of_thread(self.target.pid, tid) else {
-            return Ok(false);
+            return Ok(Attached::Gone);
         };
         if error.raw_os_error() == Some(libc::ESRCH) || matches!(status.state(), 'Z' | 'X') {
-            return Ok(false);
+            return Ok(Attached::Gone);
         }
         if status.number("TracerPid") == Some(sys::gettid() as u64) {
             // Born of a thread that we trace: attached by the kernel, about to stop.
-            return Ok(true);
+            return Ok(Attached::Stopping);
         }
         target::check_tracer(self.target.pid, &status)?;
         if self.target.has_seccomp && !may_suspend_seccomp() {
