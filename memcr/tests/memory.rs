@@ -9,7 +9,7 @@ use memcr::pages::{ChunkClass, ChunkPlan, FetchPages, PageRun, PopulatePages, Re
 use memcr::pipeline::{Cancel, DecodeSetup, EncodeSetup, Pipeline};
 use memcr::sink::ImageMeta;
 
-use crate::support::{spec, stages, target_dir};
+use crate::support::{scratch, spec, stages};
 
 #[path = "pipeline/support.rs"]
 #[allow(dead_code)]
@@ -49,9 +49,7 @@ fn peak() -> u64 {
 
 /// Moves `n_chunks` there and back, and answers the peak in KiB.
 fn round(stages_text: &str, n_chunks: u64) -> u64 {
-    let path = target_dir()
-        .join("test-stages")
-        .join(format!("memory-{}.img", std::process::id()));
+    let path = scratch().join("memory.img");
     let mut spec = spec(&format!("{stages_text}disk:path={}", path.display()), 4);
     spec.chunk_len_bytes = CHUNK;
     let pipeline = Pipeline::load(&spec, stages()).unwrap();

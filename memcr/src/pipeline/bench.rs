@@ -18,7 +18,7 @@
 use std::sync::Arc;
 
 use memcr_plugin_api::abi::{MAX_TAG_LEN, code};
-use memcr_plugin_api::stage::{Chunk, Encoded, StageError};
+use memcr_plugin_api::stage::{Chunk, Encoded, Image, StageError};
 
 use crate::pages::{FetchPages, PageRun};
 use crate::pipeline::crew::{Halt, Stop, Turnstile};
@@ -30,7 +30,7 @@ use crate::sink::frame::{
     CHUNK_AAD_LEN, CHUNK_HEAD_LEN, ChunkHead, FrameRun, IndexEntry, RUN_LEN, check_runs, chunk_crc,
     set_pass,
 };
-use crate::sink::layout::{Seed, limit};
+use crate::sink::layout::{Header, Seed, limit};
 use crate::sink::{ImageError, ImageReader};
 
 /// What all chunks of an image have in common.
@@ -40,6 +40,27 @@ pub(super) struct Common {
     pub(super) seed: Seed,
     pub(super) page_size: u32,
     pub(super) chunk_len: u32,
+}
+
+impl Common {
+    pub(super) fn of(header: &Header) -> Self {
+        Self {
+            image_id: header.image_id,
+            seed: Seed::new(&header.image_id),
+            page_size: header.page_size,
+            chunk_len: header.chunk_len,
+        }
+    }
+
+    /// What the stages are told. `expected_len`: bytes of pages, an estimate while encoding.
+    pub(super) fn image(&self, chain: &Chain, expected_len: u64) -> Image {
+        Image {
+            page_size: self.page_size,
+            id: self.image_id,
+            max_chunk_len: u64::from(self.chunk_len) + chain.seal_len() as u64,
+            expected_len,
+        }
+    }
 }
 
 /// A chunk on its way: what its head will say, or says.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use memcr_plugin_api::abi::capability;
 
-use crate::pipeline::decode::{self, Source};
 use crate::pipeline::foreman::Foreman;
 use crate::pipeline::links::{Chain, sink_error};
+use crate::pipeline::open::{Source, image_error};
 use crate::pipeline::{
     EncodeSetup, Encoder, LinkDescription, OpenImage, PipelineError, Result, SearchPath, encode,
 };
@@ -223,7 +223,7 @@ impl Pipeline {
         overrides: &[StageSpec],
     ) -> Result<OpenImage> {
         let reader = ImageReader::open(Arc::clone(&source));
-        let reader = reader.map_err(|e| decode::image_error("file", false, e))?;
+        let reader = reader.map_err(|e| image_error("file", false, e))?;
         let stages = &reader.recipe().stages;
         check_overrides(overrides, stages)?;
         let coders = stages.split_last().map_or(&[][..], |(_, coders)| coders);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use memcr_plugin_api::abi::{capability, code};
 use memcr_plugin_api::sink::NewImage;
-use memcr_plugin_api::stage::{Image, StageError};
+use memcr_plugin_api::stage::StageError;
 
 use crate::pages::{ChunkPlan, FetchPages, PageRun};
 use crate::pipeline::bench::{self, Bench, Common};
@@ -26,7 +26,7 @@ use crate::pipeline::links::{Chain, Link, SinkStore, sink_error};
 use crate::pipeline::queue::{Job, Queue};
 use crate::pipeline::{Cancel, OpenImage, PipelineError, Place, Progress, Result};
 use crate::sink::frame::{CHUNK_HEAD_LEN, INDEX_ENTRY_LEN, RUN_LEN};
-use crate::sink::layout::{Footer, Header, Seed, VERSION, this_arch};
+use crate::sink::layout::{Footer, Header, VERSION, this_arch};
 use crate::sink::{ImageMeta, ImageWriter, TargetIdentity};
 
 /// Room in the sink for header, tables and footer of a target with some thousand VMAs.
@@ -292,20 +292,10 @@ impl Shift {
         header: &Header,
         workers: super::chain::Workers,
     ) -> Result<(Arc<Self>, usize)> {
-        let common = Common {
-            image_id: header.image_id,
-            seed: Seed::new(&header.image_id),
-            page_size: header.page_size,
-            chunk_len: header.chunk_len,
-        };
+        let common = Common::of(header);
         let n_workers = workers.number(chain, bench::buffer_len(chain, &common)?);
         let expected_len = setup.expected_len_bytes;
-        let image = Image {
-            page_size: header.page_size,
-            id: header.image_id,
-            max_chunk_len: u64::from(header.chunk_len) + chain.seal_len() as u64,
-            expected_len,
-        };
+        let image = common.image(chain, expected_len);
         let new = NewImage {
             id: header.image_id,
             pid: u64::from(setup.pid),
@@ -315,13 +305,11 @@ impl Shift {
         let sink = chain.sink()?;
         let store = SinkStore(Arc::clone(&sink.handle));
         let recipe = chain.begin_encode(&image, &new)?.encode();
-        let writer = match ImageWriter::create(&store, header, &recipe) {
-            Ok(writer) => writer,
-            Err(error) => {
-                let failure = sink_error(&sink.alias, "cannot write the head of the image", error);
-                return Err(failure.after(remove(sink)));
-            }
-        };
+        let created = ImageWriter::create(&store, header, &recipe);
+        let writer = created.map_err(|e| {
+            let failure = sink_error(&sink.alias, "cannot write the head of the image", e);
+            failure.after(remove(sink))
+        })?;
         // Stages that must be read in order are written in order: the order of the file
         // is that of the indices then.
         let anywhere = sink.can(capability::WRITE_ANYWHERE);

@@ -16,6 +16,7 @@
 //! is against plugins that somebody else could have written.
 #![allow(unsafe_code)]
 
+mod call;
 mod handle;
 mod table;
 

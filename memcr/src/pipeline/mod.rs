@@ -24,7 +24,7 @@
 //! | `links` | the stages with their handles |
 //! | `foreman`, `crew`, `queue` | threads: who does what, when it ends, who waits |
 //! | `bench`, `zero` | one worker's buffers, and the way of a chunk over them |
-//! | `encode`, `decode` | the two directions |
+//! | `encode`, `open`, `decode` | the two directions, and the committed image between them |
 //! | `watch`, `error` | how a caller stops and sees the work; what goes wrong |
 
 mod bench;
@@ -37,6 +37,7 @@ mod error;
 mod foreman;
 mod links;
 mod load;
+mod open;
 mod order;
 mod params;
 mod queue;
@@ -46,13 +47,14 @@ mod watch;
 mod zero;
 
 pub use chain::{DEFAULT_CHUNK_LEN, Pipeline, PipelineSpec, StageSpec};
-pub use decode::{DecodeSetup, DecodeStats, Decoder, OpenImage};
+pub use decode::{DecodeSetup, DecodeStats, Decoder};
 pub use describe::{
     Door, LinkDescription, ParamDescription, ParamType, StageDescription, StageKind, ThreadModel,
 };
 pub use encode::{EncodeSetup, Encoder};
 pub use error::{LoadError, PipelineError, Place, Result};
 pub use load::Plugin;
+pub use open::OpenImage;
 pub use params::parse_size;
 pub use search::{FoundStage, SearchPath, find_all};
 pub use watch::{Cancel, CancelReason, Progress};

@@ -19,7 +19,7 @@
 //! descriptor number comes again.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::pipeline::LoadError;
@@ -37,7 +37,11 @@ pub(super) fn check(path: &Path) -> Result<FileId, LoadError> {
     for dir in path.ancestors().skip(1) {
         check_dir(path, dir)?;
     }
-    let meta = File::open(path)
+    // O_PATH: nothing is opened that could block (a FIFO) or act (a device).
+    let meta = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(path)
         .and_then(|file| file.metadata())
         .map_err(|e| refuse(path, e.to_string(), ""))?;
     if !meta.is_file() {
@@ -151,6 +155,21 @@ mod tests {
             mode(&outer, outer_mode);
             assert_eq!(check(&file).is_err(), refused, "{outer_mode:o}");
         }
+        let fifo = inner.join("fifo.so");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            0o644.into(),
+            0,
+        )
+        .unwrap();
+        assert!(
+            check(&fifo)
+                .unwrap_err()
+                .detail
+                .contains("not a regular file")
+        );
         assert!(
             check(&inner)
                 .unwrap_err()

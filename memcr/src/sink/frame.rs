@@ -162,6 +162,28 @@ impl FrameRun {
     }
 }
 
+impl FrameRun {
+    /// The run in bytes, if it can follow one that ends at `end`.
+    fn pages(&self, page_size: u32, end: u64) -> Result<PageRun, String> {
+        let Self {
+            address, n_pages, ..
+        } = *self;
+        if n_pages == 0 || address % u64::from(page_size) != 0 || address < end {
+            return Err(format!(
+                "the run of {n_pages} pages at {address:#x} is empty, askew or out of order"
+            ));
+        }
+        let len_bytes = u64::from(n_pages) * u64::from(page_size);
+        match address.checked_add(len_bytes) {
+            Some(_) => Ok(PageRun {
+                addr: RemoteAddr(address),
+                len_bytes,
+            }),
+            None => Err(format!("the run at {address:#x} wraps around")),
+        }
+    }
+}
+
 /// Checks the runs of a chunk against its head, hands the stored ones to `stored`, and
 /// answers the number of zero pages.
 pub(crate) fn check_runs(
@@ -172,7 +194,6 @@ pub(crate) fn check_runs(
     stored: &mut Vec<PageRun>,
 ) -> Result<u32, String> {
     stored.clear();
-    let (mut raw_len, mut zero_len, mut end) = (0u64, 0u64, 0u64);
     let (runs, rest) = bytes.as_chunks::<RUN_LEN>();
     if runs.len() != head.n_runs as usize || runs.is_empty() || !rest.is_empty() {
         return Err(format!(
@@ -181,27 +202,17 @@ pub(crate) fn check_runs(
             head.n_runs
         ));
     }
+    let (mut raw_len, mut zero_len, mut first, mut end) = (0u64, 0u64, None, 0u64);
     for run in runs {
         let run = FrameRun::decode(run)?;
-        let len = u64::from(run.n_pages) * u64::from(page_size);
-        if run.n_pages == 0 || run.address % u64::from(page_size) != 0 || run.address < end {
-            return Err(format!(
-                "the run of {} pages at {:#x} is empty, askew or out of order",
-                run.n_pages, run.address
-            ));
-        }
-        end = run
-            .address
-            .checked_add(len)
-            .ok_or_else(|| format!("the run at {:#x} wraps around", run.address))?;
+        let page_run = run.pages(page_size, end)?;
+        first.get_or_insert(run.address);
+        end = page_run.end().0;
         if run.zero {
-            zero_len += len;
+            zero_len += page_run.len_bytes;
         } else {
-            raw_len += len;
-            stored.push(PageRun {
-                addr: RemoteAddr(run.address),
-                len_bytes: len,
-            });
+            raw_len += page_run.len_bytes;
+            stored.push(page_run);
         }
         if raw_len + zero_len > u64::from(chunk_len) {
             return Err(format!(
@@ -209,9 +220,7 @@ pub(crate) fn check_runs(
             ));
         }
     }
-    let first = runs
-        .first()
-        .map_or(Ok(0), |run| FrameRun::decode(run).map(|run| run.address))?;
+    let first = first.unwrap_or(0);
     if raw_len != u64::from(head.raw_len) || first != head.address {
         return Err(format!(
             "its runs begin at {first:#x} and hold {raw_len} bytes, its head says {:#x} and {}",

@@ -12,6 +12,7 @@
 //! | `recipe` | the pipeline as an image describes it |
 //! | `meta` | the target and its VMA table |
 //! | `write`, `read` | both directions |
+//! | `tile` | whether the parts lie one behind the other and add up |
 //! | `inspect` | what an image says of itself, for people |
 //!
 //! The format is documented for users in `docs/image-format.md`, which is normative.
@@ -25,6 +26,7 @@ mod meta;
 mod read;
 pub(crate) mod recipe;
 mod store;
+mod tile;
 mod write;
 
 pub use error::ImageError;

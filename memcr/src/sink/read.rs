@@ -24,10 +24,8 @@ use crate::sink::layout::{
     SectionHead, Seed, VERSION, limit, tag,
 };
 use crate::sink::recipe::Recipe;
+use crate::sink::tile::{Tally, Walk};
 use crate::sink::{ReadImage, TargetIdentity, VmaTable};
-
-/// Length of an index block with one entry, bytes.
-const SMALLEST_BLOCK: u64 = (SECTION_HEAD_LEN + INDEX_FIXED_LEN + INDEX_ENTRY_LEN) as u64;
 
 /// An image whose every part but the chunks was checked.
 pub struct ImageReader {
@@ -212,7 +210,7 @@ impl IndexCursor {
     }
 }
 
-fn read_exact(
+pub(super) fn read_exact(
     source: &dyn ReadImage,
     what: &'static str,
     offset: u64,
@@ -299,7 +297,11 @@ fn read_footer(source: &dyn ReadImage, seed: &Seed, len: u64) -> Result<Footer> 
 }
 
 /// Reads an index block: its CRC, and its payload of a right length.
-fn read_block(source: &dyn ReadImage, seed: &Seed, offset: u64) -> Result<(u32, Vec<u8>)> {
+pub(super) fn read_block(
+    source: &dyn ReadImage,
+    seed: &Seed,
+    offset: u64,
+) -> Result<(u32, Vec<u8>)> {
     let longest = INDEX_FIXED_LEN as u64 + u64::from(limit::INDEX_ENTRIES) * INDEX_ENTRY_LEN as u64;
     let (crc, payload) = read_section(source, seed, "index", tag::INDEX, offset, longest)?;
     let n_entries = Fields::new(payload.get(8..).unwrap_or_default())
@@ -312,7 +314,7 @@ fn read_block(source: &dyn ReadImage, seed: &Seed, offset: u64) -> Result<(u32, 
     Ok((crc, payload))
 }
 
-fn read_section(
+pub(super) fn read_section(
     source: &dyn ReadImage,
     seed: &Seed,
     what: &'static str,
@@ -346,268 +348,4 @@ fn read_section(
         )));
     }
     Ok((crc, payload))
-}
-
-/// Reads parts one behind the other.
-struct Walk<'a> {
-    source: &'a dyn ReadImage,
-    seed: &'a Seed,
-    at: u64,
-    /// No part may reach beyond.
-    end: u64,
-    digest: Hasher,
-}
-
-impl Walk<'_> {
-    fn section(&mut self, what: &'static str, tag: [u8; 4], limit: u64) -> Result<Vec<u8>> {
-        let room = self.end.saturating_sub(self.at + SECTION_HEAD_LEN as u64);
-        let (crc, payload) =
-            read_section(self.source, self.seed, what, tag, self.at, limit.min(room))?;
-        self.passed(crc, payload.len());
-        Ok(payload)
-    }
-
-    fn passed(&mut self, crc: u32, len: usize) {
-        self.digest.update(&crc.to_le_bytes());
-        self.at += (SECTION_HEAD_LEN + len) as u64;
-    }
-
-    fn recipe(&mut self) -> Result<Recipe> {
-        let at = self.at;
-        let payload = self.section("pipeline description", tag::PIPE, limit::PIPE_LEN)?;
-        Recipe::decode(&payload)
-            .map_err(|why| corrupt("pipeline description", at, payload.len() as u64, why))
-    }
-
-    fn target(&mut self) -> Result<TargetIdentity> {
-        let at = self.at;
-        let payload = self.section("target identity", tag::TARGET, limit::TARGET_LEN)?;
-        let len = payload.len() as u64;
-        TargetIdentity::decode(&payload)
-            .map_err(|_| corrupt("target identity", at, len, "its fields do not fill it"))
-    }
-
-    fn vmas(&mut self) -> Result<VmaTable> {
-        let at = self.at;
-        let payload = self.section("VMA table", tag::VMAS, limit::VMAS_LEN)?;
-        let len = payload.len() as u64;
-        VmaTable::decode(payload)
-            .map_err(|_| corrupt("VMA table", at, len, "its mappings do not fill it"))
-    }
-
-    fn trailers(&mut self, n_stages: usize) -> Result<Vec<Vec<u8>>> {
-        let at = self.at;
-        let payload = self.section("trailers", tag::TRAILERS, limit::TRAILERS_LEN)?;
-        let mut f = Fields::new(&payload);
-        let trailers: Option<Vec<_>> = (0..n_stages)
-            .map(|_| f.bytes16().ok().map(<[u8]>::to_vec))
-            .collect();
-        let bad = |why| corrupt("trailers", at, payload.len() as u64, why);
-        let trailers = trailers.filter(|_| f.is_empty());
-        if self.at != self.end {
-            return Err(bad("the footer does not follow them"));
-        }
-        trailers.ok_or_else(|| bad("they are not one for each stage"))
-    }
-
-    /// Checks that chunks and index blocks tile the body, and answers the blocks.
-    fn body(&mut self, header: &Header, footer: &Footer, tally: &mut Tally) -> Result<Vec<u64>> {
-        if self.at != footer.body {
-            return Err(corrupt(
-                "body",
-                footer.body,
-                0,
-                format!("it begins at {} in truth", self.at),
-            ));
-        }
-        let blocks = self.find_blocks(footer)?;
-        let mut before = 0;
-        for &offset in &blocks {
-            let (crc, payload) = read_block(self.source, self.seed, offset)?;
-            let bad = |why: String| corrupt("index", offset, payload.len() as u64, why);
-            let (fixed, entries) = payload.split_at(INDEX_FIXED_LEN);
-            if fixed[..8] != u64::to_le_bytes(before) || fixed[12..] != [0; 4] {
-                return Err(bad("it does not name the block before it".into()));
-            }
-            for entry in entries.as_chunks::<INDEX_ENTRY_LEN>().0 {
-                let entry = IndexEntry::decode(entry)
-                    .ok_or_else(|| bad("an entry has unknown flags".into()))?;
-                if entry.offset != self.at {
-                    return Err(bad(format!(
-                        "chunk {} is at {}, not at {}",
-                        entry.index, entry.offset, self.at
-                    )));
-                }
-                tally.add(&entry, header).map_err(&bad)?;
-                self.at += u64::from(entry.len);
-            }
-            if self.at != offset {
-                return Err(bad(format!("the chunks before it end at {}", self.at)));
-            }
-            self.passed(crc, payload.len());
-            before = offset;
-        }
-        if self.at != footer.trailers {
-            return Err(corrupt(
-                "body",
-                self.at,
-                0,
-                format!("the trailers begin at {}, not behind it", footer.trailers),
-            ));
-        }
-        Ok(blocks)
-    }
-
-    /// Follows the blocks from last to first. Offsets must fall, so it ends.
-    fn find_blocks(&self, footer: &Footer) -> Result<Vec<u64>> {
-        let mut blocks = Vec::new();
-        let (mut at, mut before) = (footer.last_index, footer.trailers);
-        while at != 0 {
-            let fits = at >= footer.body
-                && at
-                    .checked_add(SMALLEST_BLOCK)
-                    .is_some_and(|end| end <= before);
-            if !fits || blocks.len() as u64 >= footer.n_index_blocks {
-                return Err(corrupt(
-                    "index",
-                    at,
-                    0,
-                    "it is not where an index block can be",
-                ));
-            }
-            blocks.push(at);
-            let mut fixed = [0; 8];
-            read_exact(
-                self.source,
-                "index",
-                at + SECTION_HEAD_LEN as u64,
-                &mut fixed,
-            )?;
-            (before, at) = (at, u64::from_le_bytes(fixed));
-        }
-        if blocks.len() as u64 != footer.n_index_blocks {
-            let why = format!(
-                "{} blocks, the footer says {}",
-                blocks.len(),
-                footer.n_index_blocks
-            );
-            return Err(corrupt("index", footer.last_index, 0, why));
-        }
-        blocks.reverse();
-        Ok(blocks)
-    }
-}
-
-/// What the index adds up to.
-struct Tally {
-    /// One bit for each of the chunks the footer promises.
-    seen: Vec<u64>,
-    promised: u64,
-    totals: Footer,
-    max_chunk: usize,
-}
-
-impl Tally {
-    fn new(header: &Header, footer: &Footer, len: u64) -> Result<Self> {
-        // A chunk takes at least its head, a run and an entry: a bound for the bits.
-        let most = len / (CHUNK_HEAD_LEN + RUN_LEN + INDEX_ENTRY_LEN) as u64;
-        if footer.n_chunks > most {
-            let why = format!("{} chunks do not fit into {len} bytes", footer.n_chunks);
-            return Err(corrupt(
-                "footer",
-                len - FOOTER_LEN as u64,
-                FOOTER_LEN as u64,
-                why,
-            ));
-        }
-        let totals = Footer {
-            image_id: header.image_id,
-            ..Footer::default()
-        };
-        let seen = vec![0; footer.n_chunks.div_ceil(64) as usize];
-        Ok(Self {
-            seen,
-            promised: footer.n_chunks,
-            totals,
-            max_chunk: 0,
-        })
-    }
-
-    fn add(&mut self, entry: &IndexEntry, header: &Header) -> std::result::Result<(), String> {
-        let IndexEntry {
-            index,
-            len,
-            raw_len,
-            ..
-        } = *entry;
-        let pages = u64::from(raw_len / header.page_size) + u64::from(entry.n_zero_pages);
-        let max_runs = header.chunk_len / header.page_size;
-        let max_len = (CHUNK_HEAD_LEN as u32) + max_runs * RUN_LEN as u32 + limit::FRAME_LEN;
-        let min_len = (CHUNK_HEAD_LEN + RUN_LEN) as u32;
-        if raw_len % header.page_size != 0 || pages == 0 || pages > u64::from(max_runs) {
-            return Err(format!(
-                "chunk {index} of {raw_len} bytes and {} zero pages cannot be",
-                entry.n_zero_pages
-            ));
-        }
-        if len < min_len || len > max_len {
-            return Err(format!(
-                "chunk {index} of {len} bytes is not within {min_len}..={max_len}"
-            ));
-        }
-        self.mark(index)?;
-        self.max_chunk = self.max_chunk.max(len as usize);
-        self.totals.n_chunks += 1;
-        self.totals.n_pages += u64::from(raw_len / header.page_size);
-        self.totals.n_zero_pages += u64::from(entry.n_zero_pages);
-        self.totals.raw_bytes += u64::from(raw_len);
-        self.totals.stored_bytes += u64::from(len);
-        if entry.last != (index + 1 == self.promised) {
-            return Err(format!(
-                "chunk {index} is{} said to be the last",
-                if entry.last { "" } else { " not" }
-            ));
-        }
-        Ok(())
-    }
-
-    fn mark(&mut self, index: u64) -> std::result::Result<(), String> {
-        let bit = 1 << (index % 64);
-        let word = usize::try_from(index / 64)
-            .ok()
-            .filter(|_| index < self.promised);
-        match word.and_then(|at| self.seen.get_mut(at)) {
-            Some(word) if *word & bit == 0 => *word |= bit,
-            Some(_) => return Err(format!("chunk {index} is there twice")),
-            None => return Err(format!("there is no chunk {index}")),
-        }
-        Ok(())
-    }
-
-    fn check(&self, footer: &Footer, digest: u32, len: u64) -> Result<()> {
-        let bad = |why: String| corrupt("footer", len - FOOTER_LEN as u64, FOOTER_LEN as u64, why);
-        let sums = |f: &Footer| {
-            (
-                f.n_chunks,
-                f.n_pages,
-                f.n_zero_pages,
-                f.raw_bytes,
-                f.stored_bytes,
-            )
-        };
-        if sums(footer) != sums(&self.totals) || footer.image_id != self.totals.image_id {
-            return Err(bad(format!(
-                "its totals {:?} are not those of the index {:?}",
-                sums(footer),
-                sums(&self.totals)
-            )));
-        }
-        if footer.digest != digest {
-            return Err(bad(format!(
-                "the digest of all parts is {digest:08x}, it says {:08x}",
-                footer.digest
-            )));
-        }
-        Ok(())
-    }
 }

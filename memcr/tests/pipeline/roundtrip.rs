@@ -6,14 +6,14 @@ use memcr::pages::{ChunkPlan, PageRun, RemoteAddr};
 use memcr::pipeline::{Cancel, Pipeline, Progress};
 
 use crate::support::{
-    FILE, HUGE, Memory, PAGE, PLAIN, checkpoint, content, meta, plans, restore, setup, spec,
-    stages, target_dir,
+    FILE, HUGE, Memory, PAGE, PLAIN, checkpoint, content, meta, plans, restore, scratch, setup,
+    spec, stages,
 };
 
 fn image_path(name: &str) -> String {
-    target_dir()
-        .join("test-stages")
-        .join(format!("{name}-{}.img", std::process::id()))
+    scratch()
+        .join(name)
+        .with_extension("img")
         .display()
         .to_string()
 }
@@ -114,9 +114,7 @@ fn the_thread_model_of_a_stage_is_kept() {
 
 #[test]
 fn the_real_file_sink() {
-    let dir = target_dir()
-        .join("test-stages")
-        .join(format!("file-{}", std::process::id()));
+    let dir = scratch().join("file-sink");
     std::fs::create_dir_all(&dir).unwrap();
     check(&format!("lz4,file:dir={}", dir.display()), "text", 2);
     assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);

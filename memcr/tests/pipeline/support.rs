@@ -247,17 +247,26 @@ pub(crate) fn restore(image: &OpenImage, into: &Arc<Memory>) -> Result<DecodeSta
     decoder.finish()
 }
 
-/// The directory with all stages of the tests, built once.
-pub(crate) fn stages() -> &'static SearchPath {
-    static STAGES: OnceLock<SearchPath> = OnceLock::new();
-    STAGES.get_or_init(|| {
+/// A directory of this process, on the disk where the build is. The next run sweeps it.
+pub(crate) fn scratch() -> &'static Path {
+    static SCRATCH: OnceLock<PathBuf> = OnceLock::new();
+    SCRATCH.get_or_init(|| {
         let all = target_dir().join("test-stages");
         sweep(&all);
         let dir = all.join(std::process::id().to_string());
         std::fs::create_dir_all(&dir).unwrap();
-        build_c_stages(&dir);
+        dir
+    })
+}
+
+/// The directories with all stages of the tests, built once.
+pub(crate) fn stages() -> &'static SearchPath {
+    static STAGES: OnceLock<SearchPath> = OnceLock::new();
+    STAGES.get_or_init(|| {
+        let dir = scratch();
+        build_c_stages(dir);
         // Theirs first: nothing of ours has one of their names.
-        SearchPath::new(vec![build_plugins(), dir])
+        SearchPath::new(vec![build_plugins(), dir.into()])
     })
 }
 

@@ -1,0 +1,270 @@
+//! A committed image, and reading everything of it but its chunks.
+//!
+//! ```text
+//! committed here ──written──▶ OpenImage ──read_meta, prepare_decode──▶ read the image again,
+//! found by a sink ──open────▶             verify, remove                end as before?
+//! a file, a vector ──open──▶
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use memcr_plugin_api::stage::StageError;
+
+use crate::pages::{ChunkClass, PageRun, PopulatePages};
+use crate::pipeline::chain::{Blueprint, Workers};
+use crate::pipeline::decode::{self, DecodeSetup, DecodeStats, Decoder};
+use crate::pipeline::foreman::Foreman;
+use crate::pipeline::links::{Chain, SinkStore, sink_error};
+use crate::pipeline::{Cancel, LinkDescription, PipelineError, Place, Progress, Result};
+use crate::sink::layout::{Footer, Header};
+use crate::sink::{
+    ImageError, ImageFacts, ImageMeta, ImageReader, ReadImage, TargetIdentity, facts,
+};
+
+/// Where an open image is read from.
+#[derive(Clone)]
+pub(super) enum Source {
+    /// The sink of the chain.
+    Sink,
+    /// Something that was opened without one: a file, with its path, or a vector.
+    Elsewhere(Arc<dyn ReadImage>, Option<PathBuf>),
+}
+
+/// A committed image and the pipeline that reads it. Dropping it leaves the image.
+pub struct OpenImage {
+    foreman: Arc<Foreman>,
+    blueprint: Blueprint,
+    source: Source,
+    facts: ImageFacts,
+    target: TargetIdentity,
+    /// What must be read back: the footer that was written or first read.
+    footer: Footer,
+}
+
+impl OpenImage {
+    /// An image that was just committed.
+    pub(super) fn written(
+        foreman: Arc<Foreman>,
+        blueprint: Blueprint,
+        header: &Header,
+        footer: Footer,
+        target: TargetIdentity,
+        n_vmas: u64,
+    ) -> Self {
+        let facts = facts(header, &footer, n_vmas);
+        Self {
+            foreman,
+            blueprint,
+            source: Source::Sink,
+            facts,
+            target,
+            footer,
+        }
+    }
+
+    /// Reads the image of a sink that was opened, or of a file.
+    pub(super) fn open(
+        foreman: Arc<Foreman>,
+        blueprint: Blueprint,
+        source: Source,
+    ) -> Result<Self> {
+        let from = source.clone();
+        let (facts, target, footer) = foreman.with_chain(move |chain| {
+            let reader = read(chain, &from)?;
+            chain.check_recipe(reader.recipe())?;
+            let n_vmas = reader.n_vmas() as u64;
+            Ok((
+                facts(reader.header(), reader.footer(), n_vmas),
+                reader.target().clone(),
+                *reader.footer(),
+            ))
+        })?;
+        Ok(Self {
+            foreman,
+            blueprint,
+            source,
+            facts,
+            target,
+            footer,
+        })
+    }
+
+    /// Its totals and lengths.
+    #[must_use]
+    pub fn facts(&self) -> &ImageFacts {
+        &self.facts
+    }
+
+    /// Its pipeline, in encode order.
+    #[must_use]
+    pub fn describe(&self) -> &[LinkDescription] {
+        &self.blueprint.links
+    }
+
+    /// The target that the image is of.
+    #[must_use]
+    pub fn target(&self) -> &TargetIdentity {
+        &self.target
+    }
+
+    /// What finds the image again: see [`crate::pipeline::Pipeline::open_image`]. Of an
+    /// image that was opened as a file, its path.
+    ///
+    /// # Errors
+    /// When the sink cannot tell.
+    pub fn locator(&self) -> Result<String> {
+        if let Source::Elsewhere(_, Some(path)) = &self.source {
+            return Ok(path.display().to_string());
+        }
+        self.foreman.with_chain(|chain| {
+            let sink = chain.sink()?;
+            sink.handle
+                .sink_locator()
+                .map_err(|e| sink_error(&sink.alias, "cannot tell where the image is", e))
+        })
+    }
+
+    /// Reads the target and its VMA table.
+    ///
+    /// # Errors
+    /// As [`OpenImage::prepare_decode`].
+    pub fn read_meta(&self) -> Result<ImageMeta> {
+        let (source, footer) = (self.source.clone(), self.footer);
+        self.foreman.with_chain(move |chain| {
+            let reader = read_again(chain, &source, &footer)?;
+            let vmas = reader
+                .read_vmas()
+                .map_err(|e| chain_image_error(chain, e))?;
+            Ok(ImageMeta {
+                target: reader.target().clone(),
+                vmas,
+            })
+        })
+    }
+
+    /// Opens the image for reading, checks everything but the chunks (head, tables,
+    /// index, footer), starts the workers. The target is still untouched.
+    ///
+    /// # Errors
+    /// [`PipelineError::Corrupt`], `WrongKey`, `Sink`, `Plugin`, `Resource`.
+    pub fn prepare_decode(&self, setup: DecodeSetup) -> Result<Decoder> {
+        let (source, footer) = (self.source.clone(), self.footer);
+        let workers = Workers(setup.workers.or(self.blueprint.workers.0));
+        let (shift, n_workers) = self.foreman.with_chain(move |chain| {
+            let reader = read_again(chain, &source, &footer)?;
+            decode::begin(chain, reader, setup, workers)
+        })?;
+        Decoder::start(Arc::clone(&self.foreman), shift, n_workers)
+    }
+
+    /// Decodes every chunk into nothing and checks every digest and total.
+    ///
+    /// # Errors
+    /// As [`OpenImage::prepare_decode`] and [`Decoder::pass`].
+    pub fn verify(&self, cancel: Cancel, progress: Arc<Progress>) -> Result<DecodeStats> {
+        self.read_meta()?;
+        let setup = DecodeSetup {
+            populate: Arc::new(Nowhere),
+            workers: None,
+            cancel,
+            progress,
+        };
+        let mut decoder = self.prepare_decode(setup)?;
+        decoder.pass(|_| true)?;
+        decoder.finish()
+    }
+
+    /// Removes the image. Nothing of it stays behind.
+    ///
+    /// # Errors
+    /// When something stays behind; says what.
+    pub fn remove(self) -> Result<()> {
+        if let Source::Elsewhere(_, Some(path)) = &self.source {
+            let source = |e| StageError::io(path.display(), &e);
+            return std::fs::remove_file(path)
+                .map_err(|e| sink_error("file", "cannot remove the image", source(e)));
+        }
+        self.foreman.with_chain(|chain| {
+            let sink = chain.sink()?;
+            sink.handle
+                .sink_remove()
+                .map_err(|e| sink_error(&sink.alias, "cannot remove the image", e))
+        })
+    }
+}
+
+/// A destination that takes everything.
+struct Nowhere;
+
+impl PopulatePages for Nowhere {
+    fn populate(&self, _: ChunkClass, _: &[PageRun], _: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// On the foreman: opens the image for reading.
+fn read(chain: &Chain, source: &Source) -> Result<ImageReader> {
+    let (store, alias, known): (Arc<dyn ReadImage>, _, _) = match source {
+        Source::Sink => (
+            Arc::new(SinkStore(Arc::clone(&chain.sink()?.handle))),
+            chain.sink()?.alias.as_str(),
+            true,
+        ),
+        Source::Elsewhere(source, _) => (Arc::clone(source), "file", false),
+    };
+    ImageReader::open(store).map_err(|e| image_error(alias, known, e))
+}
+
+/// As [`read`], and what is read must end as before: another image, or an older state
+/// of this one, in its place is as wrong as a flipped bit.
+fn read_again(chain: &Chain, source: &Source, footer: &Footer) -> Result<ImageReader> {
+    let reader = read(chain, source)?;
+    if reader.footer() != footer {
+        let len_bytes = reader.footer().image_len;
+        return Err(PipelineError::Corrupt {
+            place: Place::Bytes {
+                what: "image",
+                offset: 0,
+                len_bytes,
+            },
+            what: "it is another one than the one that was written here".into(),
+        });
+    }
+    Ok(reader)
+}
+
+pub(super) fn chain_image_error(chain: &Chain, error: ImageError) -> PipelineError {
+    image_error(
+        chain.sink.as_ref().map_or("file", |sink| &sink.alias),
+        true,
+        error,
+    )
+}
+
+/// `known`: the image was one of ours before, so that a broken magic or version is damage.
+pub(super) fn image_error(alias: &str, known: bool, error: ImageError) -> PipelineError {
+    match error {
+        ImageError::Corrupt {
+            what,
+            offset,
+            len_bytes,
+            why,
+        } => PipelineError::Corrupt {
+            place: Place::Bytes {
+                what,
+                offset,
+                len_bytes,
+            },
+            what: why,
+        },
+        ImageError::Io { source, .. } | ImageError::Open(source) => {
+            sink_error(alias, "cannot read the image", source)
+        }
+        other if known => PipelineError::Corrupt {
+            place: Place::Step("header"),
+            what: other.to_string(),
+        },
+        other => PipelineError::Image(other),
+    }
+}
