@@ -1,6 +1,6 @@
 //! Where the limits are measured: a process to read from, memory like its own, directories.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use memcr_harness::{Context, Result, Victim};
 
@@ -46,15 +46,6 @@ impl Lab {
             tmpfs_dir: args.tmpfs_dir.clone(),
             file_dir: args.file_dir.clone(),
         })
-    }
-
-    /// The directory of images in RAM, or on a disk.
-    pub(crate) fn dir(&self, on_disk: bool) -> &Path {
-        if on_disk {
-            &self.file_dir
-        } else {
-            &self.tmpfs_dir
-        }
     }
 }
 

@@ -11,15 +11,16 @@ use memmap2::{Advice, MmapMut};
 /// Bytes between two touches: no page is smaller.
 const STRIDE: usize = 4096;
 
-/// Touches `len_bytes` of fresh memory and frees it again.
+/// Beyond what a step needs, bytes: for page tables, for others, and because the kernel
+/// does not give out the last pages freed first.
+const MARGIN: usize = 64 << 20;
+
+/// Touches as much fresh memory as a step needs that takes `len_bytes`, and frees it again.
 ///
 /// # Errors
 /// When there is not so much.
 pub(crate) fn warm(len_bytes: usize) -> Result {
-    if len_bytes > 0 {
-        drop(touched(len_bytes)?);
-    }
-    Ok(())
+    touched(len_bytes + len_bytes / 4 + MARGIN).map(drop)
 }
 
 /// Fresh memory, every page of it there.

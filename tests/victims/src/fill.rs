@@ -151,20 +151,21 @@ fn random(rng: &mut Rng, out: &mut [u8]) {
     }
 }
 
-/// Two pointers near the page, four small numbers, a type word that repeats, padding.
+/// A type word that repeats, a pointer anywhere near and one to a page nearby, small
+/// numbers, gaps. lz4 packs them 3.5:1, and a heap with its zeros and random bytes 2.8:1.
 fn structs(rng: &mut Rng, key: u64, out: &mut [u8]) {
-    for (i, item) in out.chunks_mut(64).enumerate() {
+    for item in out.chunks_mut(64) {
         let near = |r: u64| key.wrapping_add((r % (1 << 24)) & !15);
         let (a, b) = (rng.next(), rng.next());
         let words = [
             near(a),
-            near(a >> 32),
+            0x5555_0000_1000,
+            0,
             b % 100,
             (b >> 8) % 4096,
-            0x5555_0000_1000,
-            i as u64,
-            (b >> 32) % 2,
+            key.wrapping_add(a >> 60 << 12),
             0,
+            (b >> 32) % 2,
         ];
         for (word, place) in words.iter().zip(item.chunks_mut(8)) {
             place.copy_from_slice(&word.to_le_bytes()[..place.len()]);

@@ -46,6 +46,7 @@ pub(crate) enum Step {
     Md5,
     Aes,
     TmpfsWrite,
+    TmpfsWriteOne,
     FileWrite,
     FileSync,
     GiveBack,
@@ -70,7 +71,7 @@ pub(crate) struct Time {
 
 impl Step {
     /// All of them: what they are, how they are measured.
-    pub(crate) const ALL: [(Self, &'static str, Measure); 22] = [
+    pub(crate) const ALL: [(Self, &'static str, Measure); 23] = [
         (Self::Pagemap, "read /proc/PID/pagemap", target::pagemap),
         (Self::Readv, "process_vm_readv", target::readv),
         (Self::ProcMemRead, "read /proc/PID/mem", target::proc_mem),
@@ -82,6 +83,11 @@ impl Step {
         (Self::Md5, "md5", codec::md5),
         (Self::Aes, "aes-256-gcm", codec::aes),
         (Self::TmpfsWrite, "tmpfs, write new", storage::tmpfs_write),
+        (
+            Self::TmpfsWriteOne,
+            "tmpfs, write one file",
+            storage::tmpfs_write_one,
+        ),
         (Self::FileWrite, "disk, write to cache", storage::file_write),
         (Self::FileSync, "disk, write and sync", storage::file_sync),
         (Self::GiveBack, "MADV_DONTNEED", populate::give_back),

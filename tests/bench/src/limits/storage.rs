@@ -11,26 +11,33 @@ use crate::lab::Lab;
 use crate::team;
 use crate::warm::{touched, warm};
 
+/// A file of its own for each thread: the kernel lets one thread at a time write to a
+/// file.
 pub(super) fn tmpfs_write(lab: &Lab, n_threads: usize) -> Result<Time> {
-    write(lab, &new_file(lab, false)?, n_threads)
+    write(lab, &new_files(lab, Where::Ram, n_threads)?, n_threads)
+}
+
+/// What an image in one file gets of that.
+pub(super) fn tmpfs_write_one(lab: &Lab, n_threads: usize) -> Result<Time> {
+    write(lab, &new_files(lab, Where::Ram, 1)?, n_threads)
 }
 
 pub(super) fn tmpfs_read(lab: &Lab, n_threads: usize) -> Result<Time> {
-    let file = new_file(lab, false)?;
-    write(lab, &file, n_threads)?;
-    read(lab, &file, n_threads)
+    let files = new_files(lab, Where::Ram, 1)?;
+    write(lab, &files, 1)?;
+    read(lab, &files[0], n_threads)
 }
 
 /// What the CPUs do for a file on a disk.
 pub(super) fn file_write(lab: &Lab, n_threads: usize) -> Result<Time> {
-    write(lab, &new_file(lab, true)?, n_threads)
+    write(lab, &new_files(lab, Where::Disk, n_threads)?, n_threads)
 }
 
 /// What the disk does for it, too.
 pub(super) fn file_sync(lab: &Lab, n_threads: usize) -> Result<Time> {
-    let file = new_file(lab, true)?;
-    let written = write(lab, &file, n_threads)?;
-    let sync = team::timed(vec![()], |()| file.sync_data().context("sync"))?;
+    let files = new_files(lab, Where::Disk, n_threads)?;
+    let written = write(lab, &files, n_threads)?;
+    let sync = team::timed(files, |file| file.sync_data().context("sync"))?;
     Ok(Time {
         millis: written.millis + sync,
         ..written
@@ -38,32 +45,44 @@ pub(super) fn file_sync(lab: &Lab, n_threads: usize) -> Result<Time> {
 }
 
 pub(super) fn file_read(lab: &Lab, n_threads: usize) -> Result<Time> {
-    let file = new_file(lab, true)?;
-    write(lab, &file, n_threads)?;
-    read(lab, &file, n_threads)
+    let files = new_files(lab, Where::Disk, 1)?;
+    write(lab, &files, 1)?;
+    read(lab, &files[0], n_threads)
 }
 
 pub(super) fn file_read_cold(lab: &Lab, n_threads: usize) -> Result<Time> {
-    let file = new_file(lab, true)?;
-    write(lab, &file, n_threads)?;
-    file.sync_data().context("sync")?;
-    fadvise(&file, 0, None, Advice::DontNeed).context("fadvise")?;
+    let files = new_files(lab, Where::Disk, 1)?;
+    write(lab, &files, 1)?;
+    files[0].sync_data().context("sync")?;
+    fadvise(&files[0], 0, None, Advice::DontNeed).context("fadvise")?;
     warm(lab.stored.len())?;
-    read(lab, &file, n_threads)
+    read(lab, &files[0], n_threads)
 }
 
-/// A file without a name: nothing is left behind, however this ends.
-fn new_file(lab: &Lab, on_disk: bool) -> Result<File> {
-    let dir = lab.dir(on_disk);
-    tempfile::tempfile_in(dir).context(format!("make a file in {}", dir.display()))
+#[derive(Debug, Clone, Copy)]
+enum Where {
+    Ram,
+    Disk,
 }
 
-/// Writes the stored bytes of the target into the empty `file`.
-fn write(lab: &Lab, file: &File, n_threads: usize) -> Result<Time> {
+/// Files without a name: nothing is left behind, however this ends.
+fn new_files(lab: &Lab, place: Where, n: usize) -> Result<Vec<File>> {
+    let dir = match place {
+        Where::Ram => &lab.tmpfs_dir,
+        Where::Disk => &lab.file_dir,
+    };
+    let file = |_| tempfile::tempfile_in(dir).context(format!("make a file in {}", dir.display()));
+    (0..n).map(file).collect()
+}
+
+/// Writes the stored bytes of the target, each thread its share: into a file of its own,
+/// or all into one.
+fn write(lab: &Lab, files: &[File], n_threads: usize) -> Result<Time> {
     let bytes = &lab.stored;
     warm(bytes.len())?;
-    let teams = shares(bytes.len(), n_threads, PIECE);
-    let millis = team::timed(teams, |(begin, len)| {
+    let teams = shares(bytes.len(), n_threads, PIECE).into_iter();
+    let teams = teams.zip(files.iter().cycle()).collect();
+    let millis = team::timed(teams, |((begin, len), file)| {
         for offset in (begin..begin + len).step_by(PIECE) {
             let end = (offset + PIECE).min(begin + len);
             file.write_all_at(&bytes[offset..end], offset as u64)
