@@ -4,6 +4,7 @@
 //! target runs, and named. [`Target::check_frozen`] repeats, on the frozen process,
 //! what may have changed in between.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -135,6 +136,8 @@ pub struct Target {
     pub start_time: u64,
     /// A seccomp filter or strict mode is on.
     pub has_seccomp: bool,
+    /// All processes that there were when it was examined.
+    others: HashSet<i32>,
     pidfd: OwnedFd,
 }
 
@@ -174,12 +177,14 @@ impl Target {
         fs::File::open(format!("/proc/{pid}/mem"))
             .map_err(|error| gone_or_forbidden(pid, error))?;
         check_cgroup(pid)?;
-        check_memory_is_its_own(pid)?;
+        let others = procfs::pids().unwrap_or_default();
+        check_memory_is_its_own(pid, &others)?;
         let has_seccomp = status.number("Seccomp").is_some_and(|mode| mode != 0);
         let target = Self {
             pid,
             start_time: stat.start_time,
             has_seccomp,
+            others: others.into_iter().collect(),
             pidfd,
         };
         target.check_frozen()?;
@@ -189,8 +194,13 @@ impl Target {
     /// What can be told for sure only while nothing of the target runs.
     ///
     /// # Errors
-    /// [`Refusal::IoUnderWay`].
+    /// [`Refusal::IoUnderWay`], [`Refusal::SharedMemory`].
     pub fn check_frozen(&self) -> Result<(), Refusal> {
+        // A process comes to share a memory by being born so: those that were there when
+        // the target was examined need not be asked again.
+        let mut fresh = procfs::pids().unwrap_or_default();
+        fresh.retain(|pid| !self.others.contains(pid));
+        check_memory_is_its_own(self.pid, &fresh)?;
         check_io(self.pid)
     }
 }
@@ -285,12 +295,12 @@ fn is_frozen(controllers: &str, cgroup: &str) -> bool {
 
 /// Asks about every process: nothing in /proc tells which ones share a memory. Without
 /// CONFIG_KCMP it cannot be told at all; a vfork is still found, its parent does not stop.
-fn check_memory_is_its_own(pid: i32) -> Result<(), Refusal> {
-    let shares = |&other: &i32| other != pid && kcmp::share_memory(pid, other).unwrap_or(false);
-    match procfs::pids().unwrap_or_default().into_iter().find(shares) {
+fn check_memory_is_its_own(pid: i32, others: &[i32]) -> Result<(), Refusal> {
+    let shares = |other: &&i32| **other != pid && kcmp::share_memory(pid, **other).unwrap_or(false);
+    match others.iter().find(shares) {
         // Two processes without any memory look alike.
         Some(_) if !has_memory(pid) => Err(Refusal::NoSuchProcess(pid)),
-        Some(other) => Err(Refusal::SharedMemory { pid, other }),
+        Some(&other) => Err(Refusal::SharedMemory { pid, other }),
         None => Ok(()),
     }
 }
