@@ -160,7 +160,11 @@ fn another_user() -> Result {
 fn copy_stages(to: &std::path::Path) -> Result {
     let from = match memcr_harness::place::stages()? {
         Some(dir) => dir,
-        None => memcr_harness::place::memcr()?.join("../../lib/memcr/stages"),
+        None => {
+            let memcr = memcr_harness::place::memcr()?;
+            let prefix = memcr.ancestors().nth(2).unwrap_or(&memcr);
+            prefix.join("lib/memcr/stages")
+        }
     };
     for entry in std::fs::read_dir(from)?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
