@@ -15,19 +15,18 @@ pub struct Site(u64);
 
 impl Site {
     /// Finds one: in the vdso, which every process has unless it was taken away, or in
-    /// any other executable mapping (the C library has hundreds).
+    /// the code of a file (the C library has hundreds). Both are never dropped for good:
+    /// code in other memory might be missing when the restore needs it.
     ///
     /// # Errors
     /// [`InjectError::NoSite`].
     pub fn find(pid: i32, vmas: &[Vma], memory: &ProcMem) -> Result<Self, InjectError> {
-        let executable =
-            |vma: &&Vma| vma.perms.exec && vma.perms.read && &*vma.name != b"[vsyscall]";
-        let (vdso, others): (Vec<_>, Vec<_>) = vmas
-            .iter()
-            .filter(executable)
-            .partition(|vma| &*vma.name == b"[vdso]");
-        vdso.into_iter()
-            .chain(others)
+        let is_vdso = |vma: &&Vma| &*vma.name == b"[vdso]";
+        let is_code =
+            |vma: &&Vma| vma.is_file() && vma.perms.exec && vma.perms.read && !vma.perms.write;
+        vmas.iter()
+            .filter(is_vdso)
+            .chain(vmas.iter().filter(is_code))
             .find_map(|vma| search(vma, memory))
             .map(Self)
             .ok_or(InjectError::NoSite(pid))

@@ -8,6 +8,7 @@ use crate::sys::pagemap::Region;
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const FILE_OR_SHARED: u64 = 1 << 61;
+const GUARD: u64 = 1 << 58;
 const EXCLUSIVE: u64 = 1 << 56;
 
 /// What a page of a private mapping is.
@@ -28,7 +29,9 @@ impl PageState {
     /// the entry does not tell them apart; [`Region`]s do.
     #[must_use]
     pub fn of_entry(entry: u64) -> Self {
-        if entry & SWAPPED != 0 {
+        if entry & GUARD != 0 {
+            Self::Left(LeftBecause::Guard)
+        } else if entry & SWAPPED != 0 {
             Self::Left(LeftBecause::Swapped)
         } else if entry & PRESENT == 0 {
             Self::Absent

@@ -100,8 +100,7 @@ where
                 self.leave(reason, details.rss_bytes);
                 Ok(())
             }
-            Treatment::Anonymous => self.scan(vma, details, false),
-            Treatment::PrivateFile => self.scan(vma, details, true),
+            treatment => self.scan(vma, details, treatment),
         }
     }
 
@@ -116,14 +115,15 @@ where
         Ok(self.summary)
     }
 
-    fn scan(&mut self, vma: &Vma, details: &VmaDetails, is_file: bool) -> Result<(), E> {
+    fn scan(&mut self, vma: &Vma, details: &VmaDetails, how: Treatment) -> Result<(), E> {
         let class = ChunkClass {
             through_proc_mem: self.options.force_proc_mem || !is_plain(vma),
-            elide_zero: !is_file,
+            elide_zero: how == Treatment::Anonymous,
             huge: false,
         };
         let mut drop = OpenDrop {
             locked: details.flags.locked,
+            is_code: how == Treatment::FileCode,
             run: None,
         };
         let mut regions = Vec::new();
@@ -155,7 +155,10 @@ where
             ..class
         };
         if region.categories & category::PFNZERO != 0 {
-            self.leave(LeftBecause::ZeroPage, 0);
+            if !class.elide_zero {
+                // KSM may have put it over a copied page; without it the file shows.
+                drop.close(&mut self.summary.drops);
+            }
             return Ok(());
         }
         let mut addr = region.start;
@@ -182,6 +185,10 @@ where
     ) -> Result<(), E> {
         match state {
             PageState::Absent => {}
+            PageState::Private if drop.is_code => {
+                drop.close(&mut self.summary.drops);
+                self.leave(LeftBecause::Code, run.len_bytes);
+            }
             PageState::Private => {
                 drop.extend(run);
                 self.store(run, class)?;
@@ -243,6 +250,8 @@ where
 /// The drop run that is being made longer.
 struct OpenDrop {
     locked: bool,
+    /// Copied pages of this mapping stay.
+    is_code: bool,
     run: Option<PageRun>,
 }
 
@@ -328,6 +337,7 @@ mod tests {
                     b'F' | b'Z' => 1 << 63,
                     b'C' => 1 << 63 | 1 << 61,
                     b'S' => 1 << 62,
+                    b'G' => 1 << 62 | 1 << 58,
                     _ => 0,
                 };
             }
@@ -432,6 +442,37 @@ mod tests {
         assert_eq!(pages(chunks[0].runs.clone()), [(1, 2)]);
         assert_eq!(pages(summary.drops.iter().map(|drop| drop.run)), [(0, 4)]);
         assert_eq!(summary.drop_only_bytes, 2 * 0x1000);
+    }
+
+    #[test]
+    fn a_page_of_zeros_over_a_file_stays() {
+        // KSM puts the shared page of zeros over a copied page that holds zeros: dropped,
+        // the file would show.
+        let (_, summary) = plan("PZP", FILE, Policy::default(), 8);
+        let drops = pages(summary.drops.iter().map(|drop| drop.run));
+        assert_eq!(drops, [(0, 1), (2, 1)]);
+    }
+
+    #[test]
+    fn copied_pages_of_code_stay_and_clean_ones_go() {
+        let policy = Policy {
+            drop_file_pages: true,
+            override_protection: true,
+            ..Default::default()
+        };
+        let (chunks, summary) = plan("CPC", "r-xp 0 08:01 5 /lib/x", policy, 8);
+        assert!(chunks.is_empty());
+        let drops = pages(summary.drops.iter().map(|drop| drop.run));
+        assert_eq!(drops, [(0, 1), (2, 1)]);
+        assert_eq!(summary.left_bytes[&LeftBecause::Code], 0x1000);
+    }
+
+    #[test]
+    fn guard_regions_are_counted_as_what_they_are() {
+        let (_, summary) = plan("PGP", ANON, Policy::default(), 8);
+        let drops = pages(summary.drops.iter().map(|drop| drop.run));
+        assert_eq!(drops, [(0, 1), (2, 1)]);
+        assert_eq!(summary.left_bytes[&LeftBecause::Guard], 0x1000);
     }
 
     #[test]

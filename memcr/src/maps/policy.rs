@@ -28,6 +28,11 @@ pub enum Treatment {
     Anonymous,
     /// A private file mapping: copied-on-written pages are stored and dropped.
     PrivateFile,
+    /// A file's code, which the target does not write: a copied page is where the kernel
+    /// (uprobes) or a debugger has put a breakpoint. Such a page stays, so that whoever
+    /// put it there can take it away meanwhile: brought back, it would be an instruction
+    /// that nobody expects any more, and would end the target.
+    FileCode,
 }
 
 /// Why a whole mapping, or some of its pages, stay in RAM.
@@ -54,10 +59,12 @@ pub enum LeftBecause {
     ForkShared,
     /// Already in swap.
     Swapped,
-    /// The shared page of zeros: takes no RAM.
-    ZeroPage,
     /// Not writable by the target, and the kernel lets nobody override that.
     Protected,
+    /// A copied page of a file's code: somebody's breakpoint.
+    Code,
+    /// A guard region (MADV_GUARD_INSTALL): no page, and still not to be dropped.
+    Guard,
     /// A clean page of a file.
     CleanFile,
     /// The kernel refused to drop it.
@@ -79,8 +86,9 @@ impl LeftBecause {
             Self::Droppable => "droppable",
             Self::ForkShared => "shared with other processes",
             Self::Swapped => "in swap already",
-            Self::ZeroPage => "zero page",
             Self::Protected => "protected, and the kernel forbids to write there",
+            Self::Code => "code with breakpoints",
+            Self::Guard => "guard regions",
             Self::CleanFile => "clean file pages",
             Self::DropRefused => "not given back by the kernel",
         }
@@ -93,6 +101,7 @@ impl Policy {
     pub fn treat(&self, vma: &Vma, flags: VmFlags) -> Treatment {
         match self.leave(vma, flags) {
             Some(reason) => Treatment::Leave(reason),
+            None if vma.is_file() && vma.perms.exec && !vma.perms.write => Treatment::FileCode,
             None if vma.is_file() => Treatment::PrivateFile,
             None => Treatment::Anonymous,
         }
