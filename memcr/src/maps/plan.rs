@@ -68,6 +68,8 @@ pub struct Planner<'a, T, E> {
     open: Vec<ChunkPlan>,
     summary: PlanSummary,
     window: Window<'a, T>,
+    /// Empty; kept for its memory, which thousands of mappings use one after the other.
+    regions: Vec<Region>,
 }
 
 /// What `emit` may answer: its own error, or that of the page table.
@@ -82,6 +84,7 @@ where
     pub fn new(options: PlanOptions, table: &'a T, emit: F) -> Self {
         Self {
             window: Window::new(table, options.page_len_bytes),
+            regions: Vec::new(),
             options,
             table,
             emit,
@@ -126,7 +129,7 @@ where
             is_code: how == Treatment::FileCode,
             run: None,
         };
-        let mut regions = Vec::new();
+        let mut regions = std::mem::take(&mut self.regions);
         let mut from = vma.start;
         while from < vma.end {
             regions.clear();
@@ -135,6 +138,7 @@ where
                 self.region(&regions[i..], class, &mut drop)?;
             }
         }
+        self.regions = regions;
         drop.close(&mut self.summary.drops);
         self.summary.has_small_in_thp |= details.thp_eligible;
         Ok(())

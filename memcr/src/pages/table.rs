@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::maps::page::PageTable;
+use crate::sys::page_size;
 use crate::sys::pagemap::{Pagemap, Region, category};
 
 /// Regions asked for at once: 96 KiB of them.
@@ -27,7 +28,10 @@ impl PageTable for KernelPageTable {
     /// is not known which pages are huge or the zero page: both are then handled as
     /// small pages and as shared ones.
     fn occupied(&self, start: u64, end: u64, regions: &mut Vec<Region>) -> io::Result<u64> {
-        regions.resize(MAX_REGIONS, Region::default());
+        // No more regions than pages: a small mapping does not pay for a long vector.
+        let n_pages = usize::try_from((end - start) / page_size()).unwrap_or(MAX_REGIONS);
+        let most = n_pages.clamp(1, MAX_REGIONS);
+        regions.resize(most, Region::default());
         let n_regions = match self.0.scan(start, end, regions) {
             Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
                 regions[0] = Region {
@@ -41,7 +45,7 @@ impl PageTable for KernelPageTable {
         };
         regions.truncate(n_regions);
         // Going on behind the last region, nothing is told of twice.
-        let is_full = n_regions == MAX_REGIONS;
+        let is_full = n_regions == most;
         Ok(regions
             .last()
             .filter(|_| is_full)
