@@ -23,6 +23,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("woken_while_held", woken_while_held),
             ("stopped_meanwhile", stopped_meanwhile),
             ("io_getevents", io_getevents),
+            ("first_thread", first_thread),
         ],
     )
 }
@@ -93,6 +94,83 @@ fn woken_while_held() -> Result {
     ensure(n_left > 0, || {
         "the calls with a timeout have ended as well".into()
     })
+}
+
+/// The calls that the victim knows, but for the one that is refused.
+const CALLS: [&str; 39] = [
+    "wait4",
+    "waitid",
+    "read_pipe",
+    "write_pipe",
+    "poll_for_ever",
+    "futex_wake",
+    "sigwaitinfo",
+    "pause",
+    "semop",
+    "msgrcv",
+    "mq_receive",
+    "eventfd",
+    "signalfd",
+    "inotify",
+    "flock",
+    "fcntl_lock",
+    "accept",
+    "accept_timeout",
+    "recv",
+    "recv_timeout",
+    "recvmsg_timeout",
+    "send_timeout",
+    "tcp_recv_timeout",
+    "nanosleep",
+    "clock_nanosleep_relative",
+    "clock_nanosleep_absolute",
+    "poll",
+    "ppoll",
+    "select",
+    "pselect",
+    "epoll_wait",
+    "epoll_pwait",
+    "epoll_pwait2",
+    "futex_relative",
+    "futex_absolute",
+    "sigtimedwait",
+    "semtimedop",
+    "mq_timedreceive",
+    "timerfd",
+];
+
+/// Each call once more on the first thread of a process of its own: the thread that
+/// makes calls for memcr in the middle of it.
+fn first_thread() -> Result {
+    const MS: u64 = 4000;
+    let rig = Rig::new()?;
+    let mut victims = Vec::new();
+    for call in CALLS {
+        let args = [
+            format!("ms={MS}"),
+            format!("calls={call}"),
+            "leader=1".to_owned(),
+        ];
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        victims.push(Victim::start("blocked", &args)?);
+    }
+    let mut lines = Vec::new();
+    for victim in &victims {
+        all_asleep(victim)?;
+        for _ in 0..2 {
+            hold(&rig, victim, rig.memcr(victim.pid()))?.release()?;
+        }
+    }
+    for victim in &mut victims {
+        victim.ask("wake")?;
+    }
+    for victim in &mut victims {
+        lines.extend(victim.ask_lines("result")?);
+    }
+    ensure(lines.len() == CALLS.len(), || {
+        format!("{} results", lines.len())
+    })?;
+    judge(&lines, MS, 0)
 }
 
 /// Whether an AIO context is idle cannot be told from outside: it may be refused, and

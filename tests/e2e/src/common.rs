@@ -4,7 +4,7 @@ use memcr_harness::snapshot::Allow;
 use memcr_harness::{
     Context, Finished, Held, Memcr, Result, Snapshot, Victim, ensure, place, proc,
 };
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -137,4 +137,69 @@ pub(crate) fn unharmed(rig: &Rig, victim: &mut Victim, before: &Snapshot, allow:
         },
     )?;
     Ok(())
+}
+
+/// The user without rights.
+pub(crate) const NOBODY: u32 = 65534;
+
+/// Copies of the programs and stages where every user can reach them, and a directory
+/// for their images.
+pub(crate) struct PublicCopy {
+    dir: TempDir,
+}
+
+impl PublicCopy {
+    /// Copies everything.
+    pub(crate) fn make() -> Result<Self> {
+        let copy = Self {
+            dir: tempfile::Builder::new()
+                .prefix("memcr-e2e-")
+                .tempdir_in("/tmp")?,
+        };
+        set_mode(copy.dir(), 0o755)?;
+        for (name, mode) in [("stages", 0o755), ("images", 0o777)] {
+            std::fs::create_dir(copy.dir().join(name))?;
+            set_mode(&copy.dir().join(name), mode)?;
+        }
+        copy.put(&place::memcr()?, "memcr")?;
+        copy.put(&place::victim()?, "victim")?;
+        let stages = match place::stages()? {
+            Some(dir) => dir,
+            None => {
+                let memcr = place::memcr()?;
+                let prefix = memcr.ancestors().nth(2).unwrap_or(&memcr);
+                prefix.join("lib/memcr/stages")
+            }
+        };
+        for entry in std::fs::read_dir(stages)?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("libmemcr_stage_") && name.ends_with(".so") {
+                copy.put(&entry.path(), &format!("stages/{name}"))?;
+            }
+        }
+        Ok(copy)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// memcr on `pid` as that user.
+    pub(crate) fn memcr(&self, pid: u32, pipeline: &str) -> Memcr {
+        Memcr::on(pid)
+            .store(pipeline, &self.dir().join("images"))
+            .program(&self.dir().join("memcr"))
+            .env("MEMCR_STAGE_PATH", self.dir().join("stages"))
+            .as_user(NOBODY)
+    }
+
+    fn put(&self, from: &Path, name: &str) -> Result {
+        let to = self.dir().join(name);
+        std::fs::copy(from, &to).context(from.display())?;
+        set_mode(&to, 0o755)
+    }
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).context(path.display())
 }

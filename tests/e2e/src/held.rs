@@ -24,6 +24,8 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("image_truncated", image_truncated),
             ("image_replaced", image_replaced),
             ("two_targets", two_targets),
+            ("file_truncated", file_truncated),
+            ("directory_removed", directory_removed),
         ],
     );
     for pipeline in ["file", "lz4,file", "zstd,md5,file", "lz4,encrypt,file"] {
@@ -184,4 +186,36 @@ fn two_targets() -> Result {
     rig.expect_clean()?;
     first.quit()?;
     second.quit()
+}
+
+/// Somebody shortens a file that the target has mapped privately. Pages behind its end
+/// are lost to any process then, also those it had written; the rest must come back.
+fn file_truncated() -> Result {
+    let rig = Rig::new()?;
+    let dir = format!("dir={}", rig.dir_text());
+    let mut victim = Victim::start("maps", &["parts=anon,file_cow", &dir])?;
+    let held = hold(&rig, &victim, rig.memcr(victim.pid()).arg("-f"))?;
+    let file = File::options()
+        .write(true)
+        .open(rig.dir().join(format!("cow-{}", victim.pid())))?;
+    file.set_len(file.metadata()?.len() / 2)?;
+    held.release()?;
+    ensure(victim.ask("part anon")?.starts_with("ok"), || {
+        "the rest is wrong".into()
+    })?;
+    rig.expect_clean()
+}
+
+/// The directory with the image goes, and with it the name that would be removed.
+fn directory_removed() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=8M"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    std::fs::remove_dir_all(rig.dir())?;
+    held.release()?;
+    before.still(victim.pid(), Allow::default())?;
+    victim.verify()?;
+    std::fs::create_dir(rig.dir())?;
+    victim.quit()
 }

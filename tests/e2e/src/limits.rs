@@ -1,6 +1,6 @@
 //! Rows 34, 35, 38, 40: limits, namespaces, watched descriptors, many cycles.
 
-use crate::common::{Rig, hold, round_trip, unharmed};
+use crate::common::{NOBODY, PublicCopy, Rig, hold, round_trip, unharmed};
 use crate::{table, test};
 use libtest_mimic::Trial;
 use memcr_harness::wait::until_some;
@@ -17,6 +17,11 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("cycles_20", || cycles(20)),
             ("heavy_cycles_200", || cycles(200)),
             ("memory_cgroup", memory_cgroup),
+            ("ordinary_user", ordinary_user),
+            ("odd_umask", odd_umask),
+            ("name_is_taken", name_is_taken),
+            ("heavy_60000_mappings", sixty_thousand_mappings),
+            ("heavy_3000_threads", three_thousand_threads),
         ],
     );
     for limit in [
@@ -175,4 +180,75 @@ fn in_tight_cgroup(dir: &std::path::Path) -> Result {
     }
     before.still(victim.pid(), Allow::default())?;
     victim.quit()
+}
+
+/// Neither memcr nor its target have any privilege.
+fn ordinary_user() -> Result {
+    require("root")?;
+    let public = PublicCopy::make()?;
+    let mut command = Command::new(public.dir().join("victim"));
+    command.args(["memory", "size=8M", "threads=2"]);
+    std::os::unix::process::CommandExt::uid(&mut command, NOBODY);
+    let mut victim = Victim::talk(command, "a victim of an ordinary user")?;
+    let before = Snapshot::take(victim.pid())?;
+    for _ in 0..2 {
+        let memcr = public.memcr(victim.pid(), "lz4,crc32,file");
+        let held = memcr.hold()?;
+        crate::common::expect_freed(&before, victim.pid(), 8 << 10)?;
+        held.release()?;
+        before.still(victim.pid(), Allow::default())?;
+        victim.verify()?;
+    }
+    victim.quit()
+}
+
+/// A umask that would leave the image unreadable to its owner, or readable to all.
+fn odd_umask() -> Result {
+    for mask in ["0777", "0000"] {
+        let rig = Rig::new()?;
+        let mut victim = Victim::start("memory", &["size=2M"])?;
+        let script = format!("umask {mask}; exec \"$0\" \"$@\"");
+        let memcr = rig.memcr(victim.pid()).via(&["sh", "-c", &script]);
+        hold(&rig, &victim, memcr)?.release()?;
+        victim.verify()?;
+        rig.expect_clean()?;
+    }
+    Ok(())
+}
+
+/// Where the image should go lies something else: a link that leads away, an old image.
+fn name_is_taken() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=2M"])?;
+    let precious = rig.dir().join("precious");
+    std::fs::write(&precious, "precious")?;
+    std::os::unix::fs::symlink(&precious, rig.image(victim.pid()))?;
+    let finished = rig.memcr(victim.pid()).arg("-n").run()?;
+    ensure(matches!(finished.code, Some(0 | 7)), || {
+        finished.to_string()
+    })?;
+    ensure(std::fs::read(&precious)? == b"precious", || {
+        "the link was followed".into()
+    })?;
+    let _ = std::fs::remove_file(rig.image(victim.pid()));
+    std::fs::write(rig.image(victim.pid()), "of a former life")?;
+    let finished = rig.memcr(victim.pid()).arg("-n").run()?;
+    ensure(matches!(finished.code, Some(0 | 7)), || {
+        finished.to_string()
+    })?;
+    victim.verify()?;
+    victim.quit()
+}
+
+/// Row 32: as many mappings as the kernel allows by default.
+fn sixty_thousand_mappings() -> Result {
+    round_trip(
+        "maps",
+        &["parts=sixty_thousand", "threads=2"],
+        Allow::default(),
+    )
+}
+
+fn three_thousand_threads() -> Result {
+    round_trip("memory", &["size=8M", "threads=3000"], Allow::default())
 }

@@ -27,6 +27,8 @@ const PARTS: &[(&str, Frees)] = &[
     ("thp", Frees::All),
     ("holes", Frees::AtLeast(PART_KIB / 2)),
     ("many", Frees::AtLeast(5000 * 4)),
+    ("dev_zero", Frees::Any),
+    ("grows_down", Frees::All),
     ("reserve", Frees::Any),
     ("sparse", Frees::AtLeast(4 << 10)),
     ("brk", Frees::All),

@@ -2,7 +2,7 @@
 //!
 //! The messages are pinned: they are what people search for.
 
-use crate::common::Rig;
+use crate::common::{PublicCopy, Rig};
 use crate::{table, test};
 use libtest_mimic::Trial;
 use memcr_harness::wait::until;
@@ -128,52 +128,15 @@ fn traced() -> Result {
 /// An ordinary user on a process of root's.
 fn another_user() -> Result {
     require("root")?;
-    let dir = tempfile::tempdir_in("/tmp")?;
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))?;
-    let images = dir.path().join("images");
-    std::fs::create_dir(&images)?;
-    std::fs::set_permissions(&images, std::fs::Permissions::from_mode(0o777))?;
+    let public = PublicCopy::make()?;
     let mut victim = Victim::start("memory", &["size=1M"])?;
     let before = Snapshot::take(victim.pid())?;
-    // The program itself may lie where another user cannot reach it.
-    let copy = dir.path().join("memcr");
-    std::fs::copy(memcr_harness::place::memcr()?, &copy)?;
-    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
-    let stages = dir.path().join("stages");
-    std::fs::create_dir(&stages)?;
-    copy_stages(&stages)?;
-    let finished = Memcr::on(victim.pid())
-        .store("file", &images)
-        .arg("-n")
-        .program(&copy)
-        .env("MEMCR_STAGE_PATH", &stages)
-        .as_user(65534)
-        .run()?;
+    let finished = public.memcr(victim.pid(), "file").arg("-n").run()?;
     finished.expect(6)?;
     finished.says(&format!("process {} may not be traced by us", victim.pid()))?;
     before.still(victim.pid(), Allow::default())?;
     victim.verify()?;
     victim.quit()
-}
-
-/// Copies all stages to `to`, where everybody can read them.
-fn copy_stages(to: &std::path::Path) -> Result {
-    let from = match memcr_harness::place::stages()? {
-        Some(dir) => dir,
-        None => {
-            let memcr = memcr_harness::place::memcr()?;
-            let prefix = memcr.ancestors().nth(2).unwrap_or(&memcr);
-            prefix.join("lib/memcr/stages")
-        }
-    };
-    for entry in std::fs::read_dir(from)?.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("libmemcr_stage_") && name.ends_with(".so") {
-            std::fs::copy(entry.path(), to.join(&name))?;
-            std::fs::set_permissions(to.join(&name), std::fs::Permissions::from_mode(0o755))?;
-        }
-    }
-    Ok(())
 }
 
 fn shared_memory() -> Result {

@@ -1,4 +1,5 @@
-//! Rows 13 and 14: registers that are live, restartable sequences.
+//! Rows 13 and 14: registers that are live, restartable sequences. Also on the first
+//! thread, which is the one that makes calls for memcr.
 
 use crate::common::{Rig, hold};
 use crate::test;
@@ -30,7 +31,10 @@ fn vector(level: &str) -> Result {
     if !flags.contains(flag) {
         return Err(lacking(level, "the CPU has no such registers"));
     }
-    let mut victim = Victim::start("vector", &[&format!("level={level}"), "threads=3"])?;
+    let mut victim = Victim::start(
+        "vector",
+        &[&format!("level={level}"), "threads=2", "leader=1"],
+    )?;
     cycles(&mut victim)?;
     victim.quit()
 }

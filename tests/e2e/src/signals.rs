@@ -4,15 +4,21 @@ use crate::common::{Rig, expect_freed, hold};
 use crate::{table, test};
 use libtest_mimic::Trial;
 use memcr_harness::wait::until;
-use memcr_harness::{Allow, Result, Snapshot, Victim, ensure, proc};
-use rustix::process::Signal;
+use memcr_harness::{Allow, Context, Result, Snapshot, Victim, ensure, proc};
+use rustix::process::{Signal, WaitOptions, WaitStatus};
 use std::os::unix::process::ExitStatusExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 pub(crate) fn tests() -> Vec<Trial> {
     let mut trials = table(
         "signals",
         &[
-            ("storm", storm),
+            ("storm", || storm(&[])),
+            ("storm_on_the_first_thread", || storm(&["leader=1"])),
+            ("stops_and_continues", stops_and_continues),
+            ("the_parent_sees_nothing", the_parent_sees_nothing),
+            ("kill_at_any_moment", kill_at_any_moment),
             ("stopped_before", stopped_before),
             ("stopped_before_no_wait", stopped_before_no_wait),
             ("handled_while_held", handled_while_held),
@@ -38,9 +44,10 @@ pub(crate) fn tests() -> Vec<Trial> {
     trials
 }
 
-fn storm() -> Result {
+fn storm(args: &[&str]) -> Result {
     let rig = Rig::new()?;
-    let mut victim = Victim::start("storm", &[])?;
+    let mut victim = Victim::start("storm", args)?;
+    victim.verify()?;
     let before = Snapshot::take(victim.pid())?;
     for _ in 0..10 {
         hold(&rig, &victim, rig.memcr(victim.pid()))?.release()?;
@@ -251,4 +258,100 @@ fn ignored_ones_while_held() -> Result {
     victim.verify()?;
     before.still(victim.pid(), Allow::default())?;
     victim.quit()
+}
+
+/// SIGSTOP and SIGCONT all the time, while memcr comes and goes.
+fn stops_and_continues() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=4M"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let (pid, over) = (victim.pid(), AtomicBool::new(false));
+    let outcome: Result = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) {
+                // Errors: the victim is gone, which the other thread will report.
+                let _ = proc::send(pid, Signal::STOP);
+                let _ = proc::send(pid, Signal::CONT);
+                std::thread::yield_now();
+            }
+        });
+        let outcome = (0..15).try_for_each(|_| rig.memcr(pid).cycle().map(drop));
+        over.store(true, Ordering::SeqCst);
+        outcome
+    });
+    outcome?;
+    victim.signal(Signal::CONT)?;
+    until("it to run", || state(&victim) == Some('S'))?;
+    victim.verify()?;
+    before.still(pid, Allow::default())?;
+    victim.quit()
+}
+
+/// A supervisor that watches with waitpid: no stop, no continue, nothing.
+fn the_parent_sees_nothing() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=4M", "threads=2"])?;
+    let before = Snapshot::take(victim.pid())?;
+    expect_no_news(&victim, "at first")?;
+    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    expect_no_news(&victim, "while held")?;
+    held.release()?;
+    victim.verify()?;
+    expect_no_news(&victim, "after the restore")?;
+    // A stop of its own is news, once.
+    stop(&victim)?;
+    let seen = news(&victim)?;
+    ensure(seen.is_some_and(|status| status.stopped()), || {
+        format!("the parent heard {seen:?} of a stop")
+    })?;
+    hold(&rig, &victim, rig.memcr(victim.pid()))?.release()?;
+    expect_stopped(&victim)?;
+    expect_no_news(&victim, "after the restore of a stopped one")?;
+    victim.signal(Signal::CONT)?;
+    victim.verify()?;
+    before.still(victim.pid(), Allow::default())?;
+    victim.quit()
+}
+
+/// What its parent, which is this process, can hear of it at this moment.
+fn news(victim: &Victim) -> Result<Option<WaitStatus>> {
+    let options = WaitOptions::NOHANG | WaitOptions::UNTRACED | WaitOptions::CONTINUED;
+    let news = rustix::process::waitpid(Some(proc::handle(victim.pid())?), options);
+    Ok(news.context("waitpid")?.map(|(_, status)| status))
+}
+
+fn expect_no_news(victim: &Victim, when: &str) -> Result {
+    let news = news(victim)?;
+    ensure(news.is_none(), || {
+        format!("{when} the parent heard {news:?}")
+    })
+}
+
+/// Somebody kills the target at a moment of the checkpoint or restore.
+fn kill_at_any_moment() -> Result {
+    let mut whole = Duration::ZERO;
+    for i in 0..14 {
+        let rig = Rig::new()?;
+        let mut victim = Victim::start("memory", &["size=32M", "threads=3"])?;
+        if i == 0 {
+            let begin = Instant::now();
+            rig.memcr(victim.pid()).cycle()?;
+            whole = begin.elapsed();
+        }
+        let memcr = rig.memcr(victim.pid()).arg("-n").start()?;
+        // Not synchronisation: any moment will do.
+        std::thread::sleep(whole * i / 14);
+        victim.signal(Signal::KILL)?;
+        let finished = memcr.finish()?;
+        // Over before memcr looked (4, 5), after it was done (0), or in between.
+        ensure(matches!(finished.code, Some(0 | 4 | 5 | 9)), || {
+            format!("round {i}: {finished}")
+        })?;
+        let status = victim.exit_status()?;
+        ensure(status.signal() == Some(Signal::KILL.as_raw()), || {
+            format!("round {i}: the target ended with {status}")
+        })?;
+        rig.expect_clean()?;
+    }
+    Ok(())
 }

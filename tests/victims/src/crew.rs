@@ -3,7 +3,7 @@
 use crate::fill::{Content, Rule};
 use crate::opts::Opts;
 use crate::regs::{Level, Watch};
-use crate::talk::{Victim, Wrong, die, serve};
+use crate::talk::{Victim, Wrong, die, serve, serve_beside};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,8 +106,8 @@ fn toil(seed: u64, work: Work, counter: &AtomicU64) {
     }
 }
 
-/// Mode `vector`: `threads=2 level=best|avx512|avx|sse spins=…`: registers live nearly
-/// always.
+/// Mode `vector`: `threads=2 level=best|avx512|avx|sse spins=… leader=1`: registers live
+/// nearly always; with `leader` also those of the first thread.
 pub(crate) fn run_vector(opts: &Opts) -> io::Result<()> {
     let level = Level::parse(&opts.text("level", "best"));
     let n_threads = opts.len("threads", 2);
@@ -116,12 +116,18 @@ pub(crate) fn run_vector(opts: &Opts) -> io::Result<()> {
         n_spins: opts.number("spins", 300_000),
         nap_us: 0,
     };
+    let leader = opts.flag("leader");
     opts.done();
-    serve(&mut Spinning {
-        crew: Crew::start(n_threads, work)?,
-        level,
-    });
-    Ok(())
+    let mut crew = Crew::start(n_threads, work)?;
+    if !leader {
+        serve(&mut Spinning { crew, level });
+        return Ok(());
+    }
+    let counter = Arc::new(AtomicU64::new(0));
+    crew.rounds.push(Arc::clone(&counter));
+    serve_beside(Box::new(Spinning { crew, level }), move || {
+        toil(n_threads as u64, work, &counter)
+    })
 }
 
 struct Spinning {

@@ -48,6 +48,8 @@ const MODES: &[(&str, Mode)] = &[
     ("sigtrap", signals::run_sigtrap),
     ("clones", churn::run_clones),
     ("exits", churn::run_exits),
+    ("execs", churn::run_execs),
+    ("forks", churn::run_forks),
     ("strict", seccomp::run_strict),
     ("filter", seccomp::run_filter),
     ("dispatch", seccomp::run_dispatch),

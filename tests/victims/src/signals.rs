@@ -6,7 +6,7 @@ use crate::opts::Opts;
 use crate::region::Region;
 use crate::regs::{Level, Watch};
 use crate::sys::{check, fork, page_len, pipe};
-use crate::talk::{Victim, Wrong, die, serve};
+use crate::talk::{Victim, Wrong, die, serve, serve_beside};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -104,8 +104,10 @@ fn check_stack() {
 }
 
 /// Mode `storm`: SIGALRM at 1 kHz and real-time signals queued by a child as fast as
-/// the queue takes them, to a thread whose registers are live, on an alternative stack.
+/// the queue takes them, to a thread whose registers are live, on an alternative stack;
+/// with `leader=1` to the first thread.
 pub(crate) fn run_storm(opts: &Opts) -> io::Result<()> {
+    let leader = opts.flag("leader");
     opts.done();
     let queued: Vec<i32> = (0..N_QUEUED as i32).map(|i| libc::SIGRTMIN() + i).collect();
     let blocked: Vec<i32> = ALWAYS_BLOCKED
@@ -121,7 +123,6 @@ pub(crate) fn run_storm(opts: &Opts) -> io::Result<()> {
         handle(signal, on_queued, libc::SA_ONSTACK | libc::SA_RESTART)?;
     }
     let sender = Sender::start()?;
-    std::thread::spawn(move || receive(&queued));
     let tick = libc::timeval {
         tv_sec: 0,
         tv_usec: 1000,
@@ -133,6 +134,10 @@ pub(crate) fn run_storm(opts: &Opts) -> io::Result<()> {
     // SAFETY: a readable timer value.
     check(unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, null_mut()) })?;
     let mut storm = Storm { sender };
+    if leader {
+        serve_beside(Box::new(storm), move || receive(&queued));
+    }
+    std::thread::spawn(move || receive(&queued));
     storm
         .wait_for_more()
         .map_err(|wrong| io::Error::other(wrong.to_string()))?;

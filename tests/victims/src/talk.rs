@@ -60,6 +60,19 @@ pub(crate) fn serve(victim: &mut dyn Victim) {
     }
 }
 
+/// Talks on a thread of its own and leaves the first thread to `body`, which never ends:
+/// tools like to borrow the first thread, so it must be seen at work as well.
+pub(crate) fn serve_beside(mut victim: Box<dyn Victim + Send>, body: impl FnOnce()) -> ! {
+    std::thread::spawn(move || {
+        serve(&mut *victim);
+        std::process::exit(0);
+    });
+    body();
+    loop {
+        std::thread::park();
+    }
+}
+
 /// One line for the outcome of a check.
 pub(crate) fn verdict(outcome: Result<u64, Wrong>) -> String {
     match outcome {

@@ -1,7 +1,7 @@
 //! Mode `blocked`: threads inside system calls.
 //!
 //! ```text
-//!   blocked ms=3000 calls=all|NAME,NAME… not=NAME,NAME…
+//!   blocked ms=3000 calls=all|NAME,NAME… not=NAME,NAME… leader=1
 //!     wake     gives every call that waits for something what it waits for
 //!     result   joins all threads, one line per call, then `end`:
 //!              NAME right due=MS after=MS        ended by its timeout after so long
@@ -9,7 +9,7 @@
 //!              NAME WRONG …                      ended too early, or with EINTR
 //! ```
 //!
-//! Each call runs on a thread of its own. No call here may ever return EINTR: the
+//! Each call runs on a thread of its own, with `leader` the last one on the first thread. No call here may ever return EINTR: the
 //! victim has no signal handler, so nothing that an undisturbed kernel does can
 //! interrupt it.
 
@@ -19,11 +19,10 @@ mod timed;
 
 use crate::opts::Opts;
 use crate::sys::now_ns;
-use crate::talk::{Victim, Wrong, serve};
+use crate::talk::{Victim, Wrong, serve, serve_beside};
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// What a call answered: return value and `errno`.
@@ -65,7 +64,7 @@ pub(crate) fn answer(ret: i64) -> Answer {
 /// When a call cannot be prepared.
 pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     let (ms, wanted) = (opts.number("ms", 3000), opts.text("calls", "all"));
-    let unwanted = opts.text("not", "");
+    let (unwanted, leader) = (opts.text("not", ""), opts.flag("leader"));
     opts.done();
     let wanted: Vec<&str> = wanted.split(',').collect();
     let chosen: Vec<_> = CALLS
@@ -82,7 +81,13 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
             .map_err(|err| named(name, err))
     });
     let calls = calls.collect::<io::Result<Vec<_>>>()?;
-    serve(&mut start(calls, ms)?);
+    if leader {
+        let (blocked, body) = start_with_leader(calls, ms)?;
+        serve_beside(Box::new(blocked), body)
+    }
+    let mut blocked = start(calls, ms)?;
+    blocked.await_entry();
+    serve(&mut blocked);
     Ok(())
 }
 
@@ -90,11 +95,18 @@ fn named(name: &str, err: io::Error) -> io::Error {
     io::Error::other(format!("prepare {name}: {err}"))
 }
 
+/// What a thread that makes a call tells.
+#[derive(Default)]
+struct Slot {
+    is_entered: AtomicBool,
+    outcome: OnceLock<(Answer, Duration)>,
+}
+
 struct Running {
     name: &'static str,
     right: fn(Answer) -> bool,
     due: bool,
-    thread: JoinHandle<(Answer, Duration)>,
+    slot: Arc<Slot>,
 }
 
 struct Blocked {
@@ -103,50 +115,72 @@ struct Blocked {
     wakes: Vec<Wake>,
 }
 
-fn start(calls: Vec<(&'static str, Call)>, ms: u64) -> io::Result<Blocked> {
-    let n_entered = Arc::new(AtomicUsize::new(0));
-    let n_calls = calls.len();
+type Named = (&'static str, Call);
+
+/// Starts a thread for each call.
+fn start(calls: Vec<Named>, ms: u64) -> io::Result<Blocked> {
     let mut blocked = Blocked {
         ms,
         running: Vec::new(),
         wakes: Vec::new(),
     };
-    for (name, call) in calls {
-        let (entered, body) = (Arc::clone(&n_entered), call.body);
-        let builder = std::thread::Builder::new()
-            .name(name.chars().take(15).collect())
-            .stack_size(128 << 10);
-        let thread = builder.spawn(move || {
-            entered.fetch_add(1, Ordering::SeqCst);
-            let begin = now_ns();
-            let answer = body();
-            (answer, Duration::from_nanos(now_ns() - begin))
-        })?;
-        let due = matches!(call.ends, Ends::Due);
-        blocked.running.push(Running {
-            name,
-            right: call.right,
-            due,
-            thread,
-        });
-        if let Ends::Woken(wake) = call.ends {
-            blocked.wakes.push(wake);
-        }
-    }
-    while n_entered.load(Ordering::SeqCst) < n_calls {
-        std::thread::yield_now();
+    for call in calls {
+        let (name, body) = blocked.add(call);
+        let builder = std::thread::Builder::new().name(name.chars().take(15).collect());
+        builder.stack_size(128 << 10).spawn(body)?;
     }
     Ok(blocked)
+}
+
+/// [`start`], but the last call is left to the first thread.
+fn start_with_leader(mut calls: Vec<Named>, ms: u64) -> io::Result<(Blocked, impl FnOnce())> {
+    let last = calls.pop().ok_or_else(|| io::Error::other("no calls"))?;
+    let mut blocked = start(calls, ms)?;
+    let (_, body) = blocked.add(last);
+    Ok((blocked, body))
+}
+
+impl Blocked {
+    /// Takes a call; answers what its thread has to do.
+    fn add(&mut self, (name, call): Named) -> (&'static str, impl FnOnce() + Send + use<>) {
+        let slot = Arc::new(Slot::default());
+        self.running.push(Running {
+            name,
+            right: call.right,
+            due: matches!(call.ends, Ends::Due),
+            slot: Arc::clone(&slot),
+        });
+        if let Ends::Woken(wake) = call.ends {
+            self.wakes.push(wake);
+        }
+        let work = move || {
+            slot.is_entered.store(true, Ordering::SeqCst);
+            let begin = now_ns();
+            let answer = (call.body)();
+            // Each slot belongs to one call: it is set once.
+            let _ = slot
+                .outcome
+                .set((answer, Duration::from_nanos(now_ns() - begin)));
+        };
+        (name, work)
+    }
+
+    /// Waits until every thread is about to make its call.
+    fn await_entry(&self) {
+        while !self
+            .running
+            .iter()
+            .all(|r| r.slot.is_entered.load(Ordering::SeqCst))
+        {
+            std::thread::yield_now();
+        }
+    }
 }
 
 impl Victim for Blocked {
     /// Right as long as no call ended that should not have.
     fn verify(&mut self) -> Result<u64, Wrong> {
-        Ok(self
-            .running
-            .iter()
-            .filter(|r| !r.thread.is_finished())
-            .count() as u64)
+        Ok(self.running.iter().filter(|r| !r.is_over()).count() as u64)
     }
 
     fn command(&mut self, word: &str, _rest: &str) -> Option<String> {
@@ -156,7 +190,7 @@ impl Victim for Blocked {
                 let gone: Vec<_> = self
                     .running
                     .iter()
-                    .filter(|r| !r.due && r.thread.is_finished())
+                    .filter(|r| !r.due && r.is_over())
                     .collect();
                 if !gone.is_empty() {
                     let names: Vec<_> = gone.iter().map(|r| r.name).collect();
@@ -182,11 +216,23 @@ impl Victim for Blocked {
 }
 
 impl Running {
+    fn is_over(&self) -> bool {
+        self.slot.outcome.get().is_some()
+    }
+
+    /// Waits for the end of the call; the harness has the deadline.
+    fn outcome(&self) -> (Answer, Duration) {
+        loop {
+            if let Some(outcome) = self.slot.outcome.get() {
+                return *outcome;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn report(self, ms: u64) -> String {
         let (name, due) = (self.name, self.due);
-        let Ok((answer, took)) = self.thread.join() else {
-            return format!("{name} WRONG thread panicked");
-        };
+        let (answer, took) = self.outcome();
         let after = took.as_millis() as u64;
         let (ret, errno) = answer;
         if errno == libc::EINTR {

@@ -179,9 +179,19 @@ pub(super) fn holes(setup: &Setup) -> io::Result<Check> {
     }))
 }
 
-/// 5,000 VMAs of one page: alternating protection keeps the kernel from merging them.
+/// 5,000 VMAs of one page.
 pub(super) fn many(setup: &Setup) -> io::Result<Check> {
-    let mut region = Region::anon(5000 * page_len())?;
+    alternating(setup, 5000)
+}
+
+/// Nearly as many as `vm.max_map_count` allows by default (65,530).
+pub(super) fn sixty_thousand(setup: &Setup) -> io::Result<Check> {
+    alternating(setup, 60_000)
+}
+
+/// Alternating protection keeps the kernel from merging VMAs.
+fn alternating(setup: &Setup, n_vmas: usize) -> io::Result<Check> {
+    let mut region = Region::anon(n_vmas * page_len())?;
     region.fill(setup.rule);
     for page in region.every(0, 2) {
         page.protect(READ)?;
@@ -282,4 +292,21 @@ pub(super) fn mergeable(setup: &Setup) -> io::Result<Check> {
             .map(|(i, bytes)| rule.check(0, region.addr() + i * half, bytes))
             .sum()
     }))
+}
+
+/// A mapping of `/dev/zero`: anonymous memory with the name of a file.
+pub(super) fn dev_zero(setup: &Setup) -> io::Result<Check> {
+    let file = std::fs::File::open("/dev/zero")?;
+    let file = Some((std::os::fd::AsFd::as_fd(&file), 0));
+    let mut region = Region::map(setup.len, READ_WRITE, libc::MAP_PRIVATE, file)?;
+    region.fill(setup.rule);
+    Ok(whole(region, setup.rule))
+}
+
+/// A mapping that grows downwards when the page below is touched, as stacks do.
+pub(super) fn grows_down(setup: &Setup) -> io::Result<Check> {
+    let flags = PRIVATE | libc::MAP_GROWSDOWN | libc::MAP_STACK;
+    let mut region = Region::map(setup.len, READ_WRITE, flags, None)?;
+    region.fill(setup.rule);
+    Ok(whole(region, setup.rule))
 }

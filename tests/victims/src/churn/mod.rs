@@ -1,10 +1,16 @@
-//! Modes that change under the tracer's hands: threads that come and go, a process
-//! that exits.
+//! Modes that change under the tracer's hands: threads and children that come and go, a
+//! process that exits or becomes another program.
+
+mod execs;
+mod forks;
+
+pub(crate) use execs::run_execs;
+pub(crate) use forks::run_forks;
 
 use crate::fill::{Content, Rule};
 use crate::opts::Opts;
 use crate::region::Region;
-use crate::talk::{Victim, Wrong, die, serve};
+use crate::talk::{Victim, Wrong, die, serve, serve_beside};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +22,7 @@ static QUIET: AtomicBool = AtomicBool::new(false);
 /// Threads that may live at the same time.
 const MAX_LIVE: i64 = 50;
 
-/// Mode `clones`: `rate=1000 size=16M spawners=2`: threads that are born, look at memory
+/// Mode `clones`: `rate=1000 size=16M spawners=2 leader=1`: threads that are born, look at memory
 /// and die, so many in a second.
 pub(crate) fn run_clones(opts: &Opts) -> io::Result<()> {
     let (rate, n_spawners) = (opts.number("rate", 1000), opts.number("spawners", 2));
@@ -25,18 +31,19 @@ pub(crate) fn run_clones(opts: &Opts) -> io::Result<()> {
         seed: opts.number("seed", 1),
     };
     let mut region = Region::anon(opts.len("size", 16 << 20))?;
+    let leader = opts.flag("leader");
     opts.done();
     region.fill(rule);
-    for _ in 0..n_spawners {
-        std::thread::spawn(move || {
-            spawn_for_ever(
-                region,
-                rule,
-                Duration::from_micros(1_000_000 * n_spawners / rate),
-            )
-        });
+    let pause = Duration::from_micros(1_000_000 * n_spawners / rate);
+    for _ in usize::from(leader)..n_spawners as usize {
+        std::thread::spawn(move || spawn_for_ever(region, rule, pause));
     }
     let mut clones = Clones { region, rule };
+    if leader {
+        serve_beside(Box::new(clones), move || {
+            spawn_for_ever(region, rule, pause)
+        })
+    }
     clones
         .more()
         .map_err(|wrong| io::Error::other(wrong.to_string()))?;
