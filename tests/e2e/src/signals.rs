@@ -3,7 +3,7 @@
 use crate::common::{Rig, expect_freed, hold};
 use crate::{table, test};
 use libtest_mimic::Trial;
-use memcr_harness::wait::until;
+use memcr_harness::wait::{until, until_some};
 use memcr_harness::{Allow, Context, Result, Snapshot, Victim, ensure, proc};
 use rustix::process::{Signal, WaitOptions, WaitStatus};
 use std::os::unix::process::ExitStatusExt;
@@ -300,8 +300,9 @@ fn the_parent_sees_nothing() -> Result {
     expect_no_news(&victim, "after the restore")?;
     // A stop of its own is news, once.
     stop(&victim)?;
-    let seen = news(&victim)?;
-    ensure(seen.is_some_and(|status| status.stopped()), || {
+    // Told when the last thread has stopped.
+    let seen = until_some("news of the stop", || news(&victim).ok().flatten())?;
+    ensure(seen.stopped(), || {
         format!("the parent heard {seen:?} of a stop")
     })?;
     hold(&rig, &victim, rig.memcr(victim.pid()))?.release()?;

@@ -93,9 +93,17 @@ impl Victim {
     /// When the victim does not read any more.
     pub fn tell(&mut self, word: &str) -> Result {
         let input = self.input.as_mut().ok_or("the victim's input is closed")?;
-        writeln!(input, "{word}")
-            .and_then(|()| input.flush())
-            .context(format!("tell `{word}` to {}", self.name))
+        let told = writeln!(input, "{word}").and_then(|()| input.flush());
+        told.or_else(|err| {
+            // It is gone: its last words say more than the broken pipe.
+            while matches!(self.output.next_line(), Ok(Some(_))) {}
+            let (status, said) = (self.exit_status()?, self.output.text());
+            let what = format!(
+                "{}: {err}: it ended with {status}; it said:\n{said}",
+                self.name
+            );
+            Err(Trouble::Failed(what))
+        })
     }
 
     /// Sends a word and answers the line that comes back.
