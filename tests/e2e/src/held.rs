@@ -24,6 +24,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("image_truncated", image_truncated),
             ("image_replaced", image_replaced),
             ("two_targets", two_targets),
+            ("thirty_targets", thirty_targets),
             ("file_truncated", file_truncated),
             ("directory_removed", directory_removed),
         ],
@@ -218,4 +219,21 @@ fn directory_removed() -> Result {
     victim.verify()?;
     std::fs::create_dir(rig.dir())?;
     victim.quit()
+}
+
+/// As many sessions as a set-top box has applications.
+fn thirty_targets() -> Result {
+    let rig = Rig::new()?;
+    let mut all = Vec::new();
+    for i in 0..30 {
+        let victim = Victim::start("memory", &["size=1M", &format!("seed={i}")])?;
+        let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+        all.push((victim, held));
+    }
+    for (mut victim, held) in all {
+        held.release()?;
+        victim.verify()?;
+        victim.quit()?;
+    }
+    rig.expect_clean()
 }

@@ -31,6 +31,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         "mdwe=1",
         "chroot=/var",
         "uid=65534",
+        "nothp=1",
     ] {
         trials.push(test(
             format!("limits::{}", limit.replace(['=', '/'], "_")),

@@ -3,7 +3,11 @@
 use crate::common::{Rig, expect_freed, expect_small, hold, unharmed};
 use crate::{table, test};
 use libtest_mimic::Trial;
+use memcr_harness::require::lacking;
+use memcr_harness::wait::until;
 use memcr_harness::{Allow, Result, Snapshot, Victim, ensure, require};
+use std::io::Write;
+use std::process::Command;
 
 /// What a checkpoint must free of a part of 8 MiB.
 enum Frees {
@@ -25,6 +29,8 @@ const PARTS: &[(&str, Frees)] = &[
     ("prot_read", Frees::All),
     ("jit", Frees::AtLeast(1 << 10)),
     ("thp", Frees::All),
+    ("thp_holes", Frees::AtLeast(PART_KIB / 2)),
+    ("paged_out", Frees::AtLeast(PART_KIB / 2)),
     ("holes", Frees::AtLeast(PART_KIB / 2)),
     ("many", Frees::AtLeast(5000 * 4)),
     ("dev_zero", Frees::Any),
@@ -67,6 +73,8 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("together", together),
             ("lockall_and_anon", lock_all),
             ("thp_is_thp_again", thp),
+            ("swapped", swapped),
+            ("merged_by_ksm", merged),
             ("fragmented", || fragmented("64M")),
             ("heavy_fragmented_2G", || fragmented("2G")),
         ],
@@ -132,6 +140,7 @@ fn together() -> Result {
         "guard",
         "uffd",
         "mergeable",
+        "paged_out",
     ];
     let common: Vec<&str> = names
         .into_iter()
@@ -192,5 +201,94 @@ fn thp() -> Result {
         format!("{was} KiB in huge pages before, {is} KiB after")
     })?;
     unharmed(&rig, &mut victim, &before, Allow::default())?;
+    victim.quit()
+}
+
+/// A swap area of the test's own.
+struct Swap {
+    file: tempfile::NamedTempFile,
+}
+
+impl Swap {
+    fn on(len_bytes: u64) -> Result<Self> {
+        require("swap")?;
+        let file = tempfile::NamedTempFile::new()?;
+        // Swap wants real blocks, no holes.
+        let chunk = vec![0; 1 << 20];
+        for _ in 0..len_bytes >> 20 {
+            (&mut file.as_file()).write_all(&chunk)?;
+        }
+        for program in ["mkswap", "swapon"] {
+            let status = Command::new(program).arg(file.path()).output()?.status;
+            if !status.success() {
+                return Err(lacking("swap", &format!("{program} ended with {status}")));
+            }
+        }
+        Ok(Self { file })
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        // If it fails, the area stays in use, which does no harm but takes the space.
+        let _ = Command::new("swapoff").arg(self.file.path()).status();
+    }
+}
+
+/// Pages in swap are right afterwards, whether they were left there or taken along.
+fn swapped() -> Result {
+    let _swap = Swap::on(64 << 20)?;
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("maps", &["parts=paged_out", "size=16M", "threads=1"])?;
+    let status =
+        |pid| memcr_harness::proc::kib(&memcr_harness::proc::text(pid, "status")?, "VmSwap");
+    let n_before = status(victim.pid())?;
+    ensure(n_before >= 6 << 10, || {
+        format!("only {n_before} KiB are in swap")
+    })?;
+    let before = Snapshot::take(victim.pid())?;
+    hold(&rig, &victim, rig.memcr(victim.pid()))?.release()?;
+    rig.expect_clean()?;
+    before.still(victim.pid(), Allow::default())?;
+    victim.verify()?;
+    victim.quit()
+}
+
+/// Pages that KSM has merged: nobody's alone, so they stay.
+fn merged() -> Result {
+    const RUN: &str = "/sys/kernel/mm/ksm/run";
+    require("ksm")?;
+    let was = std::fs::read_to_string(RUN)?;
+    std::fs::write(RUN, "1")?;
+    let outcome = merged_now();
+    std::fs::write(RUN, was.trim())?;
+    outcome
+}
+
+fn merged_now() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("maps", &["parts=mergeable", "size=2M", "threads=1"])?;
+    let pid = victim.pid();
+    until("KSM to merge", || {
+        let stat = memcr_harness::proc::text(pid, "ksm_stat").unwrap_or_default();
+        let merging = stat
+            .lines()
+            .find_map(|line| line.strip_prefix("ksm_merging_pages "));
+        merging
+            .and_then(|n| n.trim().parse::<u64>().ok())
+            .is_some_and(|n| n > 400)
+    })?;
+    let before = Snapshot::take(pid)?;
+    hold(&rig, &victim, rig.memcr(pid))?.release()?;
+    rig.expect_clean()?;
+    // More may have been merged meanwhile.
+    before.still(
+        pid,
+        Allow {
+            less_rss: true,
+            ..Allow::default()
+        },
+    )?;
+    victim.verify()?;
     victim.quit()
 }

@@ -4,7 +4,8 @@ use crate::common::{Rig, expect_freed, hold, unharmed};
 use crate::table;
 use libtest_mimic::Trial;
 use memcr_harness::wait::until;
-use memcr_harness::{Allow, Memcr, Result, Snapshot, Victim, ensure, proc};
+use memcr_harness::{Allow, Context, Memcr, Result, Snapshot, Victim, ensure, proc, require};
+use std::process::Command;
 
 pub(crate) fn tests() -> Vec<Trial> {
     table(
@@ -20,6 +21,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("quiet", quiet),
             ("inspect_and_verify", inspect_and_verify),
             ("closed_output", closed_output),
+            ("the_image_takes_no_memory", the_image_takes_no_memory),
             (
                 "short_timeout_does_not_end_the_hold",
                 short_timeout_does_not_end_the_hold,
@@ -250,6 +252,26 @@ fn short_timeout_does_not_end_the_hold() -> Result {
     clock.ask_lines("result")?;
     ensure(rig.image(victim.pid()).exists(), || {
         "the image is gone before Enter".into()
+    })?;
+    held.release()?;
+    victim.verify()?;
+    victim.quit()
+}
+
+/// Saved memory is saved: the image is on the disk, not in the page cache.
+fn the_image_takes_no_memory() -> Result {
+    require("fincore")?;
+    let rig = Rig::with("file")?;
+    let mut victim = Victim::start("memory", &["size=64M", "content=random"])?;
+    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    let output = Command::new("fincore")
+        .args(["--bytes", "--noheadings", "--output", "RES"])
+        .arg(rig.image(victim.pid()))
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let cached: u64 = text.parse().context(format!("fincore said `{text}`"))?;
+    ensure(cached < 4 << 20, || {
+        format!("{cached} bytes of the image are in the page cache")
     })?;
     held.release()?;
     victim.verify()?;

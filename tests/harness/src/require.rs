@@ -16,6 +16,11 @@ const FEATURES: &[(&str, Probe)] = &[
     }),
     ("userfaultfd", || readable("/dev/userfaultfd")),
     ("hugetlb", hugetlb),
+    ("swap", || root().and_then(|()| program("mkswap"))),
+    ("ksm", || {
+        root().and_then(|()| readable("/sys/kernel/mm/ksm/run"))
+    }),
+    ("fincore", || program("fincore")),
     ("mount", root),
     ("gcc", || program("gcc")),
     ("redis-server", || program("redis-server")),

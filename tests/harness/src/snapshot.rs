@@ -27,6 +27,7 @@ const STATUS: &[&str] = &[
     "CapBnd",
     "CapAmb",
     "NoNewPrivs",
+    "THP_enabled",
     "Seccomp",
     "Seccomp_filters",
     "Cpus_allowed",

@@ -1,4 +1,5 @@
-//! What makes life hard for calls that are injected: limits reached, a jail, no rights.
+//! What makes life hard for calls that are injected: limits reached, a jail, no rights,
+//! settings that calls of ours might change.
 #![allow(unsafe_code)]
 
 use crate::opts::Opts;
@@ -7,7 +8,7 @@ use crate::sys::{check, page_len, prctl, set_soft_limit};
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// The options of this kind: `nofile=1 as=1 nproc=1 chroot=DIR uid=N mdwe=1`.
+/// The options of this kind: `nofile=1 as=1 nproc=1 chroot=DIR uid=N mdwe=1 nothp=1`.
 pub(crate) struct Hardship {
     fill_fds: bool,
     tight_space: bool,
@@ -15,6 +16,7 @@ pub(crate) struct Hardship {
     jail: String,
     uid: u64,
     no_new_code: bool,
+    no_huge_pages: bool,
 }
 
 impl Hardship {
@@ -26,6 +28,7 @@ impl Hardship {
             jail: opts.text("chroot", ""),
             uid: opts.number("uid", 0),
             no_new_code: opts.flag("mdwe"),
+            no_huge_pages: opts.flag("nothp"),
         }
     }
 
@@ -56,6 +59,9 @@ impl Hardship {
         if self.no_new_code {
             // PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN (Linux 6.3).
             prctl(65, 1, 0, 0, 0)?;
+        }
+        if self.no_huge_pages {
+            prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0)?;
         }
         if self.no_processes {
             set_soft_limit(libc::RLIMIT_NPROC, 0)?;

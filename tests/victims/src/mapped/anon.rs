@@ -179,6 +179,32 @@ pub(super) fn holes(setup: &Setup) -> io::Result<Check> {
     }))
 }
 
+/// As [`holes`], but with huge pages wanted afterwards: who puts the pages back carelessly
+/// gets a huge page for each, and doubles what is resident.
+pub(super) fn thp_holes(setup: &Setup) -> io::Result<Check> {
+    let region = Region::anon(setup.len)?;
+    region.advise(libc::MADV_NOHUGEPAGE)?;
+    region
+        .every(0, 2)
+        .for_each(|mut page| page.fill(setup.rule));
+    region.advise(libc::MADV_HUGEPAGE)?;
+    let rule = setup.rule;
+    Ok(Box::new(move || {
+        region
+            .every(0, 2)
+            .try_fold(0, |sum, page| page.check(rule).map(|n| sum + n))
+    }))
+}
+
+/// Every other page of it was sent to swap, where there is any.
+pub(super) fn paged_out(setup: &Setup) -> io::Result<Check> {
+    let region = filled(setup)?;
+    for page in region.every(1, 2) {
+        page.advise(libc::MADV_PAGEOUT)?;
+    }
+    Ok(whole(region, setup.rule))
+}
+
 /// 5,000 VMAs of one page.
 pub(super) fn many(setup: &Setup) -> io::Result<Check> {
     alternating(setup, 5000)

@@ -41,6 +41,8 @@ const PARTS: &[(&str, Make)] = &[
     ("prot_read", anon::prot_read),
     ("jit", anon::jit),
     ("thp", anon::thp),
+    ("thp_holes", anon::thp_holes),
+    ("paged_out", anon::paged_out),
     ("holes", anon::holes),
     ("many", anon::many),
     ("sixty_thousand", anon::sixty_thousand),
