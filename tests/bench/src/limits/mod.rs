@@ -184,7 +184,7 @@ impl Limits {
 /// `len` cut into `n` shares of whole pieces, as (offset, length); the last may be shorter
 /// or longer than the others.
 pub(crate) fn shares(len: usize, n: usize, piece: usize) -> Vec<(usize, usize)> {
-    let share = (len / piece).div_ceil(n).max(1) * piece;
+    let share = len.div_ceil(piece).div_ceil(n).max(1) * piece;
     let begins = (0..n).map(|i| (i * share).min(len));
     begins
         .map(|begin| (begin, share.min(len - begin)))
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn shares_cover_everything_once() {
-        for (len, n) in [(10, 1), (10, 3), (7, 2), (1, 4), (64, 5)] {
+        for (len, n) in [(10, 1), (7, 1), (9, 2), (10, 3), (7, 2), (1, 4), (64, 5)] {
             let shares = shares(len, n, 2);
             let mut end = 0;
             for (offset, len) in &shares {
