@@ -32,7 +32,7 @@ pub(super) use handle::{Handle, Worker};
 
 use crate::pipeline::error::causes;
 use crate::pipeline::search::stage_name;
-use crate::pipeline::{Door, LoadError, SearchPath, StageDescription, trust};
+use crate::pipeline::{Door, LoadError, SearchPath, StageDescription, trust, whole};
 
 /// A loaded plugin. Stays loaded until the process ends: a thread that a plugin left
 /// running, or a table that a library kept, must never lead into unmapped memory.
@@ -83,6 +83,7 @@ impl Plugin {
         };
         let file = path.canonicalize().map_err(|e| fail(e.to_string(), ""))?;
         let id = trust::check(&file)?;
+        whole::check(&file).map_err(|detail| fail(detail, "install it again"))?;
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         let (door, table) = open(&file).map_err(|(detail, hint)| fail(detail, hint))?;
         if trust::identify(&file) != Some(id) {

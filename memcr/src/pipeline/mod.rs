@@ -19,7 +19,7 @@
 //! | file | what |
 //! |---|---|
 //! | `chain` | what the user asked for, and what it became: [`Pipeline`] |
-//! | `search`, `trust`, `load` | find, check and load plugins; `load` is the only unsafe code |
+//! | `search`, `trust`, `whole`, `load` | find, check and load plugins; `load` is the only unsafe code |
 //! | `describe`, `params`, `order` | what plugins say of themselves, and what is checked by it |
 //! | `links` | the stages with their handles |
 //! | `foreman`, `crew`, `queue` | threads: who does what, when it ends, who waits |
@@ -44,6 +44,7 @@ mod queue;
 mod search;
 mod trust;
 mod watch;
+mod whole;
 mod zero;
 
 pub use chain::{DEFAULT_CHUNK_LEN, Pipeline, PipelineSpec, StageSpec};

@@ -82,6 +82,23 @@ fn a_broken_file_is_refused_with_its_fault() {
     assert!(found.iter().all(|stage| stage.stage.is_err()));
 }
 
+/// The loader would map pages behind the end of such a file, and end us with SIGBUS.
+#[test]
+fn a_plugin_whose_copying_was_cut_short_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let fault = [("FAULT", "NO_VERSION"), ("FAULT_NUMBER", "0")];
+    compile(dir.path(), "memcr/tests/stages/broken.c", "cut", &fault);
+    let path = dir.path().join("libmemcr_stage_cut.so");
+    let len = path.metadata().unwrap().len();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    for left in [len / 2, 4096, 100] {
+        file.set_len(left).unwrap();
+        let error = Plugin::load(path.to_str().unwrap(), stages()).unwrap_err();
+        let text = format!("it is cut short: {left} bytes of at least ");
+        assert!(error.detail.starts_with(&text), "{error}");
+    }
+}
+
 #[test]
 fn both_doors_lead_to_a_description() {
     let found = find_all(stages());

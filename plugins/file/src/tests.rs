@@ -88,6 +88,7 @@ fn a_missing_directory_is_named() {
         "{}",
         error.message
     );
+    assert_eq!(error.hint, "set `dir` to a directory that takes files");
 }
 
 #[test]

@@ -23,8 +23,13 @@ impl Directory {
     /// `NOT_FOUND`, `PERMISSION`, `IO`; `INVALID_CONFIG` if the path cannot be a locator.
     pub fn open(path: &str) -> Result<Self> {
         let failed = |e: std::io::Error| {
-            StageError::io(format!("open the directory {path}"), &e)
-                .hint("create it, or set `dir` to one that exists")
+            let hint = match e.kind() {
+                std::io::ErrorKind::PermissionDenied => {
+                    "set `dir` to a directory that you may write"
+                }
+                _ => "create it, or set `dir` to one that exists",
+            };
+            StageError::io(format!("open the directory {path}"), &e).hint(hint)
         };
         let real = std::fs::canonicalize(path).map_err(failed)?;
         let real = real.into_os_string().into_string().map_err(|real| {

@@ -51,8 +51,12 @@ pub(crate) fn ensure_private(file: &File, dir: &str) -> Result<()> {
 }
 
 fn not_made(dir: &Directory, e: Errno) -> StageError {
-    let e = e.into();
-    StageError::io(format!("make an image in {}", dir.path()), &e).hint(hint_of(&e))
+    let hint = match e {
+        // The directory is open: what is not found is a way to make files in it (/proc).
+        Errno::NOENT => "set `dir` to a directory that takes files",
+        _ => hint_of(&e.into()),
+    };
+    StageError::io(format!("make an image in {}", dir.path()), &e.into()).hint(hint)
 }
 
 /// A temporary name that nobody guesses: the id of an image is random.
@@ -90,6 +94,9 @@ pub(crate) fn hint_of(e: &std::io::Error) -> &'static str {
             "make room, set another `dir`, or put a compressing stage before the sink"
         }
         code::PERMISSION => "set `dir` to a directory that you may write",
+        _ if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+            "set `dir` to a directory of a file system that is mounted for writing"
+        }
         _ => "",
     }
 }
