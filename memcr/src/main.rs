@@ -9,15 +9,7 @@ fn main() -> ExitCode {
     let args = match cli::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(error) => {
-            // Help and version are answers, everything else is a usage error. Whether
-            // anybody reads it is not our concern.
-            let _ = error.print();
-            return if error.use_stderr() {
-                Exit::Usage
-            } else {
-                Exit::Ok
-            }
-            .into();
+            return cli::answer(&error).into();
         }
     };
     match cli::run(&args) {

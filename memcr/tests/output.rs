@@ -52,6 +52,18 @@ fn a_full_disk_is_a_failure() {
     );
 }
 
+#[test]
+fn a_full_disk_is_a_failure_for_help_too() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let done = memcr(&["--help"]).stdout(full).output().unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert!(
+        said.starts_with("memcr: cannot write to stdout: "),
+        "{said}"
+    );
+}
+
 /// Neither panics nor fails differently when nobody reads what went wrong.
 #[test]
 fn nobody_has_to_read_stderr() {

@@ -41,7 +41,7 @@ pub struct Args {
 #[derive(Debug, ClapArgs)]
 pub struct Job {
     /// Process to checkpoint
-    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    #[arg(short, long, value_name = "PID", allow_negative_numbers = true, value_parser = super::compat::pid)]
     pub pid: Option<u32>,
 
     /// Directory for the image: parameter `dir` of the sink
@@ -83,7 +83,7 @@ pub struct Job {
     pub workers: Option<u16>,
 
     /// Undo the checkpoint if it is not complete after so many seconds
-    #[arg(long, value_name = "SECONDS", value_parser = super::compat::seconds)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = super::compat::seconds)]
     pub timeout: Option<std::time::Duration>,
 
     /// Check configuration, pipeline and plugins, then end

@@ -15,6 +15,7 @@
 //! clap's own rule, and `-z -p 1` as well as `-z gzip` do what one expects.
 
 use std::ffi::{OsStr, OsString};
+use std::num::IntErrorKind::{NegOverflow, PosOverflow};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
@@ -38,6 +39,20 @@ pub fn split_clusters(words: impl IntoIterator<Item = OsString>) -> Vec<OsString
         }
     }
     out
+}
+
+/// The id of a process, as `-p` takes it.
+///
+/// # Errors
+/// When it is no number, or one that the kernel gives to no process.
+pub fn pid(text: &str) -> Result<u32, String> {
+    let outside = || format!("{text} is not in 1..={}", i32::MAX);
+    match text.parse::<i32>() {
+        Ok(pid) if pid > 0 => Ok(pid.unsigned_abs()),
+        Ok(_) => Err(outside()),
+        Err(error) if matches!(error.kind(), PosOverflow | NegOverflow) => Err(outside()),
+        Err(_) => Err("not the number of a process".into()),
+    }
 }
 
 /// A length of time in seconds, as `--timeout` takes it.

@@ -12,6 +12,10 @@ use crate::pipeline::{CancelReason, LoadError, PipelineError};
 use crate::restore::RestoreError;
 use crate::sink::ImageError;
 
+/// What gives the right to trace a process.
+const PERMISSION_HINT: &str = "be root, have CAP_SYS_PTRACE, or own the process where \
+     /proc/sys/kernel/yama/ptrace_scope allows that";
+
 /// Why a command failed, and how memcr ends because of it.
 #[derive(Debug)]
 pub struct Failure {
@@ -156,6 +160,10 @@ impl From<CheckpointError> for Failure {
             CheckpointError::NotUndone { source, .. } => not_restored(source),
         };
         let hint = match &error {
+            CheckpointError::Refused {
+                source: Refusal::Permission { .. },
+                ..
+            } => Some(PERMISSION_HINT.to_owned()),
             CheckpointError::NotReady { source, .. } => source.hint().map(str::to_owned),
             CheckpointError::Undone { source, .. } => match &**source {
                 StepError::Pipeline(error) => error.hint().map(str::to_owned),

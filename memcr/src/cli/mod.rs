@@ -45,10 +45,28 @@ use crate::sys;
 /// # Errors
 /// What clap has to say: usage errors, but also help and version.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
-    let matches = args::command().try_get_matches_from(compat::split_clusters(words))?;
+    let matches = args::command().try_get_matches_from(compat::split_clusters(words));
+    let matches = matches.map_err(stray::name_the_flag)?;
     let args = Args::from_arg_matches(&matches)?;
     stray::check(&args, &matches)?;
     Ok(args)
+}
+
+/// Prints what clap has to say. Help and version are answers, and results like any other:
+/// whether they could be written counts. Everything else is a usage error.
+#[must_use]
+pub fn answer(error: &clap::Error) -> Exit {
+    let printed = error.print();
+    if error.use_stderr() {
+        return Exit::Usage;
+    }
+    match printed {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            complain(&unwritten(error));
+            Exit::Internal
+        }
+        _ => Exit::Ok,
+    }
 }
 
 /// Does what `args` say.
@@ -65,10 +83,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if let (Err(failure), true) = (&done, args.common.json) {
         out.json(&failure.to_json());
     }
-    let told = out
-        .finish()
-        .map_err(|error| Failure::new(Exit::Internal, format!("cannot write to stdout: {error}")));
-    done.and(told)
+    done.and(out.finish().map_err(unwritten))
+}
+
+fn unwritten(error: std::io::Error) -> Failure {
+    Failure::new(Exit::Internal, format!("cannot write to stdout: {error}"))
 }
 
 fn dispatch(args: &Args, out: &mut Out) -> Result<(), Failure> {

@@ -56,15 +56,16 @@ impl Drop for Line {
 
 fn show(what: &'static str, progress: &Progress, ended: &mpsc::Receiver<()>) {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {msg}, {elapsed}") {
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}, {elapsed}") {
         bar.set_style(style);
     }
-    bar.set_prefix(what);
+    // Nothing is drawn before the first look: short work leaves no trace, and there is
+    // never a line without its figures.
     while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(LOOK) {
         let raw = progress.raw_bytes.load(Relaxed);
         let stored = progress.stored_bytes.load(Relaxed);
         bar.set_message(format!(
-            "{}, image {}",
+            "{what} {}, image {}",
             units::bytes(raw),
             units::bytes(stored)
         ));

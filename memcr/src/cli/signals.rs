@@ -70,7 +70,11 @@ impl Limit {
 /// # Errors
 /// When the kernel gives no descriptor or no thread.
 pub(super) fn watch(cancel: &Cancel, limit: Option<Duration>) -> io::Result<Limit> {
-    let mask = wanted(&std::fs::read_to_string("/proc/self/status")?);
+    let status = std::fs::read_to_string("/proc/self/status").map_err(|error| {
+        let text = format!("cannot read /proc/self/status: {error}");
+        io::Error::new(error.kind(), text)
+    })?;
+    let mask = wanted(&status);
     mask.thread_block()?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let limit = Limit(Arc::new(Mutex::new(

@@ -2,10 +2,11 @@
 //! who gave it expected something of it.
 
 use clap::ArgMatches;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 
 use super::args::{self, Args, Verb};
+use super::compat;
 
 /// What is being done, as far as flags are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +81,18 @@ pub(super) fn check(args: &Args, matches: &ArgMatches) -> Result<(), clap::Error
                 &format!("--{flag} means nothing with {}", name(args, mode)),
             ))
         }
+    }
+}
+
+/// A bare number is taken for a command, and there is none of that name: what was meant
+/// is a target.
+pub(super) fn name_the_flag(error: clap::Error) -> clap::Error {
+    match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(word)) if compat::pid(word).is_ok() => usage(
+            ErrorKind::InvalidSubcommand,
+            &format!("there is no command `{word}`; to checkpoint process {word}: memcr -p {word}"),
+        ),
+        _ => error,
     }
 }
 
