@@ -114,13 +114,18 @@ pub fn restore(mut held: Held, progress: &Arc<Progress>) -> Result<RestoreReport
     let rss_after_bytes = procfs::rss_bytes(pid);
     let truncated_bytes = held.memory.truncated_bytes();
     let Held { frozen, image, .. } = held;
-    frozen.release().map_err(|source| RestoreFailure {
-        error: RestoreError::Release { pid, source },
-        held: None,
-    })?;
+    let released = frozen.release();
     clock.done("release");
+    // With all bytes back nobody needs it any more, whatever became of the release.
     let image_left = image.remove().err().map(|error| error.to_string());
     clock.done("remove image");
+    released.map_err(|source| RestoreFailure {
+        error: match source {
+            FreezeError::TargetExited(pid) => RestoreError::TargetExited { pid, signal: None },
+            source => RestoreError::Release { pid, source },
+        },
+        held: None,
+    })?;
     Ok(RestoreReport {
         pid,
         raw_bytes: stats.raw_bytes,

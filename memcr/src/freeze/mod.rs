@@ -31,6 +31,8 @@ use crate::sys::{self, kcmp, wait};
 use restart::Sleepers;
 use threads::Outcome;
 
+pub(crate) use threads::is_dead;
+
 /// How long a thread may take to stop. Sleeps and running code stop in microseconds;
 /// a disk that is slow to answer keeps a thread uninterruptible for a while.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);

@@ -84,7 +84,8 @@ fn go_on(tid: i32, signal: i32) -> io::Result<Option<Outcome>> {
     }
 }
 
-/// A first thread that ended before the others reports nothing until they end too.
-fn is_dead(pid: i32, tid: i32) -> bool {
+/// A first thread that ended before the others reports nothing until they have ended and
+/// were waited for too.
+pub(crate) fn is_dead(pid: i32, tid: i32) -> bool {
     Status::of_thread(pid, tid).map_or(true, |status| matches!(status.state(), 'Z' | 'X'))
 }

@@ -30,7 +30,7 @@ use memcr_parasite::Entry;
 
 pub use site::Site;
 
-use crate::freeze::Frozen;
+use crate::freeze::{self, Frozen};
 use crate::sys::arch::{Regs, nr};
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::procfs::Status;
@@ -292,6 +292,11 @@ impl<'a> Borrowed<'a> {
                 Ok(None) if Instant::now() >= speak => {
                     tracing::warn!("still waiting for a remote call in thread {tid}");
                     speak += SPEAK_EVERY;
+                }
+                // Killed together with the others, it reports nothing before they were
+                // waited for, which the release or the end does.
+                Ok(None) if pause.is_long() && freeze::is_dead(self.frozen.pid(), tid) => {
+                    return Err(InjectError::TargetExited(self.frozen.pid()));
                 }
                 Ok(None) => pause.wait(),
                 Ok(Some(WaitStatus::Exited(_) | WaitStatus::Signaled(_))) | Err(_) => {

@@ -82,6 +82,12 @@ pub struct Pause {
 }
 
 impl Pause {
+    /// True when the moment is over in which most changes come.
+    #[must_use]
+    pub fn is_long(&self) -> bool {
+        self.looks > SPINS
+    }
+
     /// Lets others run, at first for a moment only, then until a SIGCHLD comes.
     pub fn wait(&mut self) {
         self.looks += 1;
