@@ -13,8 +13,10 @@
 
 mod doom;
 mod restart;
+mod stop;
 mod target;
 mod threads;
+mod witness;
 
 use std::io;
 use std::marker::PhantomData;
@@ -24,10 +26,9 @@ pub use doom::Doom;
 pub use target::{Refusal, Target};
 
 use crate::pipeline::Cancel;
-use crate::sys::procfs::{self, Status};
 use crate::sys::ptrace::{self, Options};
 use crate::sys::wait::{Pause, WaitStatus};
-use crate::sys::{self, kcmp, wait};
+use crate::sys::{self, wait};
 use restart::Sleepers;
 use threads::Outcome;
 
@@ -38,12 +39,6 @@ pub(crate) use threads::is_dead;
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
 /// How long a failed freeze waits for each thread that has not stopped yet.
 const LATE_DEADLINE: Duration = Duration::from_millis(50);
-/// Passes over the thread list before a target that never stops cloning is refused.
-/// With clones traced two passes are enough; the limit is for a broken world.
-const MAX_PASSES: usize = 1000;
-
-/// Passes after which a thread that may not be attached to is taken at its word.
-const DENIED_PASSES: usize = 20;
 
 /// Why a freeze did not come about, or did not hold.
 #[derive(Debug, thiserror::Error)]
@@ -67,14 +62,6 @@ pub enum FreezeError {
         /// Why not.
         source: io::Error,
     },
-}
-
-/// What became of an attempt to attach to a thread.
-enum Attached {
-    /// It was told to stop.
-    Stopping,
-    /// It has ended.
-    Gone,
 }
 
 /// A target whose every thread stands still.
@@ -221,122 +208,6 @@ impl Frozen {
         self.reap();
     }
 
-    fn stop_all(&mut self, cancel: &Cancel) -> Result<(), FreezeError> {
-        let pid = self.target.pid;
-        let mut pause = Pause::default();
-        for pass in 0..MAX_PASSES {
-            let listed = procfs::tids(pid).map_err(|_| FreezeError::TargetExited(pid))?;
-            let known: std::collections::HashSet<i32> = self.tids.iter().copied().collect();
-            let fresh: Vec<i32> = listed
-                .into_iter()
-                .filter(|tid| !known.contains(tid))
-                .collect();
-            let mut denied = None;
-            for tid in fresh {
-                match self.attach(tid) {
-                    Ok(Attached::Stopping) => self.stopping.push(tid),
-                    Ok(Attached::Gone) => {}
-                    Err(error) => denied = Some(error),
-                }
-            }
-            if self.stopping.is_empty() {
-                if let Some(error) = denied {
-                    if pass >= DENIED_PASSES {
-                        return Err(error);
-                    }
-                    pause.wait();
-                    continue;
-                }
-                return if self.tids.is_empty() {
-                    Err(FreezeError::TargetExited(pid))
-                } else {
-                    Ok(())
-                };
-            }
-            let deadline = Instant::now() + STOP_DEADLINE;
-            // In the order in which they were found: the first thread stays the first.
-            self.stopping.reverse();
-            while let Some(&tid) = self.stopping.last() {
-                self.stop(tid, deadline, cancel)?;
-            }
-        }
-        Err(Refusal::Unfinished {
-            pid,
-            passes: MAX_PASSES,
-        }
-        .into())
-    }
-
-    /// Attaches to a thread and tells it to stop. An error may be that of a moment: a
-    /// thread on its way out cannot be attached to, and its id may already be that of
-    /// the thread that execs in its place.
-    fn attach(&self, tid: i32) -> Result<Attached, FreezeError> {
-        let error = match ptrace::seize(tid, self.options).and_then(|()| ptrace::interrupt(tid)) {
-            Ok(()) => return Ok(Attached::Stopping),
-            Err(error) => error,
-        };
-        let Ok(status) = Status::of_thread(self.target.pid, tid) else {
-            return Ok(Attached::Gone);
-        };
-        if error.raw_os_error() == Some(libc::ESRCH) || matches!(status.state(), 'Z' | 'X') {
-            return Ok(Attached::Gone);
-        }
-        if status.number("TracerPid") == Some(sys::gettid() as u64) {
-            // Born of a thread that we trace: attached by the kernel, about to stop.
-            return Ok(Attached::Stopping);
-        }
-        target::check_tracer(self.target.pid, &status)?;
-        if self.target.has_seccomp && !may_suspend_seccomp() {
-            return Err(Refusal::Seccomp(self.target.pid).into());
-        }
-        Err(target::gone_or_forbidden(self.target.pid, error).into())
-    }
-
-    /// Waits for the last one of `stopping`, `tid`.
-    fn stop(&mut self, tid: i32, deadline: Instant, cancel: &Cancel) -> Result<(), FreezeError> {
-        let pid = self.target.pid;
-        let mut clones = Vec::new();
-        let outcome = threads::wait_stopped(pid, tid, deadline, cancel, &mut clones)
-            .map_err(|source| self.request("stop", tid, source));
-        for clone in clones {
-            self.check_clone(clone)?;
-        }
-        match outcome? {
-            Outcome::Stopped => self.tids.push(tid),
-            Outcome::Gone => {}
-            Outcome::Cancelled => return Err(FreezeError::Cancelled(pid)),
-            Outcome::Late => return Err(does_not_stop(pid, tid).into()),
-        }
-        self.stopping.pop();
-        match ptrace::registers(tid) {
-            Ok(None) => Err(Refusal::ForeignAbi(tid).into()),
-            _ => Ok(()),
-        }
-    }
-
-    /// A clone may be a process of its own (no CLONE_THREAD): the kernel attached us to
-    /// it all the same, so it is let go. A thread is found by the next pass.
-    fn check_clone(&self, child: i32) -> Result<(), FreezeError> {
-        let pid = self.target.pid;
-        let Ok(status) = Status::of_process(child) else {
-            return Ok(());
-        };
-        if status.number("Tgid") == Some(pid as u64) {
-            return Ok(());
-        }
-        let deadline = Instant::now() + STOP_DEADLINE;
-        let stopped =
-            threads::wait_stopped(child, child, deadline, &Cancel::new(), &mut Vec::new());
-        let shares_memory = kcmp::share_memory(pid, child).unwrap_or(false);
-        if matches!(stopped, Ok(Outcome::Stopped)) {
-            let _ = ptrace::detach(child); // it may have been killed meanwhile
-        }
-        if shares_memory {
-            return Err(Refusal::SharedMemory { pid, other: child }.into());
-        }
-        Ok(())
-    }
-
     fn let_go(&mut self) -> Result<(), FreezeError> {
         if self.memory_is_missing {
             self.set_memory_missing(false)?;
@@ -418,22 +289,4 @@ impl Drop for Frozen {
             tracing::warn!("{error}");
         }
     }
-}
-
-fn does_not_stop(pid: i32, tid: i32) -> Refusal {
-    let state = Status::of_thread(pid, tid).map_or('?', |status| status.state());
-    let wchan =
-        std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/wchan")).unwrap_or_default();
-    Refusal::DoesNotStop {
-        pid,
-        tid,
-        state,
-        wchan,
-    }
-}
-
-/// CAP_SYS_ADMIN, bit 21 of the effective set (capabilities(7)).
-fn may_suspend_seccomp() -> bool {
-    let own = Status::of_process(std::process::id().cast_signed());
-    own.is_ok_and(|status| status.signals("CapEff") & 1 << 21 != 0)
 }

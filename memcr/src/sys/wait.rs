@@ -34,6 +34,19 @@ pub fn try_wait(tid: i32) -> io::Result<Option<WaitStatus>> {
     }
 }
 
+/// Takes notice of the end of `tid`, a tracee of any thread of this process, and of
+/// nothing else: its stops stay to be told. True when it has ended, or is no tracee.
+#[must_use]
+pub fn take_end(tid: i32) -> bool {
+    // SAFETY: a struct of integers and pointers that are not followed; zeros are valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::__WALL;
+    // SAFETY: `info` is a live siginfo_t for the kernel to fill in.
+    let result = unsafe { libc::waitid(libc::P_PID, tid.cast_unsigned(), &raw mut info, options) };
+    // SAFETY: the kernel filled in the fields of a child's state, or left them zero.
+    result < 0 || unsafe { info.si_pid() } != 0
+}
+
 fn decode(status: i32) -> WaitStatus {
     if libc::WIFEXITED(status) {
         return WaitStatus::Exited(libc::WEXITSTATUS(status));

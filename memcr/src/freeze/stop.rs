@@ -1,0 +1,220 @@
+//! Stopping all threads: passes over the thread list until one finds nothing new.
+//!
+//! ```text
+//!  list ─▶ attach to each new one ─▶ wait until each stands still ─┐
+//!   ▲                                                              │ some were new
+//!   └──────────────────────────────────────────────────────────────┤
+//!                                                                  └ none: count them
+//! ```
+//!
+//! The list alone proves nothing: while threads end, a reading of `/proc/PID/task` may
+//! leave out others. So in the end the kernel's own count must be ours. While one thread
+//! execs, the others end, their tracer has to take notice, and the one that execs goes on
+//! under the id of the first one: then a thread that stood still may run again.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use super::threads::{self, Outcome};
+use super::witness::Witness;
+use super::{FreezeError, Frozen, Refusal, STOP_DEADLINE, target};
+use crate::pipeline::Cancel;
+use crate::sys::procfs::{self, Status};
+use crate::sys::wait::{self, Pause};
+use crate::sys::{self, kcmp, ptrace};
+
+/// How long a thread may take before it is asked whether it waits for others to end.
+const SOON: Duration = Duration::from_millis(100);
+/// Passes over the thread list before a target that never stops cloning is refused.
+/// With clones traced two passes are enough; the limit is for a broken world.
+const MAX_PASSES: usize = 1000;
+/// Passes after which a thread that may not be attached to is taken at its word.
+const DENIED_PASSES: usize = 20;
+
+/// What became of an attempt to attach to a thread.
+enum Attached {
+    /// It was told to stop.
+    Stopping,
+    /// It has ended.
+    Gone,
+}
+
+impl Frozen {
+    /// Stops every thread.
+    ///
+    /// # Errors
+    /// With some threads stopped, and perhaps others told to.
+    pub(super) fn stop_all(&mut self, cancel: &Cancel) -> Result<(), FreezeError> {
+        let pid = self.target.pid;
+        let mut pause = Pause::default();
+        for pass in 0..MAX_PASSES {
+            let denied = self.attach_to_new()?;
+            if self.stopping.is_empty() {
+                match denied {
+                    Some(error) if pass >= DENIED_PASSES => return Err(error),
+                    None if self.is_complete()? => return Ok(()),
+                    _ if cancel.reason().is_some() => return Err(FreezeError::Cancelled(pid)),
+                    _ => pause.wait(),
+                }
+            }
+            let deadline = Instant::now() + STOP_DEADLINE;
+            // In the order in which they were found: the first thread stays the first.
+            self.stopping.reverse();
+            while let Some(&tid) = self.stopping.last() {
+                self.stop(tid, deadline, cancel)?;
+            }
+        }
+        Err(Refusal::Unfinished {
+            pid,
+            passes: MAX_PASSES,
+        }
+        .into())
+    }
+
+    /// One pass over the list. Answers why some thread could not be attached to.
+    fn attach_to_new(&mut self) -> Result<Option<FreezeError>, FreezeError> {
+        let pid = self.target.pid;
+        let mut listed = procfs::tids(pid).map_err(|_| FreezeError::TargetExited(pid))?;
+        let known: HashSet<i32> = self.tids.iter().chain(&self.stopping).copied().collect();
+        listed.retain(|tid| !known.contains(tid));
+        // One thread alone waits for nobody when it execs.
+        let _witness = if !listed.is_empty() && known.len() + listed.len() > 1 {
+            let tids = known.into_iter().chain(listed.iter().copied()).collect();
+            Some(Witness::call(tids).map_err(|source| self.request("watch", pid, source))?)
+        } else {
+            None
+        };
+        let mut denied = None;
+        for tid in listed {
+            match self.attach(tid) {
+                Ok(Attached::Stopping) => self.stopping.push(tid),
+                // Should we be its tracer all the same, it is gone only when we notice.
+                Ok(Attached::Gone) => drop(wait::take_end(tid)),
+                Err(error) => denied = Some(error),
+            }
+        }
+        Ok(denied)
+    }
+
+    /// True when all threads that there are stand still.
+    fn is_complete(&mut self) -> Result<bool, FreezeError> {
+        let pid = self.target.pid;
+        let status = Status::of_process(pid).map_err(|_| FreezeError::TargetExited(pid))?;
+        self.take_notice();
+        let Some(first) = self.tids.iter().position(|&tid| tid == pid) else {
+            return match status.state() {
+                'Z' | 'X' if self.tids.is_empty() => Err(FreezeError::TargetExited(pid)),
+                'Z' | 'X' => Err(Refusal::LeaderExited(pid).into()),
+                _ => Ok(false),
+            };
+        };
+        if ptrace::registers(pid).is_err() {
+            // It runs again, as the thread that has made an exec: wait for its stop.
+            self.stopping.push(self.tids.remove(first));
+            return Ok(false);
+        }
+        Ok(status.number("Threads") == Some(self.tids.len() as u64))
+    }
+
+    /// Forgets threads that stood still and were ended; before their tracer takes notice
+    /// they are not gone, and an exec waits for that.
+    fn take_notice(&mut self) {
+        self.tids.retain(|&tid| !wait::take_end(tid));
+        // Those that have not stopped yet are forgotten when they are waited for.
+        for &tid in &self.stopping {
+            let _ = wait::take_end(tid);
+        }
+    }
+
+    /// Attaches to a thread and tells it to stop. An error may be that of a moment: a
+    /// thread on its way out cannot be attached to, and its id may already be that of
+    /// the thread that execs in its place.
+    fn attach(&self, tid: i32) -> Result<Attached, FreezeError> {
+        let error = match ptrace::seize(tid, self.options).and_then(|()| ptrace::interrupt(tid)) {
+            Ok(()) => return Ok(Attached::Stopping),
+            Err(error) => error,
+        };
+        let Ok(status) = Status::of_thread(self.target.pid, tid) else {
+            return Ok(Attached::Gone);
+        };
+        if error.raw_os_error() == Some(libc::ESRCH) || matches!(status.state(), 'Z' | 'X') {
+            return Ok(Attached::Gone);
+        }
+        if status.number("TracerPid") == Some(sys::gettid() as u64) {
+            // Born of a thread that we trace: attached by the kernel, about to stop.
+            return Ok(Attached::Stopping);
+        }
+        target::check_tracer(self.target.pid, &status)?;
+        if self.target.has_seccomp && !may_suspend_seccomp() {
+            return Err(Refusal::Seccomp(self.target.pid).into());
+        }
+        Err(target::gone_or_forbidden(self.target.pid, error).into())
+    }
+
+    /// Waits for the last one of `stopping`, `tid`.
+    fn stop(&mut self, tid: i32, deadline: Instant, cancel: &Cancel) -> Result<(), FreezeError> {
+        let pid = self.target.pid;
+        let mut clones = Vec::new();
+        let soon = deadline.min(Instant::now() + SOON);
+        let mut outcome = threads::wait_stopped(pid, tid, soon, cancel, &mut clones);
+        if matches!(outcome, Ok(Outcome::Late)) {
+            self.take_notice();
+            outcome = threads::wait_stopped(pid, tid, deadline, cancel, &mut clones);
+        }
+        for clone in clones {
+            self.check_clone(clone)?;
+        }
+        match outcome.map_err(|source| self.request("stop", tid, source))? {
+            Outcome::Stopped => self.tids.push(tid),
+            Outcome::Gone => {}
+            Outcome::Cancelled => return Err(FreezeError::Cancelled(pid)),
+            Outcome::Late => return Err(does_not_stop(pid, tid).into()),
+        }
+        self.stopping.pop();
+        match ptrace::registers(tid) {
+            Ok(None) => Err(Refusal::ForeignAbi(tid).into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A clone may be a process of its own (no CLONE_THREAD): the kernel attached us to
+    /// it all the same, so it is let go. A thread is found by the next pass.
+    fn check_clone(&self, child: i32) -> Result<(), FreezeError> {
+        let pid = self.target.pid;
+        let Ok(status) = Status::of_process(child) else {
+            return Ok(());
+        };
+        if status.number("Tgid") == Some(pid as u64) {
+            return Ok(());
+        }
+        let deadline = Instant::now() + STOP_DEADLINE;
+        let stopped =
+            threads::wait_stopped(child, child, deadline, &Cancel::new(), &mut Vec::new());
+        let shares_memory = kcmp::share_memory(pid, child).unwrap_or(false);
+        if matches!(stopped, Ok(Outcome::Stopped)) {
+            let _ = ptrace::detach(child); // it may have been killed meanwhile
+        }
+        if shares_memory {
+            return Err(Refusal::SharedMemory { pid, other: child }.into());
+        }
+        Ok(())
+    }
+}
+
+fn does_not_stop(pid: i32, tid: i32) -> Refusal {
+    let state = Status::of_thread(pid, tid).map_or('?', |status| status.state());
+    let wchan =
+        std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/wchan")).unwrap_or_default();
+    Refusal::DoesNotStop {
+        pid,
+        tid,
+        state,
+        wchan,
+    }
+}
+
+/// CAP_SYS_ADMIN, bit 21 of the effective set (capabilities(7)).
+fn may_suspend_seccomp() -> bool {
+    let own = Status::of_process(std::process::id().cast_signed());
+    own.is_ok_and(|status| status.signals("CapEff") & 1 << 21 != 0)
+}
