@@ -172,7 +172,7 @@ pub fn checkpoint(
     let mut clock = PhaseClock::start();
     let target = Target::examine(pid).map_err(|source| CheckpointError::Refused { pid, source })?;
     let rss_before_bytes = procfs::rss_bytes(pid);
-    let details = read_details(pid).map_err(|error| undone(pid, error.into()))?;
+    let details = read_details(pid).map_err(|error| not_read(pid, error))?;
     clock.done("examine");
 
     let plan = PlanOptions {
@@ -393,6 +393,14 @@ impl Stored {
             huge,
             report,
         }
+    }
+}
+
+/// A failure to look at a target that still runs. What is gone has ended.
+fn not_read(pid: i32, error: io::Error) -> CheckpointError {
+    match error.raw_os_error() {
+        Some(libc::ESRCH | libc::ENOENT) => CheckpointError::TargetExited { pid },
+        _ => undone(pid, error.into()),
     }
 }
 
