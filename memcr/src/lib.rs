@@ -35,6 +35,7 @@
 //! |---|---|
 //! | [`checkpoint`], [`restore`] | the two stories: one line per phase, one way back |
 //! | [`cli`] | flags, configuration, messages for people |
+//! | [`fault`] | places where tests kill or fail memcr; not in a normal build |
 //! | [`freeze`] | stops every thread, lets them go as if nothing had been |
 //! | [`inject`] | system calls made by a frozen thread for us |
 //! | [`maps`] | what is mapped, which pages go: functions on text and numbers |
@@ -57,6 +58,7 @@
 
 pub mod checkpoint;
 pub mod cli;
+pub mod fault;
 pub mod freeze;
 pub mod inject;
 pub mod maps;

@@ -4,8 +4,10 @@ use std::process::ExitCode;
 
 use memcr::cli;
 use memcr::cli::exit::Exit;
+use memcr::fault;
 
 fn main() -> ExitCode {
+    let _watch = fault::Watch::begin();
     let args = match cli::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(error) => {

@@ -73,6 +73,7 @@ impl RemoteMemory {
 
 impl FetchPages for RemoteMemory {
     fn fetch(&self, plan: &ChunkPlan, out: &mut [u8]) -> io::Result<()> {
+        crate::fault::point("pages.fetch")?;
         if !plan.class.through_proc_mem {
             match process_vm::read(self.pid, &plan.runs, out) {
                 // A mapping may refuse although its protection allows (a file cut short
@@ -94,6 +95,7 @@ impl FetchPages for RemoteMemory {
 
 impl PopulatePages for RemoteMemory {
     fn populate(&self, class: ChunkClass, runs: &[PageRun], bytes: &[u8]) -> io::Result<()> {
+        crate::fault::point("pages.populate")?;
         if !class.through_proc_mem {
             match process_vm::write(self.pid, runs, bytes) {
                 Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {}

@@ -15,6 +15,7 @@ use memcr_plugin_api::stage::{Chunk, Encoded, Image, StageError};
 
 use super::Plugin;
 use super::call::{HOST, c_text, call, defect, needed, within};
+use crate::fault;
 use crate::pipeline::{StageDescription, ThreadModel};
 
 type Result<T> = std::result::Result<T, StageError>;
@@ -288,12 +289,14 @@ impl Handle {
     }
 
     fn sink_open(&self, open: &SinkOpen) -> Result<()> {
+        fault::point("sink.open").map_err(|e| StageError::io("cannot open the image", &e))?;
         let f = needed(self.plugin.0.table.sink_open)?;
         // SAFETY: handle is live, `open` and its text are lent for the call.
         self.enter("sink_open", |err| unsafe { f(self.raw, open, err) })
     }
 
     pub(crate) fn sink_write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        fault::point("sink.write").map_err(|e| StageError::io("cannot write", &e))?;
         let f = needed(self.plugin.0.table.sink_write_at)?;
         // SAFETY: handle is live, `data` is lent for the call.
         self.enter("sink_write_at", |err| unsafe {
@@ -302,6 +305,7 @@ impl Handle {
     }
 
     pub(crate) fn sink_read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
+        fault::point("sink.read").map_err(|e| StageError::io("cannot read", &e))?;
         let f = needed(self.plugin.0.table.sink_read_at)?;
         let (mut len, cap) = (0usize, out.len());
         // SAFETY: handle is live, `out` is lent for the call.
@@ -320,6 +324,7 @@ impl Handle {
     }
 
     pub(crate) fn sink_commit(&self, len: u64, raw_len: u64) -> Result<()> {
+        fault::point("sink.commit").map_err(|e| StageError::io("cannot commit", &e))?;
         let f = needed(self.plugin.0.table.sink_commit)?;
         // SAFETY: handle is live.
         self.enter("sink_commit", |err| unsafe {
@@ -338,6 +343,7 @@ impl Handle {
     }
 
     pub(crate) fn sink_remove(&self) -> Result<()> {
+        fault::point("sink.remove").map_err(|e| StageError::io("cannot remove", &e))?;
         let f = needed(self.plugin.0.table.sink_remove)?;
         // SAFETY: handle is live.
         self.enter("sink_remove", |err| unsafe { f(self.raw, err) })

@@ -1,0 +1,84 @@
+//! Fault points: named places at which a test kills, fails, delays or stops memcr.
+//!
+//! ```text
+//!   fault::point("sink.write")?;            in the code, where something may go wrong
+//!
+//!   MEMCR_FAULT=sink.write@3=kill           SIGKILL when it is passed for the third time
+//!   MEMCR_FAULT=sink.write@3+=fail:ENOSPC   the third time and ever after: a disk is full
+//!   MEMCR_FAULT='sink.read=delay:50;sink.commit=stop'
+//!   MEMCR_FAULT=count                       on stderr, at the end: NAME COUNT, one a line
+//!   MEMCR_FAULT=list                        on stdout: NAME WHAT, one a line, and no more
+//! ```
+//!
+//! | action       | what happens                                                          |
+//! |--------------|-----------------------------------------------------------------------|
+//! | `kill`       | SIGKILL to memcr                                                      |
+//! | `abort`      | SIGABRT, as a crashing plugin would                                   |
+//! | `fail:ERRNO` | the point answers that error (`ENOSPC`, `EIO`, …)                     |
+//! | `delay:MS`   | so many milliseconds pass                                             |
+//! | `stop`       | SIGSTOP to memcr; SIGCONT lets it go on from there                    |
+//!
+//! Counts are per process: a child begins with those of its parent. A mistake in the
+//! variable ends memcr before it has done anything: a test whose fault does not strike
+//! would prove nothing.
+//!
+//! To add a point: a row in [`POINTS`], and one `point(NAME)?` in the code. A name says
+//! room and moment. Put it *between* two steps that change the world; a point behind
+//! which nothing has changed since the last one tells nothing new. The answer has to be
+//! treated as that of the step it stands for.
+//!
+//! All this exists with the cargo feature `fault-points` only. Without it `point` is
+//! nothing at all, and no variable is looked at: nobody's environment may make memcr fail.
+
+/// Every point there is: its name, and what is about to happen there.
+pub const POINTS: &[(&str, &str)] = &[
+    (
+        "sink.open",
+        "a new image, or an existing one, is about to be opened",
+    ),
+    ("sink.write", "bytes are about to be written into the image"),
+    ("sink.commit", "the image is about to be made final"),
+    ("sink.read", "bytes are about to be read from the image"),
+    ("sink.remove", "the image is about to be removed"),
+    ("pages.fetch", "a chunk is about to be read from the target"),
+    (
+        "pages.populate",
+        "a chunk is about to be written into the target",
+    ),
+];
+
+#[cfg(feature = "fault-points")]
+mod armed;
+#[cfg(feature = "fault-points")]
+mod orders;
+
+#[cfg(feature = "fault-points")]
+pub use armed::{Watch, point};
+
+/// A place where a test may strike; see the head of the module.
+///
+/// # Errors
+/// Never without the feature `fault-points`.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub fn point(_name: &'static str) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// Reads the orders at the start of the program and prints the counts at its end. Without
+/// the feature `fault-points` it does nothing.
+#[cfg(not(feature = "fault-points"))]
+#[derive(Debug)]
+pub struct Watch(());
+
+#[cfg(not(feature = "fault-points"))]
+impl Watch {
+    /// Nothing is read.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
