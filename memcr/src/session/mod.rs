@@ -11,6 +11,7 @@
 
 mod clock;
 mod hold;
+pub mod journal;
 
 use std::sync::Arc;
 

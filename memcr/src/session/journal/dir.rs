@@ -1,0 +1,337 @@
+//! The state directory: where journals are, and who may have put them there.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{fstat, mkdir, open, openat, renameat, statat, unlinkat};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
+use super::lock::{Lock, Taken};
+use super::{Journal, JournalError, Record, Standing};
+use crate::sys;
+
+/// Longest journal, bytes. One of 60,000 mappings, each a range of the guard and one of
+/// huge pages, has 4 MB.
+pub(super) const MAX_LEN_BYTES: u64 = 32 << 20;
+
+type Result<T> = std::result::Result<T, JournalError>;
+
+/// A state directory that only we and root may write.
+#[derive(Debug, Clone)]
+pub struct StateDir {
+    path: PathBuf,
+    /// All files are opened below it: whatever becomes of the path, they stay together.
+    fd: Arc<OwnedFd>,
+}
+
+/// A journal as a look into the directory finds it.
+#[derive(Debug)]
+pub struct Entry {
+    /// The target, after the name of the file.
+    pub pid: i32,
+    /// What the journal says, or what is wrong with it.
+    pub record: Result<Record>,
+    /// Somebody has locked it: the memcr with this pid, if known.
+    pub owner: Option<Option<i32>>,
+    /// Whether there still is the process that the record is of.
+    pub standing: Standing,
+}
+
+impl AsFd for StateDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl StateDir {
+    /// Opens `explicit`, else the directory of this user; makes it where there is none.
+    ///
+    /// # Errors
+    /// [`JournalError::Unfit`]: somebody else could write there; [`JournalError::Io`].
+    pub fn open(explicit: Option<&Path>) -> Result<Self> {
+        let path = explicit.map_or_else(default_path, Path::to_owned);
+        match mkdir(&path, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => Self::open_path(path),
+            Err(error) => Err(io_error("make the state directory", &path, error.into())),
+        }
+    }
+
+    /// As [`StateDir::open`], but `None` where there is no such directory yet: then
+    /// there are no journals either.
+    ///
+    /// # Errors
+    /// As [`StateDir::open`].
+    pub fn find(explicit: Option<&Path>) -> Result<Option<Self>> {
+        let path = explicit.map_or_else(default_path, Path::to_owned);
+        match Self::open_path(path) {
+            Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            opened => opened.map(Some),
+        }
+    }
+
+    /// Its path, for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Begins the journal of a session.
+    ///
+    /// # Errors
+    /// [`JournalError::Held`], `Busy`: another session has the process; `Gone`: a journal
+    /// of a process that had its pid is in the way, and is handed over; `Unknown`,
+    /// `Damaged`, `TooLong`, `Io`.
+    pub fn begin(&self, record: Record) -> Result<Journal> {
+        let pid = record.pid;
+        let lock = self.lock(pid)?;
+        if let Some(record) = self.read(pid)? {
+            let journal = self.found(record, lock)?;
+            let record = Box::new(journal.record.clone());
+            return Err(JournalError::Held { record });
+        }
+        self.write(&record)?;
+        Ok(Journal {
+            dir: self.clone(),
+            record,
+            lock,
+        })
+    }
+
+    /// Takes over the session of process `pid` that nobody works on any more.
+    ///
+    /// # Errors
+    /// [`JournalError::NotHeld`], `Busy`; `Gone`, with the journal; `Unknown`, `Damaged`,
+    /// `Io`.
+    pub fn adopt(&self, pid: i32) -> Result<Journal> {
+        let not_held = || JournalError::NotHeld {
+            pid,
+            dir: self.path.clone(),
+        };
+        // Somebody who is about to begin must not find it locked for nothing. A lock that
+        // was left behind without a journal goes with ours.
+        let has_journal = statat(self, name(pid), AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        if !has_journal && !Lock::is_there(self, pid) {
+            return Err(not_held());
+        }
+        let lock = self.lock(pid)?;
+        match self.read(pid)? {
+            Some(record) => self.found(record, lock),
+            None => Err(not_held()),
+        }
+    }
+
+    /// Looks at every journal, locking none. Sorted by pid.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]: the directory cannot be read.
+    pub fn list(&self) -> Result<Vec<Entry>> {
+        let unreadable = |error: Errno| io_error("read", &self.path, error.into());
+        let mut entries = Vec::new();
+        for file in Dir::read_from(self).map_err(unreadable)? {
+            let file = file.map_err(unreadable)?;
+            let pid = file.file_name().to_str().ok().and_then(pid_of);
+            entries.extend(pid.and_then(|pid| self.look(pid)));
+        }
+        entries.sort_by_key(|entry| entry.pid);
+        Ok(entries)
+    }
+
+    /// `None`: it has just been removed.
+    fn look(&self, pid: i32) -> Option<Entry> {
+        let record = self.read(pid).transpose()?;
+        let owner = Lock::owner(self, pid).unwrap_or_else(|error| {
+            tracing::warn!("cannot tell whether a memcr works on process {pid}: {error}");
+            Some(None)
+        });
+        let standing = record.as_ref().map_or_else(
+            |_| Standing::Unknown("its journal is not readable".into()),
+            Record::standing,
+        );
+        Some(Entry {
+            pid,
+            record,
+            owner,
+            standing,
+        })
+    }
+
+    /// A journal that was there, if its process still is.
+    fn found(&self, record: Record, lock: Lock) -> Result<Journal> {
+        let pid = record.pid;
+        let standing = record.standing();
+        let journal = Journal {
+            dir: self.clone(),
+            record,
+            lock,
+        };
+        match standing {
+            Standing::Same => Ok(journal),
+            Standing::Gone => Err(JournalError::Gone {
+                journal: Box::new(journal),
+            }),
+            Standing::Unknown(why) => Err(JournalError::Unknown { pid, why }),
+        }
+    }
+
+    fn lock(&self, pid: i32) -> Result<Lock> {
+        match Lock::take(self, pid) {
+            Ok(Taken::Ours(lock)) => Ok(lock),
+            Ok(Taken::Theirs(by)) => Err(JournalError::Busy { pid, by }),
+            Err(error) => Err(io_error("lock a journal in", &self.path, error)),
+        }
+    }
+
+    fn open_path(path: PathBuf) -> Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let opened = open(&path, flags, Mode::empty());
+        let fd = opened.map_err(|error| match error {
+            Errno::LOOP | Errno::NOTDIR => unfit(&path, "is no directory, or a link to one".into()),
+            error => io_error("open the state directory", &path, error.into()),
+        })?;
+        let meta = fstat(&fd)
+            .map_err(|error| io_error("open the state directory", &path, error.into()))?;
+        if let Some(why) = untrusted(&meta) {
+            return Err(unfit(&path, why));
+        }
+        Ok(Self {
+            path,
+            fd: Arc::new(fd),
+        })
+    }
+
+    /// The record of process `pid`; `None`: there is none.
+    fn read(&self, pid: i32) -> Result<Option<Record>> {
+        let path = self.path.join(name(pid));
+        let damaged = |why| JournalError::Damaged {
+            path: path.clone(),
+            why,
+        };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let fd = match openat(self, name(pid), flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(damaged("is a symbolic link".into())),
+            Err(error) => return Err(io_error("open", &path, error.into())),
+        };
+        let unreadable = |error| io_error("read", &path, error);
+        let meta = fstat(&fd).map_err(|error| unreadable(error.into()))?;
+        if FileType::from_raw_mode(meta.st_mode) != FileType::RegularFile {
+            return Err(damaged("is no regular file".into()));
+        }
+        if let Some(why) = untrusted(&meta) {
+            return Err(damaged(why));
+        }
+        let mut bytes = Vec::new();
+        let mut file = File::from(fd).take(MAX_LEN_BYTES + 1);
+        file.read_to_end(&mut bytes).map_err(unreadable)?;
+        if bytes.len() as u64 > MAX_LEN_BYTES {
+            return Err(damaged(format!("is longer than {MAX_LEN_BYTES} bytes")));
+        }
+        Record::parse(&bytes, pid).map(Some).map_err(damaged)
+    }
+
+    /// Puts a record in place of the old one, as a whole. Only who has the lock may.
+    pub(super) fn write(&self, record: &Record) -> Result<()> {
+        let pid = record.pid;
+        let path = self.path.join(name(pid));
+        let failed = |error| io_error("write", &path, error);
+        let bytes = serde_json::to_vec(record).map_err(|error| failed(error.into()))?;
+        if bytes.len() as u64 > MAX_LEN_BYTES {
+            return Err(JournalError::TooLong {
+                pid,
+                len_bytes: bytes.len() as u64,
+                max_bytes: MAX_LEN_BYTES,
+            });
+        }
+        let done = self
+            .write_new(pid, &bytes)
+            .and_then(|()| renameat(self, new_name(pid), self, name(pid)).map_err(io::Error::from));
+        done.map_err(|error| {
+            let _ = unlinkat(self, new_name(pid), AtFlags::empty());
+            failed(error)
+        })
+    }
+
+    fn write_new(&self, pid: i32, bytes: &[u8]) -> io::Result<()> {
+        // Left behind by one who died in here, if anything.
+        let _ = unlinkat(self, new_name(pid), AtFlags::empty());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let fd = openat(self, new_name(pid), flags, Mode::RUSR | Mode::WUSR)?;
+        File::from(fd).write_all(bytes)
+    }
+
+    pub(super) fn unlink(&self, pid: i32) -> Result<()> {
+        let _ = unlinkat(self, new_name(pid), AtFlags::empty());
+        match unlinkat(self, name(pid), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(io_error("remove", &self.path.join(name(pid)), error.into())),
+        }
+    }
+}
+
+/// Where journals are unless the user says otherwise. Where we have more rights than our
+/// caller, her environment decides nothing.
+fn default_path() -> PathBuf {
+    let uid = geteuid();
+    let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !sys::is_secure());
+    path_for(uid.as_raw(), runtime_dir.map(PathBuf::from))
+}
+
+/// The XDG specification says that a path which is not absolute is to be ignored.
+pub(super) fn path_for(uid: u32, runtime_dir: Option<PathBuf>) -> PathBuf {
+    match runtime_dir.filter(|dir| dir.is_absolute()) {
+        _ if uid == 0 => "/run/memcr".into(),
+        Some(dir) => dir.join("memcr"),
+        None => format!("/tmp/memcr-{uid}").into(),
+    }
+}
+
+/// Why others than we and root could have written it, or could: a journal decides what
+/// is written into the memory of a process.
+pub(super) fn untrusted(meta: &Stat) -> Option<String> {
+    let (uid, euid) = (meta.st_uid, geteuid().as_raw());
+    let mode = meta.st_mode & 0o7777;
+    if uid != 0 && uid != euid {
+        return Some(format!(
+            "is refused: it belongs to uid {uid}, neither root nor you ({euid})"
+        ));
+    }
+    (mode & 0o022 != 0)
+        .then(|| format!("is refused: others than its owner may write it (mode {mode:04o})"))
+}
+
+fn name(pid: i32) -> String {
+    format!("{pid}.json")
+}
+
+fn new_name(pid: i32) -> String {
+    format!("{pid}.json.new")
+}
+
+/// The pid that the name of a journal says, if it is one that we would write.
+fn pid_of(file: &str) -> Option<i32> {
+    let pid: i32 = file.strip_suffix(".json")?.parse().ok()?;
+    (pid > 0 && name(pid) == file).then_some(pid)
+}
+
+fn unfit(path: &Path, why: String) -> JournalError {
+    JournalError::Unfit {
+        path: path.to_owned(),
+        why,
+    }
+}
+
+fn io_error(doing: &'static str, path: &Path, source: io::Error) -> JournalError {
+    JournalError::Io {
+        doing,
+        path: path.to_owned(),
+        source,
+    }
+}

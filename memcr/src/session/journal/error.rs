@@ -1,0 +1,88 @@
+//! What can be wrong with a journal, or with where journals are.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::{Journal, Record};
+
+/// Why there is no journal to work with. Nothing was done to the target.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// Its memory is in an image already, and nobody works on it.
+    #[error("process {} is held already", .record.pid)]
+    Held {
+        /// What its journal says.
+        record: Box<Record>,
+    },
+    /// Another memcr has the lock.
+    #[error("another memcr{} works on process {pid}", by_pid(.by))]
+    Busy {
+        /// The target.
+        pid: i32,
+        /// The other memcr, if it says so.
+        by: Option<i32>,
+    },
+    /// There is no journal of it.
+    #[error("process {pid} is not held: there is no journal of it in {}", .dir.display())]
+    NotHeld {
+        /// The target.
+        pid: i32,
+        /// Where journals are.
+        dir: PathBuf,
+    },
+    /// The process that was held is no more; another one may have its pid.
+    #[error("process {} ({}) has ended while it was held", .journal.record.pid, .journal.record.name.escape_debug())]
+    Gone {
+        /// Its journal, locked: the image that it names has no other owner any more.
+        journal: Box<Journal>,
+    },
+    /// It cannot be told whether the process still is the one that was held.
+    #[error("cannot tell whether process {pid} is the one that was held: {why}")]
+    Unknown {
+        /// The target.
+        pid: i32,
+        /// Why not.
+        why: String,
+    },
+    /// A file that is no journal, or not of the process that its name says.
+    #[error("the journal {} {why}", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, as a predicate.
+        why: String,
+    },
+    /// A directory in which journals would not be safe.
+    #[error("the state directory {} {why}", .path.display())]
+    Unfit {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it, as a predicate.
+        why: String,
+    },
+    /// The record is longer than one that would be read again.
+    #[error("the journal of process {pid} would have {len_bytes} bytes, more than {max_bytes}")]
+    TooLong {
+        /// The target.
+        pid: i32,
+        /// Length of the record.
+        len_bytes: u64,
+        /// Longest one allowed.
+        max_bytes: u64,
+    },
+    /// The system refused.
+    #[error("cannot {doing} {}", .path.display())]
+    Io {
+        /// What was being done, as a verb.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn by_pid(by: &Option<i32>) -> String {
+    by.map_or_else(String::new, |pid| format!(" (process {pid})"))
+}
