@@ -24,7 +24,7 @@ use crate::pipeline::error::causes;
 use crate::pipeline::foreman::Foreman;
 use crate::pipeline::links::{Chain, Link, SinkStore, sink_error};
 use crate::pipeline::queue::{Job, Queue};
-use crate::pipeline::{Cancel, OpenImage, PipelineError, Place, Progress, Result};
+use crate::pipeline::{Cancel, OpenImage, PipelineError, Place, Progress, Result, open};
 use crate::sink::frame::{CHUNK_HEAD_LEN, INDEX_ENTRY_LEN, RUN_LEN};
 use crate::sink::layout::{Footer, Header, VERSION, this_arch};
 use crate::sink::{ImageMeta, ImageWriter, TargetIdentity};
@@ -90,7 +90,8 @@ pub(super) fn prepare(
 ) -> Result<Encoder> {
     let header = header(&setup, blueprint.chunk_len)?;
     let (foreman, workers) = (Arc::new(foreman), blueprint.workers);
-    let shift = foreman.with_chain(move |chain| Shift::open(chain, setup, &header, workers))?;
+    let shift = foreman.with_chain(move |chain| Shift::open(chain, setup, &header, workers));
+    let shift = shift.inspect_err(|_| open::forget_keys(&header.image_id))?;
     let mut encoder = Encoder {
         shift: Arc::clone(&shift.0),
         crew: None,
@@ -262,6 +263,7 @@ impl Encoder {
         if std::mem::replace(&mut self.ended, true) {
             return Ok(());
         }
+        open::forget_keys(&self.header.image_id);
         if self.foreman.is_abandoned() {
             // Not a failure beside the one that stopped the work: nothing stays behind.
             tracing::warn!("a stage does not come back; what it holds goes with this process");

@@ -21,6 +21,7 @@ use crate::sink::layout::{Footer, Header};
 use crate::sink::{
     ImageError, ImageFacts, ImageMeta, ImageReader, ReadImage, TargetIdentity, facts,
 };
+use crate::sys::keyring;
 
 /// Where an open image is read from.
 #[derive(Clone)]
@@ -175,11 +176,12 @@ impl OpenImage {
         decoder.finish()
     }
 
-    /// Removes the image. Nothing of it stays behind.
+    /// Removes the image, and the keys that its stages kept. Nothing of it stays behind.
     ///
     /// # Errors
     /// When something stays behind; says what.
     pub fn remove(self) -> Result<()> {
+        forget_keys(&self.footer.image_id);
         if let Source::Elsewhere(_, Some(path)) = &self.source {
             let source = |e| StageError::io(path.display(), &e);
             return std::fs::remove_file(path)
@@ -191,6 +193,14 @@ impl OpenImage {
                 .sink_remove()
                 .map_err(|e| sink_error(&sink.alias, "cannot remove the image", e))
         })
+    }
+}
+
+/// Takes away what stages kept in the keyring for an image that goes. What stays is told,
+/// but is no failure: without its image a key opens nothing.
+pub(super) fn forget_keys(image_id: &[u8; 16]) {
+    if let Err(error) = keyring::forget(image_id) {
+        tracing::warn!("a key of an image that is removed stays in the user keyring: {error}");
     }
 }
 

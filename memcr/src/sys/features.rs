@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::pagemap::{Pagemap, Region};
 use super::proc_mem::ProcMem;
-use super::{check, kcmp, page_size, process_vm, procfs, sched};
+use super::{check, kcmp, keyring, page_size, process_vm, procfs, sched};
 use crate::pages::{PageRun, RemoteAddr};
 
 /// An ability of this kernel, for this user.
@@ -101,6 +101,13 @@ const PROBES: &[Probe] = &[
         without: "a target that shares its memory with another process (CLONE_VM) is not recognised",
         is_required: false,
         try_it: kcmp_vm,
+    },
+    Probe {
+        name: "keyring",
+        what: "the user keyring, keyctl(2), CONFIG_KEYS",
+        without: "an ephemeral key of `encrypt` is known to one memcr only: no other can restore what that one held",
+        is_required: false,
+        try_it: keyring::probe,
     },
     Probe {
         name: "sched_file",

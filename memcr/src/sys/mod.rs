@@ -8,6 +8,7 @@ pub mod arch;
 pub mod features;
 pub mod heap;
 pub mod kcmp;
+pub mod keyring;
 pub mod pagemap;
 pub mod proc_mem;
 pub mod process_vm;

@@ -5,6 +5,7 @@
 
 mod damage;
 mod faults;
+mod keys;
 mod loading;
 #[path = "../../../tests/fuzz/src/reseal.rs"]
 #[allow(unreachable_pub)]

@@ -247,6 +247,16 @@ pub(crate) fn restore(image: &OpenImage, into: &Arc<Memory>) -> Result<DecodeSta
     decoder.finish()
 }
 
+/// Says that a test cannot run here for want of a kernel feature. The built-in harness
+/// counts it as passed; with `MEMCR_TEST_REQUIRE=all` it fails.
+pub(crate) fn skip(feature: &str, reason: &dyn std::fmt::Display) {
+    assert!(
+        std::env::var("MEMCR_TEST_REQUIRE").as_deref() != Ok("all"),
+        "required: {feature}: {reason}"
+    );
+    eprintln!("skipped: {feature}: {reason}");
+}
+
 /// A directory of this process, on the disk where the build is. The next run sweeps it.
 pub(crate) fn scratch() -> &'static Path {
     static SCRATCH: OnceLock<PathBuf> = OnceLock::new();

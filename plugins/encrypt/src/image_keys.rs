@@ -81,29 +81,6 @@ impl ImageKeys {
         Ok((Self::derive(&derive)?, state))
     }
 
-    /// The keys of the image that has this state blob.
-    pub(crate) fn from_state(master: &MasterKey, image: &Image, state: &[u8]) -> Result<Self> {
-        let state: [u8; STATE_LEN] = state.try_into().map_err(|_| {
-            corrupt(format!(
-                "the state of stage encrypt is {} bytes long instead of {STATE_LEN}",
-                state.len()
-            ))
-        })?;
-        let (suite, source) = parse(&state, image)?;
-        let derive = Derivation {
-            master,
-            suite,
-            state,
-            image_id: image.id,
-        };
-        let mut check = [0; CHECK.end - CHECK.start];
-        derive.fill("check", &mut check)?;
-        if !openssl::memcmp::eq(&check, &state[CHECK]) {
-            return Err(wrong_key(source, master.source));
-        }
-        Self::derive(&derive)
-    }
-
     fn derive(derive: &Derivation<'_>) -> Result<Self> {
         let suite = derive.suite;
         Ok(Self {
@@ -128,6 +105,47 @@ impl ImageKeys {
             .sign_oneshot(&mut tag, &n_chunks.to_le_bytes())
             .map_err(|e| internal("compute a trailer", &e))?;
         Ok(tag)
+    }
+}
+
+/// The state blob of an image that is to be decoded: undamaged, and of a kind we know.
+pub(crate) struct State {
+    bytes: [u8; STATE_LEN],
+    image_id: [u8; 16],
+    suite: Suite,
+    /// Where the image's key came from.
+    pub(crate) source: KeySource,
+}
+
+impl State {
+    pub(crate) fn parse(image: &Image, state: &[u8]) -> Result<Self> {
+        let bytes: [u8; STATE_LEN] = state.try_into().map_err(|_| {
+            corrupt(format!(
+                "the state of stage encrypt is {} bytes long instead of {STATE_LEN}",
+                state.len()
+            ))
+        })?;
+        let (suite, source) = parse(&bytes, image)?;
+        Ok(Self {
+            bytes,
+            image_id: image.id,
+            suite,
+            source,
+        })
+    }
+
+    /// The keys of the image, if `master` is its master key.
+    pub(crate) fn keys(&self, master: &MasterKey) -> Result<Option<ImageKeys>> {
+        let derive = Derivation {
+            master,
+            suite: self.suite,
+            state: self.bytes,
+            image_id: self.image_id,
+        };
+        let mut check = [0; CHECK.end - CHECK.start];
+        derive.fill("check", &mut check)?;
+        let fits = openssl::memcmp::eq(&check, &self.bytes[CHECK]);
+        fits.then(|| ImageKeys::derive(&derive)).transpose()
     }
 }
 
@@ -213,21 +231,23 @@ fn digest(state: &[u8; STATE_LEN], image: &Image) -> [u8; DIGEST.end - DIGEST.st
 }
 
 /// Says which key is missing: `made_with` is the image's, `have` is ours.
-fn wrong_key(made_with: KeySource, have: KeySource) -> StageError {
+pub(crate) fn wrong_key(made_with: KeySource, have: KeySource) -> StageError {
     match (made_with, have) {
         (KeySource::Ephemeral, _) => StageError::new(
-            code::NOT_FOUND,
-            "the key of the image is not here: it was ephemeral, known only to the memcr that made the image",
+            code::WRONG_KEY,
+            "wrong key: the one that the keyring has for this image is another one",
         )
-        .hint("restore in the process that made it; for an image that outlives memcr set key_file"),
-        (KeySource::Given, KeySource::Ephemeral) => {
-            StageError::new(code::NOT_FOUND, "the image was encrypted with a key from a file or descriptor, and none is given")
-                .hint("set key_file or key_fd of stage encrypt")
-        }
-        (KeySource::Given, KeySource::Given) => {
-            StageError::new(code::WRONG_KEY, "wrong key: the image was encrypted with another one")
-                .hint("check key_file or key_fd; the image itself is undamaged here")
-        }
+        .hint("the image itself is undamaged here"),
+        (KeySource::Given, KeySource::Ephemeral) => StageError::new(
+            code::NOT_FOUND,
+            "the image was encrypted with a key that was given, and none is given",
+        )
+        .hint("set key_file, key_fd, credential or keyring of stage encrypt"),
+        (KeySource::Given, KeySource::Given) => StageError::new(
+            code::WRONG_KEY,
+            "wrong key: the image was encrypted with another one",
+        )
+        .hint("check the key that is given; the image itself is undamaged here"),
     }
 }
 

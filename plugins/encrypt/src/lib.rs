@@ -1,8 +1,9 @@
 //! The `encrypt` stage of memcr: nobody reads or changes an image without its key.
 //!
 //! ```text
-//!   key_file, key_fd, nothing ──▶ master::MasterKey      one per handle, locked in memory
-//!                                      │ HKDF, random salt
+//!   key_file, …, nothing ───────▶ master::MasterKey      one per handle, locked in memory
+//!                                   │  └ ephemeral ◀───▶ keyring: for another process
+//!                                   │ HKDF, random salt
 //!   state blob in the image ◀──▶ image_keys::ImageKeys   one per image and direction
 //!                                      │ nonce from index and last
 //!   chunk ────────────────────▶ frame::Worker            seal, open; one per thread
@@ -13,13 +14,14 @@
 
 mod frame;
 mod image_keys;
+mod keyring;
 mod locked;
 mod master;
 mod suite;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use memcr_plugin_api::Host;
 use memcr_plugin_api::abi::{capability, code};
@@ -29,8 +31,10 @@ use memcr_plugin_api::stage::{
 };
 
 use frame::Worker;
-use image_keys::ImageKeys;
-use master::MasterKey;
+use image_keys::{ImageKeys, State, wrong_key};
+use keyring::Draft;
+use linux_keyutils::KeyError;
+use master::{KeySource, MasterKey};
 use suite::Suite;
 
 memcr_plugin_api::register_stage!(transform: Encrypt);
@@ -42,8 +46,11 @@ memcr_plugin_api::conformance!(|suite| suite.file_param("key_file", &[7; 32]));
 struct Encrypt {
     suite: Suite,
     master: MasterKey,
+    host: Host,
     encoding: Slot,
     decoding: Slot,
+    /// An ephemeral key in the keyring, until its image is finished.
+    draft: Mutex<Option<Draft>>,
 }
 
 impl Transform for Encrypt {
@@ -72,7 +79,7 @@ impl Transform for Encrypt {
                 required: false,
                 // The path is no secret, and lets a restore find the key by itself.
                 recorded: true,
-                help: "file of 32 bytes or 64 hex digits, mode 0600; without key_file and key_fd the key is ephemeral",
+                help: "file of 32 bytes or 64 hex digits, mode 0600; without any key the key is ephemeral",
             },
             ParamSpec {
                 name: "key_fd",
@@ -80,7 +87,23 @@ impl Transform for Encrypt {
                 default: None,
                 required: false,
                 recorded: false,
-                help: "descriptor the key is read from, once, to its end; wins over key_file",
+                help: "descriptor the key is read from, once, to its end; wins over the others",
+            },
+            ParamSpec {
+                name: "credential",
+                kind: ParamKind::String,
+                default: None,
+                required: false,
+                recorded: true,
+                help: "name of a credential of the service that memcr runs in (systemd: LoadCredential=)",
+            },
+            ParamSpec {
+                name: "keyring",
+                kind: ParamKind::String,
+                default: None,
+                required: false,
+                recorded: true,
+                help: "description of a key of type user in the session's or the user's kernel keyring",
             },
         ],
     };
@@ -94,8 +117,10 @@ impl Transform for Encrypt {
         let stage = Self {
             suite,
             master,
+            host,
             encoding: Slot::default(),
             decoding: Slot::default(),
+            draft: Mutex::default(),
         };
         stage.try_out()?;
         Ok(stage)
@@ -108,6 +133,7 @@ impl Transform for Encrypt {
     fn begin_encode(&self, image: &Image) -> Result<Vec<u8>> {
         check_chunk_len(image)?;
         let (keys, state) = ImageKeys::generate(&self.master, self.suite, image)?;
+        self.keep(image);
         self.encoding.set(Some(keys));
         Ok(state.to_vec())
     }
@@ -116,8 +142,7 @@ impl Transform for Encrypt {
         // Emptied first: after a failure nothing decodes with the keys of another image.
         self.decoding.set(None);
         check_chunk_len(image)?;
-        self.decoding
-            .set(Some(ImageKeys::from_state(&self.master, image, state)?));
+        self.decoding.set(Some(self.find_keys(image, state)?));
         Ok(())
     }
 
@@ -154,6 +179,9 @@ impl Transform for Encrypt {
             .trailer(n_chunks)?;
         // They are not needed again: reading back derives them anew.
         self.encoding.set(None);
+        if let Some(Err(error)) = self.set_draft(None).map(Draft::settle) {
+            self.warn_not_kept(error);
+        }
         Ok(trailer.to_vec())
     }
 
@@ -172,6 +200,47 @@ impl Transform for Encrypt {
 }
 
 impl Encrypt {
+    /// Puts an ephemeral key where another process finds it. Without it a checkpoint
+    /// and a restore by this process work all the same.
+    fn keep(&self, image: &Image) {
+        // That of an image that was never finished goes first: it may be this one's.
+        drop(self.set_draft(None));
+        if self.master.source == KeySource::Ephemeral {
+            match Draft::keep(&image.id, &self.master) {
+                Ok(draft) => drop(self.set_draft(Some(draft))),
+                Err(error) => self.warn_not_kept(error),
+            }
+        }
+    }
+
+    fn set_draft(&self, draft: Option<Draft>) -> Option<Draft> {
+        let mut slot = self.draft.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut slot, draft)
+    }
+
+    fn warn_not_kept(&self, error: KeyError) {
+        self.host.warn(format_args!(
+            "encrypt: the ephemeral key cannot be kept in the kernel keyring ({}): only this process can restore the image; set key_file for one that outlives it",
+            keyring::text(error)
+        ));
+    }
+
+    /// The keys of an image: with our master key, or with the ephemeral one of the
+    /// process that made it.
+    fn find_keys(&self, image: &Image, state: &[u8]) -> Result<ImageKeys> {
+        let state = State::parse(image, state)?;
+        if let Some(keys) = state.keys(&self.master)? {
+            return Ok(keys);
+        }
+        if state.source == KeySource::Given {
+            return Err(wrong_key(state.source, self.master.source));
+        }
+        let kept = keyring::fetch(&image.id)?;
+        state
+            .keys(&kept)?
+            .ok_or_else(|| wrong_key(state.source, kept.source))
+    }
+
     /// Encrypts and decrypts one chunk, so that an OpenSSL without the cipher (FIPS, a
     /// stripped build) fails while the target still runs.
     fn try_out(&self) -> Result<()> {

@@ -1,13 +1,13 @@
 //! Where the master key comes from.
 //!
 //! ```text
-//!   key_fd = N      read to its end, once          ┐
-//!   key_file = PATH 32 bytes, or 64 hex digits     ├─▶ MasterKey ──HKDF──▶ keys of one image
-//!   neither         made here, dies with us        ┘
+//!   key_fd = N         read to its end, once           ┐
+//!   key_file = PATH    32 bytes, or 64 hex digits      │
+//!   credential = NAME  the same, from the service      ├─▶ MasterKey ──HKDF──▶ keys of one image
+//!                      manager                         │
+//!   keyring = NAME     the same, from the kernel       │
+//!   none of them       made here, kept in the keyring  ┘
 //! ```
-//!
-//! A key that outlives this process without being given (kernel keyring, service
-//! credential) is one more [`KeySource`] and one more arm in [`MasterKey::from_params`].
 
 use std::fs::File;
 use std::io::Read;
@@ -19,13 +19,14 @@ use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use zeroize::Zeroizing;
 
+use crate::keyring;
 use crate::locked::LockedKey;
 
 /// Length of a master key, bytes.
 pub(crate) const KEY_LEN: usize = 32;
 /// Room to read a key into: the longest form is 64 digits and a line end; what is longer
 /// is refused without reading on.
-const READ_LEN: usize = 128;
+pub(crate) const READ_LEN: usize = 128;
 
 /// Where a key came from. The number is stored in images, so that a failure to decode
 /// can say which key is missing.
@@ -34,7 +35,7 @@ const READ_LEN: usize = 128;
 pub(crate) enum KeySource {
     /// Made by the process that wrote the image.
     Ephemeral = 1,
-    /// From `key_file` or `key_fd`.
+    /// Given by the user, in whatever way.
     Given = 2,
 }
 
@@ -56,14 +57,21 @@ pub(crate) struct MasterKey {
 }
 
 impl MasterKey {
-    /// The key that the parameters ask for. `key_fd` wins over `key_file`, because an
-    /// image remembers its `key_file` and a descriptor is what is given to override it.
+    /// The key that the parameters ask for. An image remembers all but `key_fd`, so a
+    /// descriptor wins, being what overrides; then a file, which is the usual way to
+    /// give the key of an image that came from somewhere else.
     pub(crate) fn from_params(params: &Params) -> Result<Self> {
         if let Some(fd) = params.parse::<i32>("key_fd")? {
             return Self::from_fd(fd);
         }
-        match params.get("key_file") {
-            Some(path) => Self::from_file(path),
+        if let Some(path) = params.get("key_file") {
+            return Self::from_file(path);
+        }
+        if let Some(name) = params.get("credential") {
+            return Self::from_credential(name);
+        }
+        match params.get("keyring") {
+            Some(description) => keyring::given(description),
             None => Self::ephemeral(),
         }
     }
@@ -91,14 +99,35 @@ impl MasterKey {
 
     fn from_file(path: &str) -> Result<Self> {
         let what = format!("key file {path}");
-        // NONBLOCK: opening a FIFO that nobody writes must fail below, not hang here.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let fd = rustix::fs::open(path, flags, Mode::empty())
-            .map_err(|e| StageError::io(format!("open {what}"), &e.into()))?;
-        let stat = rustix::fs::fstat(&fd)
-            .map_err(|e| StageError::io(format!("stat {what}"), &e.into()))?;
+        let (file, stat) = open(path, &what)?;
         check_file(&what, &stat, rustix::process::geteuid().as_raw())?;
-        Self::read(&what, File::from(fd))
+        Self::read(&what, file)
+    }
+
+    /// What the service manager put into the service's own directory
+    /// (systemd.exec(5), CREDENTIALS).
+    fn from_credential(name: &str) -> Result<Self> {
+        let dir = std::env::var("CREDENTIALS_DIRECTORY").ok();
+        Self::from_credentials(dir.as_deref(), name)
+    }
+
+    pub(crate) fn from_credentials(dir: Option<&str>, name: &str) -> Result<Self> {
+        let what = format!("credential {name}");
+        if name.is_empty() || name.starts_with('.') || name.contains('/') {
+            let message = format!("{what} is no name of a credential");
+            return Err(StageError::new(code::INVALID_CONFIG, message));
+        }
+        let Some(dir) = dir else {
+            let message = format!("{what} cannot be looked for: CREDENTIALS_DIRECTORY is not set");
+            return Err(StageError::new(code::NOT_FOUND, message)
+                .hint("only a service has credentials: LoadCredential= in its unit"));
+        };
+        let (file, mut stat) = open(&format!("{dir}/{name}"), &what)?;
+        // The manager lets the service's user in by an access control list, whose mask
+        // shows as what the group may do; the group is nobody's.
+        stat.st_mode &= !0o040;
+        check_file(&what, &stat, rustix::process::geteuid().as_raw())?;
+        Self::read(&what, file)
     }
 
     fn from_fd(fd: i32) -> Result<Self> {
@@ -114,12 +143,24 @@ impl MasterKey {
         let mut content = Zeroizing::new([0; READ_LEN]);
         let len = read_to_end(&mut from, &mut *content)
             .map_err(|e| StageError::io(format!("read {what}"), &e))?;
-        let key = LockedKey::new(KEY_LEN, |bytes| parse(what, &content[..len], bytes))?;
-        Ok(Self {
-            source: KeySource::Given,
-            key,
-        })
+        Self::parse(KeySource::Given, what, &content[..len])
     }
+
+    /// The key that `content` of the thing called `what` is.
+    pub(crate) fn parse(source: KeySource, what: &str, content: &[u8]) -> Result<Self> {
+        let key = LockedKey::new(KEY_LEN, |bytes| parse(what, content, bytes))?;
+        Ok(Self { source, key })
+    }
+}
+
+fn open(path: &str, what: &str) -> Result<(File, rustix::fs::Stat)> {
+    // NONBLOCK: opening a FIFO that nobody writes must fail below, not hang here.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|e| StageError::io(format!("open {what}"), &e.into()))?;
+    let stat =
+        rustix::fs::fstat(&fd).map_err(|e| StageError::io(format!("stat {what}"), &e.into()))?;
+    Ok((File::from(fd), stat))
 }
 
 /// Refuses a key that others may know or may have put there.

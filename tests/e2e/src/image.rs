@@ -26,7 +26,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     trials.collect()
 }
 
-/// A key file for pipelines that encrypt: an ephemeral key leaves with memcr.
+/// A key file for pipelines that encrypt: an ephemeral key leaves with its image.
 fn key_file(dir: &Path) -> Result<PathBuf> {
     use std::os::unix::fs::OpenOptionsExt;
     let path = dir.join("key");

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use memcr_plugin_api::abi::code;
 use memcr_plugin_api::stage::{Image, Transform};
 
-use super::{chunk, image, open, seal, stage, text, try_stage};
+use super::{chunk, image, keyring::forget, open, seal, stage, text, try_stage};
 use crate::Encrypt;
+use crate::master::MasterKey;
 
 const RAW: &[u8; 32] = b"0123456789abcdef0123456789abcdeX";
 
@@ -25,7 +26,7 @@ fn with_file(path: &Path) -> Result<Encrypt, memcr_plugin_api::stage::StageError
 }
 
 /// One image of one chunk: state and frame.
-fn encode(stage: &Encrypt, image: &Image) -> (Vec<u8>, Vec<u8>) {
+pub(super) fn encode(stage: &Encrypt, image: &Image) -> (Vec<u8>, Vec<u8>) {
     let state = stage.begin_encode(image).unwrap();
     let frame = seal(stage, &mut stage.worker().unwrap(), &chunk(0), &text(70));
     (state, frame)
@@ -142,15 +143,13 @@ fn wrong_key_missing_key_and_damage_are_told_apart() {
 }
 
 #[test]
-fn an_ephemeral_key_lives_in_its_handle() {
-    let (first, second) = (stage(&[]), stage(&[]));
+fn an_ephemeral_key_opens_the_images_of_its_handle() {
+    let first = stage(&[]);
     let (state, frame) = encode(&first, &image(1));
     first.finish_encode(1).unwrap();
     first.begin_decode(&image(1), &state).unwrap();
     assert_eq!(open(&first, &chunk(0), &frame, 70).unwrap(), text(70));
-    let error = second.begin_decode(&image(1), &state).unwrap_err();
-    assert_eq!(error.code, code::NOT_FOUND);
-    assert!(error.message.contains("ephemeral"), "{}", error.message);
+    forget(&image(1));
 }
 
 #[test]
@@ -165,6 +164,30 @@ fn the_image_knows_its_cipher() {
     let reader = stage(&[("key_file", path), ("cipher", "chacha20-poly1305")]);
     reader.begin_decode(&image(1), &state).unwrap();
     assert_eq!(open(&reader, &chunk(0), &frame, 70).unwrap(), text(70));
+}
+
+#[test]
+fn credentials() {
+    let dir = tempfile::tempdir().unwrap();
+    // As the service manager leaves it: the mask of an access control list.
+    key_file(dir.path(), "image-key", RAW, 0o440);
+    key_file(dir.path(), "open", RAW, 0o444);
+    let from = |dir: Option<&str>, name| MasterKey::from_credentials(dir, name);
+    let here = dir.path().to_str();
+    assert_eq!(from(here, "image-key").unwrap().bytes(), RAW);
+    let code_of = |dir, name| from(dir, name).unwrap_err().code;
+    assert_eq!(code_of(here, "open"), code::PERMISSION);
+    assert_eq!(code_of(here, "absent"), code::NOT_FOUND);
+    assert_eq!(code_of(None, "image-key"), code::NOT_FOUND);
+    for name in ["", "..", "a/b", "/etc/passwd"] {
+        assert_eq!(code_of(here, name), code::INVALID_CONFIG, "{name}");
+    }
+    // Of the parameters a file comes first.
+    let file = key_file(dir.path(), "file", RAW, 0o600);
+    stage(&[
+        ("key_file", file.to_str().unwrap()),
+        ("credential", "absent"),
+    ]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod attacks;
 mod conformance;
 mod format;
+mod keyring;
 mod keys;
 mod round_trip;
 mod vectors;
