@@ -12,6 +12,8 @@ use memcr::pipeline::Cancel;
 use memcr::sys::arch::nr;
 use memcr::sys::proc_mem::ProcMem;
 use memcr::sys::procfs::Status;
+use memcr::sys::ptrace;
+use memcr::sys::wait::{self, WaitStatus};
 use memcr_parasite::Entry;
 
 /// A `cat` that answers each line: proof that a blocked read goes on.
@@ -177,4 +179,27 @@ fn a_stop_during_a_remote_call_and_a_continue_after_it_keep_their_order() {
     }
     assert_eq!(state(), 'S', "the stop came first");
     cat.still_answers();
+}
+
+/// What `take_end` is asked while a stop waits to be told.
+#[test]
+fn taking_notice_of_ends_leaves_stops_alone() {
+    let mut cat = Cat::start();
+    let pid = cat.pid();
+    ptrace::seize(pid, 0).unwrap();
+    ptrace::interrupt(pid).unwrap();
+    while Status::of_process(pid).unwrap().state() != 't' {
+        std::thread::yield_now();
+    }
+    assert!(!wait::take_end(pid));
+    let told = wait::try_wait(pid).unwrap();
+    assert!(
+        matches!(told, Some(WaitStatus::EventStop(_, libc::SIGTRAP))),
+        "{told:?}"
+    );
+    cat.0.kill().unwrap();
+    while Status::of_process(pid).unwrap().state() != 'Z' {
+        std::thread::yield_now();
+    }
+    assert!(wait::take_end(pid));
 }

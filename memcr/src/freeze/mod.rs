@@ -34,10 +34,12 @@ use threads::Outcome;
 
 pub(crate) use threads::is_dead;
 
-/// How long a thread may take to stop. Sleeps and running code stop in microseconds;
-/// a disk that is slow to answer keeps a thread uninterruptible for a while.
+/// How long a thread may take to stop, since the one before it did. Sleeps and running
+/// code stop in microseconds; a disk that is slow to answer keeps a thread
+/// uninterruptible for a while, and thousands of threads wait for a CPU in turn.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
-/// How long a failed freeze waits for each thread that has not stopped yet.
+/// How long a failed freeze waits for each thread that has not stopped yet; for all of
+/// them no longer than [`STOP_DEADLINE`].
 const LATE_DEADLINE: Duration = Duration::from_millis(50);
 
 /// Why a freeze did not come about, or did not hold.
@@ -235,14 +237,16 @@ impl Frozen {
     /// that does not stop even now (uninterruptible) stays attached until the thread that
     /// traces ends; the kernel then lets it go.
     fn collect_late_ones(&mut self) {
+        let end = Instant::now() + STOP_DEADLINE;
         for tid in std::mem::take(&mut self.stopping) {
-            let deadline = Instant::now() + LATE_DEADLINE;
+            let deadline = end.min(Instant::now() + LATE_DEADLINE);
             let stopped = threads::wait_stopped(
                 self.target.pid,
                 tid,
                 deadline,
                 &Cancel::new(),
                 &mut Vec::new(),
+                &mut Pause::default(),
             );
             if matches!(stopped, Ok(Outcome::Stopped)) {
                 self.tids.push(tid);

@@ -57,11 +57,10 @@ impl Frozen {
                     _ => pause.wait(),
                 }
             }
-            let deadline = Instant::now() + STOP_DEADLINE;
             // In the order in which they were found: the first thread stays the first.
             self.stopping.reverse();
             while let Some(&tid) = self.stopping.last() {
-                self.stop(tid, deadline, cancel)?;
+                self.stop(tid, cancel, &mut pause)?;
             }
         }
         Err(Refusal::Unfinished {
@@ -152,14 +151,15 @@ impl Frozen {
     }
 
     /// Waits for the last one of `stopping`, `tid`.
-    fn stop(&mut self, tid: i32, deadline: Instant, cancel: &Cancel) -> Result<(), FreezeError> {
+    fn stop(&mut self, tid: i32, cancel: &Cancel, pause: &mut Pause) -> Result<(), FreezeError> {
         let pid = self.target.pid;
         let mut clones = Vec::new();
-        let soon = deadline.min(Instant::now() + SOON);
-        let mut outcome = threads::wait_stopped(pid, tid, soon, cancel, &mut clones);
+        let begin = Instant::now();
+        let mut outcome = threads::wait_stopped(pid, tid, begin + SOON, cancel, &mut clones, pause);
         if matches!(outcome, Ok(Outcome::Late)) {
             self.take_notice();
-            outcome = threads::wait_stopped(pid, tid, deadline, cancel, &mut clones);
+            let deadline = begin + STOP_DEADLINE;
+            outcome = threads::wait_stopped(pid, tid, deadline, cancel, &mut clones, pause);
         }
         for clone in clones {
             self.check_clone(clone)?;
@@ -188,8 +188,14 @@ impl Frozen {
             return Ok(());
         }
         let deadline = Instant::now() + STOP_DEADLINE;
-        let stopped =
-            threads::wait_stopped(child, child, deadline, &Cancel::new(), &mut Vec::new());
+        let stopped = threads::wait_stopped(
+            child,
+            child,
+            deadline,
+            &Cancel::new(),
+            &mut Vec::new(),
+            &mut Pause::default(),
+        );
         let shares_memory = kcmp::share_memory(pid, child).unwrap_or(false);
         if matches!(stopped, Ok(Outcome::Stopped)) {
             let _ = ptrace::detach(child); // it may have been killed meanwhile

@@ -41,8 +41,8 @@ pub(super) fn wait_stopped(
     deadline: Instant,
     cancel: &Cancel,
     clones: &mut Vec<i32>,
+    pause: &mut Pause,
 ) -> io::Result<Outcome> {
-    let mut pause = Pause::default();
     loop {
         match wait::try_wait(tid) {
             Ok(Some(status)) => {
@@ -50,7 +50,8 @@ pub(super) fn wait_stopped(
                     return Ok(outcome);
                 }
             }
-            Ok(None) if is_dead(pid, tid) => return Ok(Outcome::Gone),
+            // Rare, and a look takes as long as most stops do.
+            Ok(None) if pause.is_long() && is_dead(pid, tid) => return Ok(Outcome::Gone),
             Ok(None) if cancel.reason().is_some() => return Ok(Outcome::Cancelled),
             Ok(None) if Instant::now() >= deadline => return Ok(Outcome::Late),
             Ok(None) => pause.wait(),

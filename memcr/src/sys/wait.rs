@@ -1,7 +1,7 @@
 //! waitpid(2) for one tracee, and waiting for the next change with a deadline.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Why a tracee does not run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,13 +38,24 @@ pub fn try_wait(tid: i32) -> io::Result<Option<WaitStatus>> {
 /// nothing else: its stops stay to be told. True when it has ended, or is no tracee.
 #[must_use]
 pub fn take_end(tid: i32) -> bool {
+    // A tracee's stop is told whatever was asked for (wait_task_stopped() of
+    // kernel/exit.c), and is told once: so look first, and take only what is an end.
+    match look(tid, libc::WNOWAIT) {
+        // Nothing follows an end: what is taken is what was seen.
+        Ok(libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED) => look(tid, 0).is_ok(),
+        Ok(_) => false,
+        Err(_) => true,
+    }
+}
+
+/// The `si_code` that waitid(2) has for `tid`; 0 when there is nothing new.
+fn look(tid: i32, how: i32) -> io::Result<i32> {
     // SAFETY: a struct of integers and pointers that are not followed; zeros are valid.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let options = libc::WEXITED | libc::WNOHANG | libc::__WALL;
+    let options = libc::WEXITED | libc::WNOHANG | libc::__WALL | how;
     // SAFETY: `info` is a live siginfo_t for the kernel to fill in.
     let result = unsafe { libc::waitid(libc::P_PID, tid.cast_unsigned(), &raw mut info, options) };
-    // SAFETY: the kernel filled in the fields of a child's state, or left them zero.
-    result < 0 || unsafe { info.si_pid() } != 0
+    super::check(result.into()).map(|_| info.si_code)
 }
 
 fn decode(status: i32) -> WaitStatus {
@@ -84,6 +95,9 @@ pub fn block_sigchld() -> io::Result<()> {
 /// Looks this often without sleeping: a remote call or a stop takes some microseconds,
 /// falling asleep and waking up some tens of them.
 const SPINS: u32 = 50;
+/// A moment that took so long was others' who want the CPU as well. Each more would be
+/// theirs too, all of theirs; who sleeps is let in front of them when it is woken.
+const CROWDED: Duration = Duration::from_micros(500);
 /// Sleeps at most so long before the state is looked at again: a lost SIGCHLD or a
 /// silent death costs no more than this.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -103,11 +117,14 @@ impl Pause {
 
     /// Lets others run, at first for a moment only, then until a SIGCHLD comes.
     pub fn wait(&mut self) {
-        self.looks += 1;
-        if self.looks <= SPINS {
-            rustix::thread::sched_yield()
-        } else {
-            wait_for_sigchld(LOOK_AGAIN)
+        self.looks = self.looks.saturating_add(1);
+        if self.is_long() {
+            return wait_for_sigchld(LOOK_AGAIN);
+        }
+        let begin = Instant::now();
+        rustix::thread::sched_yield();
+        if begin.elapsed() > CROWDED {
+            self.looks = SPINS;
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::regs::Level;
 use crate::talk::{Victim, Wrong, serve, verdict};
 use std::io;
 
-/// Sleep of a crew thread between checks, µs, for up to 16 threads; more threads sleep
+/// Sleep of a crew thread between checks, µs, for up to 5 threads; more threads sleep
 /// longer, so that 500 do not starve the machine.
 const NAP_US: u64 = 1000;
 
@@ -41,7 +41,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     } else {
         vec![filled(len, rule)?]
     };
-    let nap_us = NAP_US.max(n_threads as u64 * 60);
+    let nap_us = NAP_US.max(n_threads as u64 * 200);
     let crew = Crew::start(
         n_threads,
         Work {
