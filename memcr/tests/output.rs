@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs::File;
-use std::io::Read;
 use std::process::{Command, Stdio};
 
 fn memcr(args: &[&str]) -> Command {
@@ -99,20 +98,23 @@ fn json_is_one_object_also_when_it_fails() {
     );
 }
 
+fn text(args: &[&str]) -> String {
+    let done = memcr(args).output().unwrap();
+    assert!(done.status.success());
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[test]
+fn completions_of_a_command_offer_what_it_takes() {
+    let bash = text(&["completions", "bash"]);
+    let list = bash.split("memcr__subcmd__list)").nth(1).unwrap();
+    let offered = list.lines().nth(1).unwrap();
+    assert!(offered.contains("--state-dir"), "{offered}");
+    assert!(!offered.contains("--compress"), "{offered}");
+}
+
 #[test]
 fn completions_and_man_pages_have_every_flag() {
-    let text = |args: &[&str]| {
-        let mut child = memcr(args).stdout(Stdio::piped()).spawn().unwrap();
-        let mut text = String::new();
-        child
-            .stdout
-            .take()
-            .unwrap()
-            .read_to_string(&mut text)
-            .unwrap();
-        assert!(child.wait().unwrap().success());
-        text
-    };
     let help = text(&["--help"]);
     let flags: Vec<_> = help
         .split_whitespace()

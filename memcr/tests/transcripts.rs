@@ -51,6 +51,11 @@ fn images() {
     play("images");
 }
 
+#[test]
+fn sessions() {
+    play("sessions");
+}
+
 /// The world of one transcript.
 struct World {
     dir: tempfile::TempDir,

@@ -37,7 +37,8 @@ pub struct Args {
     pub verb: Option<Verb>,
 }
 
-/// The main job, and what the C memcr also did without a verb.
+/// The main job, and what the C memcr also did without a verb. Flags that say how to
+/// checkpoint are global: `checkpoint` has them too.
 #[derive(Debug, ClapArgs)]
 pub struct Job {
     /// Process to checkpoint
@@ -45,7 +46,7 @@ pub struct Job {
     pub pid: Option<u32>,
 
     /// Directory for the image: parameter `dir` of the sink
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(global = true, short, long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
 
     /// Do not wait for Enter: checkpoint, then restore at once
@@ -53,37 +54,37 @@ pub struct Job {
     pub no_wait: bool,
 
     /// Read pages from /proc/PID/mem instead of with process_vm_readv
-    #[arg(short = 'm', long)]
+    #[arg(global = true, short = 'm', long)]
     pub proc_mem: bool,
 
     /// Also drop clean pages of private file mappings
-    #[arg(short = 'f', long)]
+    #[arg(global = true, short = 'f', long)]
     pub rss_file: bool,
 
     /// Compress the image
-    #[arg(short = 'z', long, value_name = "ALGORITHM", value_enum, ignore_case = true,
+    #[arg(global = true, short = 'z', long, value_name = "ALGORITHM", value_enum, ignore_case = true,
           num_args = 0..=1, default_missing_value = "lz4")]
     pub compress: Option<Compression>,
 
     /// Compute and check an MD5 digest of the raw pages
-    #[arg(short, long)]
+    #[arg(global = true, short, long)]
     pub checksum: bool,
 
     /// Encrypt the image
-    #[arg(short, long, value_name = "CIPHER", value_enum, ignore_case = true,
+    #[arg(global = true, short, long, value_name = "CIPHER", value_enum, ignore_case = true,
           num_args = 0..=1, default_missing_value = "aes-128-cbc")]
     pub encrypt: Option<Cipher>,
 
     /// Stages in encode order, the last one a sink: names, aliases or a pipeline of the configuration
-    #[arg(long, value_name = "STAGE,...,SINK")]
+    #[arg(global = true, long, value_name = "STAGE,...,SINK")]
     pub pipeline: Option<String>,
 
     /// Threads that encode and decode [default: one per CPU]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(global = true, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
 
     /// Undo the checkpoint if it is not complete after so many seconds
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = super::compat::seconds)]
+    #[arg(global = true, long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = super::compat::seconds)]
     pub timeout: Option<std::time::Duration>,
 
     /// Check configuration, pipeline and plugins, then end
@@ -122,6 +123,10 @@ pub struct Common {
     #[arg(long, value_name = "STAGE.KEY=VALUE", global = true, action = ArgAction::Append)]
     pub set: Vec<String>,
 
+    /// Directory with the journals of held processes [default: /run/memcr for root]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub state_dir: Option<PathBuf>,
+
     /// Print one JSON object instead of text
     #[arg(long, global = true)]
     pub json: bool,
@@ -138,6 +143,8 @@ pub struct Common {
 /// The commands with a name.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// List the processes that are held
+    List,
     /// Show what an image holds: pipeline, target, mappings, totals
     Inspect {
         /// Image file
@@ -222,4 +229,21 @@ pub fn command() -> clap::Command {
             arg.hide(means_nothing)
         })
     })
+}
+
+/// The same for completions, which would offer hidden flags too: a command has those of
+/// the global flags that mean something with it as its own, and no others.
+#[must_use]
+pub fn command_to_complete() -> clap::Command {
+    let command = Args::command();
+    let globals = command.get_arguments().filter(|arg| arg.is_global_set());
+    let globals: Vec<_> = globals.map(|arg| arg.clone().global(false)).collect();
+    command
+        .mut_args(|arg| arg.global(false))
+        .mut_subcommands(|verb| {
+            let name = verb.get_name().to_owned();
+            let fits =
+                |arg: &&clap::Arg| super::stray::means_something(&name, arg.get_id().as_str());
+            verb.args(globals.iter().filter(fits))
+        })
 }

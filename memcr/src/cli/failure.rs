@@ -1,6 +1,7 @@
 //! A command that did not work: the exit code, the chain of causes, a hint.
 
 use std::error::Error;
+use std::io::ErrorKind;
 
 use serde_json::json;
 
@@ -10,6 +11,7 @@ use crate::checkpoint::{CheckpointError, StepError};
 use crate::freeze::{FreezeError, Refusal};
 use crate::pipeline::{CancelReason, LoadError, PipelineError};
 use crate::restore::RestoreError;
+use crate::session::journal::JournalError;
 use crate::sink::ImageError;
 
 /// What gives the right to trace a process.
@@ -57,20 +59,15 @@ impl Failure {
         self
     }
 
-    /// What failed, then cause by cause. An error that repeats its cause in its own
-    /// text is not printed twice.
+    /// What failed, then cause by cause.
     #[must_use]
     pub fn causes(&self) -> Vec<String> {
-        let mut causes = vec![self.error.to_string()];
-        let mut next = self.error.source();
-        while let Some(cause) = next {
-            let text = cause.to_string();
-            if !causes.last().is_some_and(|said| said.ends_with(&text)) {
-                causes.push(text);
-            }
-            next = cause.source();
-        }
-        causes
+        causes(self.error.as_ref())
+    }
+
+    /// An error and its causes in one line, where it is no failure of the command.
+    pub(super) fn said(error: &(dyn Error + 'static)) -> String {
+        causes(error).join(": ")
     }
 
     /// The text for stderr: `memcr: what: cause: cause`, and a line with the hint.
@@ -96,6 +93,20 @@ impl Failure {
     }
 }
 
+/// An error that repeats its cause in its own text is not printed twice.
+fn causes(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut causes = vec![error.to_string()];
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !causes.last().is_some_and(|said| said.ends_with(&text)) {
+            causes.push(text);
+        }
+        next = cause.source();
+    }
+    causes
+}
+
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::new(Exit::Usage, error)
@@ -112,6 +123,19 @@ impl From<LoadError> for Failure {
 impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Self {
         Self::new(Exit::ImageInvalid, error)
+    }
+}
+
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Self {
+        let exit = match &error {
+            JournalError::Unfit { .. } => Exit::Usage,
+            JournalError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+                Exit::Permission
+            }
+            _ => Exit::Internal,
+        };
+        Self::new(exit, error)
     }
 }
 

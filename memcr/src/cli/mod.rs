@@ -16,6 +16,7 @@ pub mod failure;
 mod image;
 mod interactive;
 mod job;
+mod list;
 mod log;
 mod out;
 mod print;
@@ -28,6 +29,7 @@ mod table;
 mod units;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::FromArgMatches;
 
@@ -38,6 +40,7 @@ use failure::Failure;
 use out::Out;
 
 use crate::pipeline::{Pipeline, SearchPath};
+use crate::session::journal::StateDir;
 use crate::sys;
 
 /// The command line in `words`, the first of which is the name of the program.
@@ -93,6 +96,7 @@ fn unwritten(error: std::io::Error) -> Failure {
 fn dispatch(args: &Args, out: &mut Out) -> Result<(), Failure> {
     let json = args.common.json;
     match &args.verb {
+        Some(Verb::List) => list::run(&state_dir(args, &load(args)?), json, out)?,
         Some(Verb::Inspect { image }) => image::inspect(image, json, out)?,
         Some(Verb::Verify { image }) => {
             let overrides = config::overrides(&args.common.set)?;
@@ -138,6 +142,13 @@ fn load(args: &Args) -> Result<Config, Failure> {
 
 fn search(config: &Config) -> SearchPath {
     SearchPath::standard(config.settings.stage_path.as_deref().unwrap_or_default())
+}
+
+/// Where journals are.
+fn state_dir(args: &Args, config: &Config) -> PathBuf {
+    let given = args.common.state_dir.as_ref();
+    let given = given.or(config.settings.state_dir.as_ref());
+    given.cloned().unwrap_or_else(StateDir::default_path)
 }
 
 /// Says on stderr what went wrong. Not with `eprintln!`, which panics when nobody reads.

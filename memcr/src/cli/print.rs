@@ -15,7 +15,7 @@ use crate::pipeline::LinkDescription;
 /// Prints completions for `shell`.
 pub(super) fn completions(shell: Shell, out: &mut Out) {
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut args::command(), "memcr", &mut text);
+    clap_complete::generate(shell, &mut args::command_to_complete(), "memcr", &mut text);
     out.line(String::from_utf8_lossy(&text).trim_end());
 }
 
@@ -76,7 +76,7 @@ fn main_page(command: clap::Command) -> Page {
     Ok(text)
 }
 
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
     (
         "$XDG_CONFIG_HOME/memcr/pipeline.toml, /etc/memcr/pipeline.toml",
         "the configuration; the first one found is read",
@@ -88,6 +88,10 @@ const FILES: [(&str, &str); 3] = [
     (
         "../lib/memcr/stages, /usr/lib/memcr/stages",
         "stage plugins, beside the directory of the program and of the system",
+    ),
+    (
+        "/run/memcr, $XDG_RUNTIME_DIR/memcr, /tmp/memcr-UID",
+        "the journals of held processes: of root, and of others",
     ),
 ];
 

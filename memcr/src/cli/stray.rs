@@ -12,6 +12,7 @@ use super::compat;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Job,
+    List,
     CheckConfig,
     Stages,
     StageHelp,
@@ -24,7 +25,7 @@ enum Mode {
 /// Flags in the order of `--help`, and the modes in which each means something. Flags
 /// that are not listed (`-v`, `-q`, `--config`'s own mode flags) go with everything.
 const MEANINGFUL: &[(&str, &[Mode])] = {
-    use Mode::{Check, CheckConfig, Inspect, Job, StageHelp, Stages, Verify};
+    use Mode::{Check, CheckConfig, Inspect, Job, List, StageHelp, Stages, Verify};
     &[
         ("pid", &[Job]),
         ("dir", &[Job, CheckConfig]),
@@ -43,11 +44,24 @@ const MEANINGFUL: &[(&str, &[Mode])] = {
         ("parasite_socket_dir", &[Job]),
         ("parasite_socket_gid", &[Job]),
         ("parasite_socket_netns", &[Job]),
-        ("config", &[Job, CheckConfig, Stages, StageHelp, Verify]),
+        (
+            "config",
+            &[Job, List, CheckConfig, Stages, StageHelp, Verify],
+        ),
         ("set", &[Job, CheckConfig, Verify]),
+        ("state_dir", &[List]),
         (
             "json",
-            &[Job, CheckConfig, Stages, StageHelp, Inspect, Verify, Check],
+            &[
+                Job,
+                List,
+                CheckConfig,
+                Stages,
+                StageHelp,
+                Inspect,
+                Verify,
+                Check,
+            ],
         ),
     ]
 };
@@ -119,6 +133,7 @@ fn one_way_to_say_it(given: impl Fn(&str) -> bool) -> Result<(), clap::Error> {
 /// Whether the flag `id` means something with the command `verb`.
 pub(super) fn means_something(verb: &str, id: &str) -> bool {
     let mode = match verb {
+        "list" => Mode::List,
         "inspect" => Mode::Inspect,
         "verify" => Mode::Verify,
         "check" => Mode::Check,
@@ -131,6 +146,7 @@ pub(super) fn means_something(verb: &str, id: &str) -> bool {
 
 fn mode(args: &Args) -> Mode {
     match &args.verb {
+        Some(Verb::List) => Mode::List,
         Some(Verb::Inspect { .. }) => Mode::Inspect,
         Some(Verb::Verify { .. }) => Mode::Verify,
         Some(Verb::Check) => Mode::Check,
@@ -148,6 +164,7 @@ fn name(args: &Args, mode: Mode) -> &'static str {
         (None, Mode::Stages) => "--stages",
         (None, Mode::CheckConfig) => "--check-config",
         (None, Mode::StageHelp) => "--stage-help",
+        (Some(Verb::List), _) => "`list`",
         (Some(Verb::Inspect { .. }), _) => "`inspect`",
         (Some(Verb::Verify { .. }), _) => "`verify`",
         (Some(Verb::Check), _) => "`check`",

@@ -26,6 +26,17 @@ pub(super) fn millis(ms: f64) -> String {
     }
 }
 
+/// `12 s`, `5 min`, `3 h 20 min`, `2 d 4 h`.
+pub(super) fn age(secs: u64) -> String {
+    let (minutes, hours, days) = (secs / 60, secs / 3600, secs / 86400);
+    match secs {
+        ..60 => format!("{secs} s"),
+        60..3600 => format!("{minutes} min"),
+        3600..86400 => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +64,20 @@ mod tests {
             (4210.0, "4.21 s"),
         ] {
             assert_eq!(millis(ms), want);
+        }
+    }
+
+    #[test]
+    fn ages_have_two_units_at_the_most() {
+        for (secs, want) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (3599, "59 min"),
+            (3600, "1 h 0 min"),
+            (86399, "23 h 59 min"),
+            (187_200, "2 d 4 h"),
+        ] {
+            assert_eq!(age(secs), want);
         }
     }
 }

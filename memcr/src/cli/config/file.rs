@@ -46,6 +46,8 @@ pub struct File {
     pub pipeline: Option<Given<String>>,
     /// Directories in which plugins are searched first.
     pub stage_path: Option<Vec<PathBuf>>,
+    /// Directory with the journals of held processes.
+    pub state_dir: Option<PathBuf>,
     /// Threads that encode and decode; 0: one per CPU.
     pub workers: Option<Given<u16>>,
     /// Chunk length as text, a number of bytes with or without suffix.
@@ -77,6 +79,10 @@ pub fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
             .stage_path
             .map(|dirs| directories(&places, dirs))
             .transpose()?,
+        state_dir: raw
+            .state_dir
+            .map(|dir| absolute(&places, "state_dir", dir))
+            .transpose()?,
         workers: raw
             .workers
             .map(|value| workers(&places, value))
@@ -101,6 +107,7 @@ pub fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
 struct Raw {
     pipeline: Option<Spanned<String>>,
     stage_path: Option<Vec<Spanned<PathBuf>>>,
+    state_dir: Option<Spanned<PathBuf>>,
     workers: Option<Spanned<Value>>,
     chunk: Option<Spanned<Value>>,
     #[serde(default)]
@@ -128,19 +135,21 @@ fn directories(
     places: &Text<'_>,
     dirs: Vec<Spanned<PathBuf>>,
 ) -> Result<Vec<PathBuf>, ConfigError> {
-    // A relative path would mean another directory, with other code in it, wherever
-    // memcr is started.
-    let check = |dir: Spanned<PathBuf>| {
-        let origin = places.place(dir.span());
-        match dir.into_inner() {
-            dir if dir.is_absolute() => Ok(dir),
-            dir => Err(entry(
-                origin,
-                format!("stage_path: `{}` is not an absolute path", dir.display()),
-            )),
-        }
-    };
+    let check = |dir| absolute(places, "stage_path", dir);
     dirs.into_iter().map(check).collect()
+}
+
+/// A relative path would mean another directory, with other code or other sessions in
+/// it, wherever memcr is started.
+fn absolute(places: &Text<'_>, key: &str, dir: Spanned<PathBuf>) -> Result<PathBuf, ConfigError> {
+    let origin = places.place(dir.span());
+    match dir.into_inner() {
+        dir if dir.is_absolute() => Ok(dir),
+        dir => Err(entry(
+            origin,
+            format!("{key}: `{}` is not an absolute path", dir.display()),
+        )),
+    }
 }
 
 /// Most workers that can be asked for; more only cost memory on any machine there is.
@@ -251,7 +260,7 @@ mod tests {
         for (text, want) in [
             (
                 "\npipelin = 1",
-                "p.toml:2:1: unknown key `pipelin`, expected one of `pipeline`, `stage_path`, `workers`",
+                "p.toml:2:1: unknown key `pipelin`, expected one of `pipeline`, `stage_path`, `state_dir`, `workers`",
             ),
             (
                 "workers = -1",
@@ -262,6 +271,10 @@ mod tests {
             (
                 "stage_path = ['a']",
                 "p.toml:1:15: stage_path: `a` is not an absolute path",
+            ),
+            (
+                "state_dir = 'a'",
+                "p.toml:1:13: state_dir: `a` is not an absolute path",
             ),
             (
                 "[stage.a]\nlevel = 1\nx = 1979-05-27",

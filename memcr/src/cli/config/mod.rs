@@ -142,6 +142,7 @@ impl File {
         Self {
             pipeline: self.pipeline.or(base.pipeline),
             stage_path: self.stage_path.or(base.stage_path),
+            state_dir: self.state_dir.or(base.state_dir),
             workers: self.workers.or(base.workers),
             chunk: self.chunk.or(base.chunk),
             pipelines: base.pipelines,

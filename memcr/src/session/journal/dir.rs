@@ -49,12 +49,20 @@ impl AsFd for StateDir {
 }
 
 impl StateDir {
+    /// Where journals are unless the user says otherwise. Where we have more rights than
+    /// our caller, her environment decides nothing.
+    #[must_use]
+    pub fn default_path() -> PathBuf {
+        let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !sys::is_secure());
+        path_for(geteuid().as_raw(), runtime_dir.map(PathBuf::from))
+    }
+
     /// Opens `explicit`, else the directory of this user; makes it where there is none.
     ///
     /// # Errors
     /// [`JournalError::Unfit`]: somebody else could write there; [`JournalError::Io`].
     pub fn open(explicit: Option<&Path>) -> Result<Self> {
-        let path = explicit.map_or_else(default_path, Path::to_owned);
+        let path = explicit.map_or_else(Self::default_path, Path::to_owned);
         match mkdir(&path, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => Self::open_path(path),
             Err(error) => Err(io_error("make the state directory", &path, error.into())),
@@ -67,7 +75,7 @@ impl StateDir {
     /// # Errors
     /// As [`StateDir::open`].
     pub fn find(explicit: Option<&Path>) -> Result<Option<Self>> {
-        let path = explicit.map_or_else(default_path, Path::to_owned);
+        let path = explicit.map_or_else(Self::default_path, Path::to_owned);
         match Self::open_path(path) {
             Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Ok(None)
@@ -192,7 +200,10 @@ impl StateDir {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let opened = open(&path, flags, Mode::empty());
         let fd = opened.map_err(|error| match error {
-            Errno::LOOP | Errno::NOTDIR => unfit(&path, "is no directory, or a link to one".into()),
+            Errno::LOOP | Errno::NOTDIR => unfit(
+                &path,
+                "is no directory (symbolic links are not followed)".into(),
+            ),
             error => io_error("open the state directory", &path, error.into()),
         })?;
         let meta = fstat(&fd)
@@ -274,14 +285,6 @@ impl StateDir {
             Err(error) => Err(io_error("remove", &self.path.join(name(pid)), error.into())),
         }
     }
-}
-
-/// Where journals are unless the user says otherwise. Where we have more rights than our
-/// caller, her environment decides nothing.
-fn default_path() -> PathBuf {
-    let uid = geteuid();
-    let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !sys::is_secure());
-    path_for(uid.as_raw(), runtime_dir.map(PathBuf::from))
 }
 
 /// The XDG specification says that a path which is not absolute is to be ignored.

@@ -1,0 +1,138 @@
+//! `list`: the processes that are held, and what became of sessions that nobody ended.
+//!
+//! | state | what it means |
+//! |---|---|
+//! | storing, dropping, held, restoring | a memcr works on it, and that is how far it is |
+//! | held | (no memcr beside it) left so by `memcr checkpoint` |
+//! | interrupted | its memcr died: `memcr recover` finishes the session |
+//! | gone | the process has ended: `memcr recover` removes what it left |
+//! | unknown, damaged | whose journal that is cannot be told; stderr says why |
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::failure::Failure;
+use super::out::Out;
+use super::table::Table;
+use super::units;
+use crate::session::journal::{Entry, Record, Standing, State, StateDir};
+
+/// Prints every session that has a journal in `dir`.
+pub(super) fn run(dir: &Path, as_json: bool, out: &mut Out) -> Result<(), Failure> {
+    let entries = match StateDir::find(Some(dir))? {
+        Some(dir) => dir.list()?,
+        None => Vec::new(),
+    };
+    if as_json {
+        let sessions: Vec<Value> = entries.iter().map(entry_json).collect();
+        out.json(&json!({ "ok": true, "state_dir": dir, "sessions": sessions }));
+        return Ok(());
+    }
+    if entries.is_empty() {
+        out.line(format_args!("nothing is held ({})", dir.display()));
+        return Ok(());
+    }
+    let mut table = Table::new([
+        "PID", "NAME", "STATE", "SINCE", "SAVED", "IMAGE", "PIPELINE",
+    ]);
+    for entry in &entries {
+        table.row(row(entry));
+        if let Some(why) = trouble(entry) {
+            tracing::warn!("process {}: {why}", entry.pid);
+        }
+    }
+    out.line(table);
+    Ok(())
+}
+
+/// The word for a session; the head of the file has them all.
+pub(super) fn state(entry: &Entry) -> &'static str {
+    let Ok(record) = &entry.record else {
+        return "damaged";
+    };
+    match (&entry.standing, entry.owner) {
+        (Standing::Gone, _) => "gone",
+        (Standing::Unknown(_), _) => "unknown",
+        (Standing::Same, Some(_)) => word(record.state),
+        (Standing::Same, None) if record.parked => "held",
+        (Standing::Same, None) => "interrupted",
+    }
+}
+
+fn word(state: State) -> &'static str {
+    match state {
+        State::Storing => "storing",
+        State::Dropping => "dropping",
+        State::Held => "held",
+        State::Restoring => "restoring",
+    }
+}
+
+fn trouble(entry: &Entry) -> Option<String> {
+    match (&entry.record, &entry.standing) {
+        (Err(error), _) => Some(Failure::said(error)),
+        (_, Standing::Unknown(why)) => Some(why.clone()),
+        _ => None,
+    }
+}
+
+fn row(entry: &Entry) -> [String; 7] {
+    let dash = || String::from("-");
+    let Ok(record) = &entry.record else {
+        let mut row = [(); 7].map(|()| dash());
+        row[0] = entry.pid.to_string();
+        row[2] = state(entry).into();
+        return row;
+    };
+    [
+        entry.pid.to_string(),
+        // A process may call itself what it likes: nothing of it is for the terminal.
+        record.name.escape_debug().to_string(),
+        state(entry).into(),
+        format!("{} ago", units::age(record.age_secs())),
+        units::bytes(record.saved_bytes()),
+        record
+            .image
+            .as_ref()
+            .map_or_else(dash, |image| image.locator.clone()),
+        stages(record),
+    ]
+}
+
+/// `compress,file`, as it would be given.
+pub(super) fn stages(record: &Record) -> String {
+    let stages = &record.pipeline.stages;
+    let aliases: Vec<&str> = stages.iter().map(|stage| stage.alias.as_str()).collect();
+    aliases.join(",")
+}
+
+fn entry_json(entry: &Entry) -> Value {
+    let record = match &entry.record {
+        Ok(record) => record,
+        Err(error) => {
+            return json!({
+                "pid": entry.pid,
+                "state": state(entry),
+                "error": Failure::said(error),
+            });
+        }
+    };
+    json!({
+        "pid": entry.pid,
+        "name": record.name,
+        "state": state(entry),
+        "phase": record.state,
+        "parked": record.parked,
+        "has_owner": entry.owner.is_some(),
+        "owner": entry.owner.flatten(),
+        "since": record.since,
+        "age_seconds": record.age_secs(),
+        "rss_before_bytes": record.rss_before_bytes,
+        "rss_held_bytes": record.rss_held_bytes,
+        "rss_saved_bytes": record.saved_bytes(),
+        "image": record.image,
+        "pipeline": stages(record),
+        "error": trouble(entry),
+    })
+}
