@@ -9,6 +9,7 @@ use memcr_plugin_api::abi::capability;
 use crate::pipeline::foreman::Foreman;
 use crate::pipeline::links::{Chain, sink_error};
 use crate::pipeline::open::{Source, image_error};
+use crate::pipeline::orphan::portable;
 use crate::pipeline::{
     EncodeSetup, Encoder, LinkDescription, OpenImage, PipelineError, Result, SearchPath, encode,
 };
@@ -94,8 +95,9 @@ pub(super) struct Blueprint {
 /// Loaded, ordered and checked stages with their handles. All calls into plugins are
 /// made on threads of its own, never on the caller's.
 pub struct Pipeline {
-    foreman: Foreman,
+    pub(super) foreman: Foreman,
     blueprint: Blueprint,
+    portable: PipelineSpec,
 }
 
 impl Pipeline {
@@ -106,9 +108,11 @@ impl Pipeline {
     pub fn load(spec: &PipelineSpec, search: &SearchPath) -> Result<Self> {
         let chunk_len = chunk_len(spec.chunk_len_bytes)?;
         let (stages, search) = (spec.stages.clone(), search.clone());
-        Self::build(Workers(spec.workers), chunk_len, move || {
+        let mut pipeline = Self::build(Workers(spec.workers), chunk_len, move || {
             Chain::load(&stages, &search)
-        })
+        })?;
+        pipeline.portable = pipeline.make_portable(spec)?;
+        Ok(pipeline)
     }
 
     fn build(
@@ -135,6 +139,20 @@ impl Pipeline {
                 chunk_len,
                 capabilities,
             },
+            portable: PipelineSpec::default(),
+        })
+    }
+
+    fn make_portable(&self, spec: &PipelineSpec) -> Result<PipelineSpec> {
+        let stages = spec.stages.clone();
+        let stages = self.foreman.with_chain(move |chain| {
+            let links = chain.links.iter().chain(&chain.sink).zip(&stages);
+            let portable = links.map(|(link, spec)| portable(spec, link.handle.description()));
+            Ok(portable.collect())
+        })?;
+        Ok(PipelineSpec {
+            stages,
+            ..spec.clone()
         })
     }
 
@@ -142,6 +160,13 @@ impl Pipeline {
     #[must_use]
     pub fn describe(&self) -> &[LinkDescription] {
         &self.blueprint.links
+    }
+
+    /// What another memcr, started elsewhere, loads the same pipeline with. Empty if it
+    /// was not loaded with [`Pipeline::load`].
+    #[must_use]
+    pub fn portable_spec(&self) -> &PipelineSpec {
+        &self.portable
     }
 
     /// Some stage hides the bytes from a reader of the image.

@@ -25,6 +25,7 @@
 //! | `foreman`, `crew`, `queue` | threads: who does what, when it ends, who waits |
 //! | `bench`, `zero` | one worker's buffers, and the way of a chunk over them |
 //! | `encode`, `open`, `decode` | the two directions, and the committed image between them |
+//! | `orphan` | what is left to another memcr |
 //! | `watch`, `error` | how a caller stops and sees the work; what goes wrong |
 
 mod bench;
@@ -39,6 +40,7 @@ mod links;
 mod load;
 mod open;
 mod order;
+mod orphan;
 mod params;
 mod queue;
 mod search;

@@ -7,6 +7,7 @@ mod damage;
 mod faults;
 mod keys;
 mod loading;
+mod orphan;
 #[path = "../../../tests/fuzz/src/reseal.rs"]
 #[allow(unreachable_pub)]
 mod reseal;
