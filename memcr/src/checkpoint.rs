@@ -32,6 +32,11 @@ use crate::session::{Held, HugePages, Phase, PhaseClock};
 use crate::sink::{ImageMeta, Protection, TargetIdentity, VmaRecord};
 use crate::sys::{features, page_size, procfs};
 
+/// What a checkpoint and the way back have open at once, at most a dozen, and as much
+/// again for stages.
+const N_DESCRIPTORS: usize = 24;
+const OPEN_MORE: &str = "open some more files";
+
 /// What to checkpoint, and how.
 #[derive(Debug, Clone)]
 pub struct CheckpointOptions {
@@ -170,6 +175,7 @@ pub fn checkpoint(
 ) -> Result<Held, CheckpointError> {
     let pid = options.pid;
     let mut clock = PhaseClock::start();
+    expect_descriptors().map_err(|error| not_ready(pid, OPEN_MORE, error))?;
     let target = Target::examine(pid).map_err(|source| CheckpointError::Refused { pid, source })?;
     let rss_before_bytes = procfs::rss_bytes(pid);
     let details = read_details(pid).map_err(|error| not_read(pid, error))?;
@@ -396,6 +402,23 @@ impl Stored {
     }
 }
 
+/// Fails early where descriptors are short: later, what cannot be opened would look like
+/// a target that is gone, or would have to be undone.
+fn expect_descriptors() -> io::Result<()> {
+    let one = File::open("/proc/self/stat")?;
+    let more: io::Result<Vec<File>> = (0..N_DESCRIPTORS).map(|_| one.try_clone()).collect();
+    more.map(drop)
+}
+
+/// Something of our own is short before the target is touched.
+fn not_ready(pid: i32, doing: &str, source: io::Error) -> CheckpointError {
+    let doing = doing.to_owned();
+    CheckpointError::NotReady {
+        pid,
+        source: Box::new(PipelineError::Resource { doing, source }),
+    }
+}
+
 /// A failure to look at a target that still runs. What is gone has ended.
 fn not_read(pid: i32, error: io::Error) -> CheckpointError {
     match error.raw_os_error() {
@@ -409,6 +432,7 @@ fn not_frozen(pid: i32, error: FreezeError) -> CheckpointError {
     match error {
         FreezeError::Refused(source) => CheckpointError::Refused { pid, source },
         FreezeError::TargetExited(pid) => CheckpointError::TargetExited { pid },
+        FreezeError::NoThread(source) => not_ready(pid, "start a thread", source),
         error => undone(pid, error.into()),
     }
 }

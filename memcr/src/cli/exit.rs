@@ -13,7 +13,7 @@ pub enum Exit {
     Internal = 1,
     /// The command line or the configuration is wrong.
     Usage = 2,
-    /// A stage plugin cannot be found, loaded or configured, or stages do not fit together.
+    /// A stage cannot be found, loaded, configured or opened, or stages do not fit together.
     Plugin = 3,
     /// This target cannot be checkpointed; it was not touched.
     Refused = 4,
@@ -67,7 +67,7 @@ impl Exit {
             Self::Internal => "an error that has no code of its own",
             Self::Usage => "the command line or the configuration is wrong",
             Self::Plugin => {
-                "a stage cannot be found, loaded or configured, or stages do not fit together"
+                "a stage cannot be found, loaded, configured or opened, or stages do not fit together"
             }
             Self::Refused => "this target cannot be checkpointed; it was not touched",
             Self::NoProcess => "there is no such process",

@@ -174,7 +174,7 @@ impl From<CheckpointError> for Failure {
                 ..
             } => Exit::Permission,
             CheckpointError::Refused { .. } => Exit::Refused,
-            CheckpointError::NotReady { source, .. } => undone(source),
+            CheckpointError::NotReady { source, .. } => not_ready(source),
             CheckpointError::TargetExited { .. } => Exit::TargetGone,
             CheckpointError::Undone { source, .. } => match &**source {
                 StepError::Pipeline(error) => undone(error),
@@ -202,6 +202,20 @@ impl From<CheckpointError> for Failure {
 impl From<RestoreError> for Failure {
     fn from(error: RestoreError) -> Self {
         Self::new(not_restored(&error), error)
+    }
+}
+
+/// Of a pipeline that failed before the target was touched.
+fn not_ready(error: &PipelineError) -> Exit {
+    match error {
+        PipelineError::Leftover { failure, .. } => not_ready(failure),
+        PipelineError::Plugin { .. }
+        | PipelineError::Sink { .. }
+        | PipelineError::WrongKey { .. } => Exit::Plugin,
+        error => match undone(error) {
+            Exit::Undone => Exit::Internal,
+            exit => exit,
+        },
     }
 }
 

@@ -31,6 +31,7 @@ use crate::sys::wait::{Pause, WaitStatus};
 use crate::sys::{self, wait};
 use restart::Sleepers;
 use threads::Outcome;
+use witness::Witness;
 
 pub(crate) use threads::is_dead;
 
@@ -54,6 +55,9 @@ pub enum FreezeError {
     /// The user gave up.
     #[error("stopped while process {0} was being frozen")]
     Cancelled(i32),
+    /// No thread of our own was to be had. The target was not touched.
+    #[error("cannot start a thread")]
+    NoThread(#[source] io::Error),
     /// A request to the kernel failed.
     #[error("cannot {what} thread {tid}")]
     Request {
@@ -90,6 +94,7 @@ pub struct Frozen {
 /// # Errors
 /// With the target running as before, unless it ended by itself.
 pub fn freeze(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
+    let witness = Witness::call().map_err(FreezeError::NoThread)?;
     let sleepers = Sleepers::note(target.pid);
     let mut options = (Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACESYSGOOD).bits();
     if target.has_seccomp {
@@ -107,7 +112,7 @@ pub fn freeze(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
         not_send: PhantomData,
     };
     // On any failure `frozen` is dropped, which lets go of whatever was stopped.
-    frozen.stop_all(cancel)?;
+    frozen.stop_all(cancel, &witness)?;
     frozen.target.check_frozen()?;
     frozen.sleepers.threads_stopped(frozen.target.pid);
     Ok(frozen)

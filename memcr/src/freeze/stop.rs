@@ -44,11 +44,15 @@ impl Frozen {
     ///
     /// # Errors
     /// With some threads stopped, and perhaps others told to.
-    pub(super) fn stop_all(&mut self, cancel: &Cancel) -> Result<(), FreezeError> {
+    pub(super) fn stop_all(
+        &mut self,
+        cancel: &Cancel,
+        witness: &Witness,
+    ) -> Result<(), FreezeError> {
         let pid = self.target.pid;
         let mut pause = Pause::default();
         for pass in 0..MAX_PASSES {
-            let denied = self.attach_to_new()?;
+            let denied = self.attach_to_new(witness)?;
             if self.stopping.is_empty() {
                 match denied {
                     Some(error) if pass >= DENIED_PASSES => return Err(error),
@@ -71,18 +75,15 @@ impl Frozen {
     }
 
     /// One pass over the list. Answers why some thread could not be attached to.
-    fn attach_to_new(&mut self) -> Result<Option<FreezeError>, FreezeError> {
+    fn attach_to_new(&mut self, witness: &Witness) -> Result<Option<FreezeError>, FreezeError> {
         let pid = self.target.pid;
         let mut listed = procfs::tids(pid).map_err(|_| FreezeError::TargetExited(pid))?;
         let known: HashSet<i32> = self.tids.iter().chain(&self.stopping).copied().collect();
         listed.retain(|tid| !known.contains(tid));
-        // One thread alone waits for nobody when it execs.
-        let _witness = if !listed.is_empty() && known.len() + listed.len() > 1 {
-            let tids = known.into_iter().chain(listed.iter().copied()).collect();
-            Some(Witness::call(tids).map_err(|source| self.request("watch", pid, source))?)
-        } else {
-            None
-        };
+        if listed.is_empty() {
+            return Ok(None);
+        }
+        let _watch = witness.watch(known.into_iter().chain(listed.iter().copied()).collect());
         let mut denied = None;
         for tid in listed {
             match self.attach(tid) {

@@ -21,37 +21,73 @@ use crate::sys::wait;
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The other thread. It ends when this is dropped.
-pub(super) struct Witness(Option<(Sender<()>, JoinHandle<()>)>);
+pub(super) struct Witness(Option<(Sender<Vec<i32>>, JoinHandle<()>)>);
+
+/// Takes notice of deaths as long as it lives.
+pub(super) struct Watch<'a>(&'a Witness);
 
 impl Witness {
-    /// Calls one that takes notice of the deaths of `tids`, tracees or soon to be some.
+    /// Calls one, which does nothing yet.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub(super) fn call(tids: Vec<i32>) -> std::io::Result<Self> {
-        let (stay, end) = channel();
+    pub(super) fn call() -> std::io::Result<Self> {
+        let (orders, inbox) = channel();
         let thread = Builder::new()
             .name("witness".into())
-            .spawn(move || watch(&tids, &end))?;
-        Ok(Self(Some((stay, thread))))
+            .spawn(move || obey(&inbox))?;
+        Ok(Self(Some((orders, thread))))
+    }
+
+    /// From now on notice is taken of the deaths of `tids`, tracees or soon to be some.
+    pub(super) fn watch(&self, tids: Vec<i32>) -> Watch<'_> {
+        self.order(tids);
+        Watch(self)
+    }
+
+    fn order(&self, tids: Vec<i32>) {
+        if let Some((orders, _)) = &self.0 {
+            // It listens until we hang up.
+            let _ = orders.send(tids);
+        }
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.0.order(Vec::new());
     }
 }
 
 impl Drop for Witness {
     fn drop(&mut self) {
-        if let Some((stay, thread)) = self.0.take() {
-            drop(stay);
+        if let Some((orders, thread)) = self.0.take() {
+            drop(orders);
             // It cannot panic, and there is nothing to be learnt from it.
             let _ = thread.join();
         }
     }
 }
 
-fn watch(tids: &[i32], end: &Receiver<()>) {
-    while end.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-        for &tid in tids {
-            // Not one of ours, or not yet: then there is nothing to notice.
-            let _ = wait::take_end(tid);
+fn obey(inbox: &Receiver<Vec<i32>>) {
+    let mut tids = Vec::new();
+    loop {
+        let order = if tids.is_empty() {
+            inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            inbox.recv_timeout(PATIENCE)
+        };
+        match order {
+            Ok(others) => tids = others,
+            Err(RecvTimeoutError::Timeout) => take_notice(&tids),
+            Err(RecvTimeoutError::Disconnected) => return,
         }
+    }
+}
+
+fn take_notice(tids: &[i32]) {
+    for &tid in tids {
+        // Not one of ours, or not yet: then there is nothing to notice.
+        let _ = wait::take_end(tid);
     }
 }

@@ -20,6 +20,8 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("ordinary_user", ordinary_user),
             ("odd_umask", odd_umask),
             ("name_is_taken", name_is_taken),
+            ("few_descriptors", few_descriptors),
+            ("few_threads", few_threads),
             ("heavy_60000_mappings", sixty_thousand_mappings),
             ("heavy_3000_threads", three_thousand_threads),
         ],
@@ -239,6 +241,53 @@ fn name_is_taken() -> Result {
     })?;
     victim.verify()?;
     victim.quit()
+}
+
+/// memcr itself may not open many files: it says so before it touches the target.
+fn few_descriptors() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=1M", "threads=2"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let mut n_done = 0;
+    for limit in (4..48).step_by(3) {
+        let nofile = format!("--nofile={limit}");
+        let memcr = rig.memcr(victim.pid()).arg("-n");
+        n_done += worked_or_untouched(&memcr.via(&["prlimit", &nofile]).run()?)?;
+    }
+    ensure(n_done > 0, || "47 descriptors were not enough".into())?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// memcr itself may not start many threads: the same.
+fn few_threads() -> Result {
+    require("root")?;
+    let public = PublicCopy::make()?;
+    let mut command = Command::new(public.dir().join("victim"));
+    command.args(["memory", "size=1M", "threads=2"]);
+    std::os::unix::process::CommandExt::uid(&mut command, NOBODY);
+    let mut victim = Victim::talk(command, "a victim of an ordinary user")?;
+    let before = Snapshot::take(victim.pid())?;
+    // Threads of other processes of the user count too: three of the victim, and those
+    // of the tests that run beside this one.
+    let mut n_done = 0;
+    for limit in [1, 3, 4, 5, 6, 7, 8, 9, 10, 12, 4096] {
+        let nproc = format!("--nproc={limit}");
+        let memcr = public.memcr(victim.pid(), "lz4,file").arg("-n");
+        n_done += worked_or_untouched(&memcr.via(&["prlimit", &nproc]).run()?)?;
+    }
+    ensure(n_done > 0, || "4096 threads were not enough".into())?;
+    before.still(victim.pid(), Allow::default())?;
+    victim.verify()?;
+    victim.quit()
+}
+
+/// 1 for a cycle, 0 for one that did not begin: had it to be undone, the code would be 7.
+/// 127 is of the loader of programs.
+fn worked_or_untouched(finished: &memcr_harness::Finished) -> Result<u32> {
+    ensure(matches!(finished.code, Some(0 | 1 | 3 | 127)), || {
+        finished.to_string()
+    })?;
+    Ok(u32::from(finished.code == Some(0)))
 }
 
 /// Row 32: as many mappings as the kernel allows by default.
