@@ -1,74 +1,16 @@
 //! What most tests do: a target, a place for its image, one cycle, everything compared.
 
+pub(crate) use memcr_harness::Rig;
 use memcr_harness::snapshot::Allow;
 use memcr_harness::{
     Context, Finished, Held, Memcr, Result, Snapshot, Victim, ensure, place, proc,
 };
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tempfile::TempDir;
-
-/// The pipeline of tests that are not about pipelines: fast, and every byte is looked at.
-pub(crate) const PIPELINE: &str = "lz4,crc32,file";
 
 /// The most resident memory memcr may have while it works (invariant I6), KiB.
 const MEMCR_RSS_KIB: u64 = 16 << 10;
-
-/// A directory for images, and the pipeline that ends there.
-pub(crate) struct Rig {
-    dir: TempDir,
-    pipeline: String,
-}
-
-impl Rig {
-    /// The usual pipeline, a fresh directory.
-    pub(crate) fn new() -> Result<Self> {
-        Self::with(PIPELINE)
-    }
-
-    /// Another pipeline; it ends in `file`.
-    pub(crate) fn with(pipeline: &str) -> Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("memcr-e2e-")
-            .tempdir_in(place::scratch())?;
-        Ok(Self {
-            dir,
-            pipeline: pipeline.to_owned(),
-        })
-    }
-
-    /// The directory.
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// The directory as text, for arguments of victims.
-    pub(crate) fn dir_text(&self) -> String {
-        self.dir().display().to_string()
-    }
-
-    /// memcr on `pid`, storing here.
-    pub(crate) fn memcr(&self, pid: u32) -> Memcr {
-        Memcr::on(pid).store(&self.pipeline, self.dir())
-    }
-
-    /// Where the image of `pid` is while it is held.
-    pub(crate) fn image(&self, pid: u32) -> PathBuf {
-        self.dir().join(format!("pages-{pid}.img"))
-    }
-
-    /// Fails if anything that looks like an image is left.
-    pub(crate) fn expect_clean(&self) -> Result {
-        let left: Vec<_> = std::fs::read_dir(self.dir())?
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .filter(|name| name.contains("pages-"))
-            .collect();
-        ensure(left.is_empty(), || {
-            format!("left behind in {}: {left:?}", self.dir_text())
-        })
-    }
-}
 
 /// Holds a target and checks what holding promises: memory is gone, the image is there
 /// and private.
@@ -161,6 +103,10 @@ impl PublicCopy {
             std::fs::create_dir(copy.dir().join(name))?;
             set_mode(&copy.dir().join(name), mode)?;
         }
+        // Journals are for their owner alone.
+        std::fs::create_dir(copy.state_dir())?;
+        std::os::unix::fs::chown(copy.state_dir(), Some(NOBODY), Some(NOBODY))?;
+        set_mode(&copy.state_dir(), 0o700)?;
         copy.put(&place::memcr()?, "memcr")?;
         copy.put(&place::victim()?, "victim")?;
         let stages = match place::stages()? {
@@ -190,7 +136,12 @@ impl PublicCopy {
             .store(pipeline, &self.dir().join("images"))
             .program(&self.dir().join("memcr"))
             .env("MEMCR_STAGE_PATH", self.dir().join("stages"))
+            .state_dir(&self.state_dir())
             .as_user(NOBODY)
+    }
+
+    fn state_dir(&self) -> std::path::PathBuf {
+        self.dir().join("state")
     }
 
     fn put(&self, from: &Path, name: &str) -> Result {

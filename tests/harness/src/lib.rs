@@ -14,12 +14,14 @@ pub mod memcr;
 pub mod place;
 pub mod proc;
 pub mod require;
+pub mod rig;
 pub mod snapshot;
 pub mod victim;
 pub mod wait;
 
 pub use memcr::{Finished, Held, Memcr};
 pub use require::require;
+pub use rig::Rig;
 pub use snapshot::{Allow, Snapshot};
 pub use victim::Victim;
 

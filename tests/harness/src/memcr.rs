@@ -21,6 +21,8 @@ pub struct Memcr {
     as_user: Option<u32>,
     program: Option<PathBuf>,
     wrapper: Vec<OsString>,
+    faults: Option<String>,
+    state_dir: Option<PathBuf>,
 }
 
 impl Memcr {
@@ -34,6 +36,44 @@ impl Memcr {
     #[must_use]
     pub fn on(pid: u32) -> Self {
         Self::new().args(["-p", &pid.to_string()])
+    }
+
+    /// `checkpoint PID`.
+    #[must_use]
+    pub fn checkpoint(pid: u32) -> Self {
+        Self::new().args(["checkpoint", &pid.to_string()])
+    }
+
+    /// `restore PID`.
+    #[must_use]
+    pub fn restore(pid: u32) -> Self {
+        Self::new().args(["restore", &pid.to_string()])
+    }
+
+    /// `recover PID`.
+    #[must_use]
+    pub fn recover(pid: u32) -> Self {
+        Self::new().args(["recover", &pid.to_string()])
+    }
+
+    /// `list --json`.
+    #[must_use]
+    pub fn list() -> Self {
+        Self::new().args(["list", "--json"])
+    }
+
+    /// `--state-dir DIR`, instead of the one that all tests share.
+    #[must_use]
+    pub fn state_dir(mut self, dir: &Path) -> Self {
+        self.state_dir = Some(dir.to_owned());
+        self
+    }
+
+    /// Runs the build with fault points and gives it orders: `sink.write@3=kill`.
+    #[must_use]
+    pub fn with_fault(mut self, orders: &str) -> Self {
+        self.faults = Some(orders.to_owned());
+        self
     }
 
     /// `--pipeline STAGES --set file.dir=DIR`, for pipelines that end in `file`.
@@ -93,8 +133,10 @@ impl Memcr {
     /// When it cannot be started.
     pub fn start(self) -> Result<Running> {
         let mut command = self.command()?;
+        let mut args = self.args.clone();
+        args.extend(self.state_dir_args()?);
         command
-            .args(&self.args)
+            .args(&args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -105,11 +147,14 @@ impl Memcr {
         if let Some(dir) = place::stages()? {
             command.env("MEMCR_STAGE_PATH", dir);
         }
+        if let Some(orders) = &self.faults {
+            command.env("MEMCR_FAULT", orders);
+        }
         command.envs(self.env.iter().map(|(key, value)| (key, value)));
         if let Some(uid) = self.as_user {
             std::os::unix::process::CommandExt::uid(&mut command, uid);
         }
-        let words: Vec<_> = self.args.iter().map(|arg| arg.to_string_lossy()).collect();
+        let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         let line = format!("memcr {}", words.join(" "));
         let mut child = command.spawn().context(format!("start {line}"))?;
         let input = child.stdin.take();
@@ -132,9 +177,24 @@ impl Memcr {
         })
     }
 
+    /// Every command that has to do with sessions is kept away from those of the machine.
+    fn state_dir_args(&self) -> Result<Vec<OsString>> {
+        const WITH_SESSIONS: [&str; 4] = ["checkpoint", "restore", "recover", "list"];
+        let first = self.args.first().and_then(|arg| arg.to_str());
+        if !first.is_some_and(|first| WITH_SESSIONS.contains(&first)) {
+            return Ok(Vec::new());
+        }
+        let dir = match &self.state_dir {
+            Some(dir) => dir.clone(),
+            None => place::state_dir()?,
+        };
+        Ok(vec!["--state-dir".into(), dir.into()])
+    }
+
     fn command(&self) -> Result<Command> {
         let program = match &self.program {
             Some(path) => path.clone(),
+            None if self.faults.is_some() => place::memcr_faults()?,
             None => place::memcr()?,
         };
         let Some((first, rest)) = self.wrapper.split_first() else {
@@ -200,6 +260,11 @@ impl Running {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Ends its input: it has nobody to ask.
+    pub fn close_input(&mut self) {
+        self.input = None;
     }
 
     /// Sends it a signal.

@@ -5,6 +5,9 @@
 //! | `MEMCR_TEST_PREFIX`  | `PREFIX/bin/memcr`          | `PREFIX/bin/victim` | found by memcr itself       |
 //! | `MEMCR_BIN`          | that file                   | beside the tests    | the directory of that file  |
 //! | neither              | beside the tests            | beside the tests    | beside the tests            |
+//!
+//! `memcr-faults`, memcr with its fault points, is beside memcr in a prefix, else beside
+//! the tests; `cargo xtask test` puts it there.
 
 use crate::{Context, Result, Trouble};
 use std::path::{Path, PathBuf};
@@ -20,6 +23,17 @@ pub fn memcr() -> Result<PathBuf> {
     match std::env::var_os("MEMCR_BIN") {
         Some(path) => existing(PathBuf::from(path)),
         None => existing(build_dir()?.join("memcr")),
+    }
+}
+
+/// memcr with its fault points.
+///
+/// # Errors
+/// When it has not been built.
+pub fn memcr_faults() -> Result<PathBuf> {
+    match prefix() {
+        Some(prefix) => existing(prefix.join("bin/memcr-faults")),
+        None => existing(build_dir()?.join("memcr-faults")),
     }
 }
 
@@ -63,6 +77,16 @@ pub fn scratch() -> PathBuf {
     std::env::temp_dir()
 }
 
+/// The state directory of tests that do not care. Their targets have pids of their own.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn state_dir() -> Result<PathBuf> {
+    let dir = scratch().join("memcr-e2e-state");
+    std::fs::create_dir_all(&dir).context(dir.display())?;
+    Ok(dir)
+}
+
 fn prefix() -> Option<PathBuf> {
     std::env::var_os("MEMCR_TEST_PREFIX").map(PathBuf::from)
 }
@@ -84,7 +108,7 @@ fn existing(path: PathBuf) -> Result<PathBuf> {
         return Ok(path);
     }
     Err(Trouble::Failed(format!(
-        "{} does not exist: build it with `cargo build --workspace`",
+        "{} does not exist: `cargo xtask test` builds everything",
         path.display()
     )))
 }

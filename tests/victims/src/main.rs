@@ -24,6 +24,7 @@ mod mapped;
 mod memory;
 mod odd;
 mod opts;
+mod patrol;
 mod region;
 mod regs;
 mod rseq;
@@ -61,6 +62,7 @@ const MODES: &[(&str, Mode)] = &[
     ("leader", odd::run_leader_exited),
     ("fdclose", odd::run_fd_watch),
     ("witness", witness::run),
+    ("patrol", patrol::run),
 ];
 
 fn main() {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   PREFIX/bin/memcr, bin/victim
+//!   PREFIX/bin/memcr-faults                         for tests: memcr with its fault points
 //!   PREFIX/lib/memcr/stages/libmemcr_stage_*.so     0755: others' write permission is refused
 //!   PREFIX/share/memcr/pipeline.toml
 //! ```
@@ -34,6 +35,8 @@ pub(crate) const CI: Profile = Profile {
 pub(crate) struct Built {
     profile: Profile,
     target: PathBuf,
+    /// memcr with its fault points, if it was asked for.
+    faults: Option<PathBuf>,
 }
 
 /// An installation.
@@ -54,11 +57,28 @@ pub(crate) fn build(profile: Profile, tests: bool) -> Done<Built> {
             cargo.args(["--package", &format!("memcr-stage-{plugin}")]);
         }
     }
+    let target = target_dir()?;
+    // First, for both programs have one name: what stays there in the end is memcr proper.
+    let faults = tests.then(|| memcr_with_faults(profile, &target));
+    let faults = faults.transpose()?;
     run::visibly(&mut cargo)?;
     Ok(Built {
         profile,
-        target: target_dir()?,
+        target,
+        faults,
     })
+}
+
+/// Builds memcr with its fault points into the same directory, so that only this one
+/// crate is compiled twice, and takes the program aside.
+fn memcr_with_faults(profile: Profile, target: &Path) -> Done<PathBuf> {
+    let mut cargo = run::cargo();
+    cargo.args(["build", "--profile", profile.name, "--workspace"]);
+    run::visibly(cargo.args(["--bin", "memcr", "--features", "memcr/fault-points"]))?;
+    let dir = target.join(profile.name);
+    let aside = dir.join("memcr-faults");
+    put(&dir.join("memcr"), &aside, 0o755)?;
+    Ok(aside)
 }
 
 impl Built {
@@ -84,6 +104,9 @@ impl Built {
                 &prefix.0.join("bin").join(program),
                 0o755,
             )?;
+        }
+        if let Some(faults) = &self.faults {
+            put(faults, &prefix.0.join("bin/memcr-faults"), 0o755)?;
         }
         for plugin in plugins()? {
             let file = format!("libmemcr_stage_{plugin}.so");
