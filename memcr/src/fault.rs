@@ -25,7 +25,8 @@
 //! To add a point: a row in [`POINTS`], and one `point(NAME)?` in the code. A name says
 //! room and moment. Put it *between* two steps that change the world; a point behind
 //! which nothing has changed since the last one tells nothing new. The answer has to be
-//! treated as that of the step it stands for.
+//! treated as that of the step it stands for; a function of the module that makes an error
+//! of its own from it is called `pass`, so that the test of the table finds its names.
 //!
 //! All this exists with the cargo feature `fault-points` only. Without it `point` is
 //! nothing at all, and no variable is looked at: nobody's environment may make memcr fail.
