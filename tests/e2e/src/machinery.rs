@@ -16,6 +16,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("a_new_mapping_is_seen", a_new_mapping_is_seen),
             ("a_mask_is_compared", a_mask_is_compared),
             ("a_crash_is_seen", a_crash_is_seen),
+            ("a_patrol_sees_a_changed_byte", a_patrol_sees_a_changed_byte),
             ("an_unknown_option_is_refused", an_unknown_option_is_refused),
         ],
     );
@@ -31,6 +32,34 @@ pub(crate) fn tests() -> Vec<Trial> {
 fn a_changed_byte_is_seen(content: &str) -> Result {
     let mut victim = Victim::start("memory", &["size=4M", &format!("content={content}")])?;
     victim.verify()?;
+    let at = change_a_byte(&mut victim)?;
+    let Err(trouble) = victim.verify() else {
+        return Err("a changed byte was not seen".into());
+    };
+    let want = format!("WRONG at {at:#x}");
+    ensure(trouble.to_string().contains(&want), || {
+        format!("want `{want}` in: {trouble}")
+    })
+}
+
+/// Patrols do not wait to be asked, and write down what they saw where it outlives them.
+fn a_patrol_sees_a_changed_byte() -> Result {
+    let rig = memcr_harness::Rig::new()?;
+    let dir = format!("dir={}", rig.dir_text());
+    let mut victim = Victim::start("patrol", &["size=4M", "threads=2", &dir])?;
+    victim.verify()?;
+    let at = change_a_byte(&mut victim)?;
+    let status = victim.exit_status()?;
+    ensure(!status.success(), || "it ended in good order".into())?;
+    let seen = std::fs::read(rig.dir().join("seen"))?;
+    let seen = seen.first_chunk().map(|word| u64::from_ne_bytes(*word));
+    ensure(seen == Some(at | 1), || {
+        format!("want {at:#x} written down, found {seen:x?}")
+    })
+}
+
+/// Changes a byte of the victim's memory behind its back; answers its address.
+fn change_a_byte(victim: &mut Victim) -> Result<u64> {
     let start = victim.ask("where")?;
     let start = u64::from_str_radix(start.trim_start_matches("0x"), 16).context(&start)?;
     let memory = std::fs::File::options()
@@ -41,13 +70,7 @@ fn a_changed_byte_is_seen(content: &str) -> Result {
     let mut byte = [0];
     memory.read_exact_at(&mut byte, at)?;
     memory.write_all_at(&[byte[0] ^ 4], at)?;
-    let Err(trouble) = victim.verify() else {
-        return Err("a changed byte was not seen".into());
-    };
-    let want = format!("WRONG at {at:#x}");
-    ensure(trouble.to_string().contains(&want), || {
-        format!("want `{want}` in: {trouble}")
-    })
+    Ok(at)
 }
 
 /// A plain stop makes these calls return EINTR (signal(7)): what a tool must hide.

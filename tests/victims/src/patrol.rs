@@ -67,6 +67,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     }
     let mut patrol = Patrol {
         rounds,
+        whole,
         len_bytes: (part_len * n_threads) as u64,
     };
     patrol
@@ -238,6 +239,7 @@ fn dropper(rule: Rule, seen: Seen) -> io::Result<impl FnMut() + Send + 'static> 
 
 struct Patrol {
     rounds: Vec<Arc<AtomicU64>>,
+    whole: Region,
     len_bytes: u64,
 }
 
@@ -259,5 +261,10 @@ impl Victim for Patrol {
             }
         }
         Ok(self.len_bytes)
+    }
+
+    fn command(&mut self, word: &str, _rest: &str) -> Option<String> {
+        // For a test that changes it behind our back.
+        (word == "where").then(|| format!("{:#x}", self.whole.addr()))
     }
 }
