@@ -150,6 +150,7 @@ impl From<PipelineError> for Failure {
             | PipelineError::Plugin { .. }
             | PipelineError::WrongKey { .. } => Exit::Plugin,
             PipelineError::Corrupt { .. }
+            | PipelineError::Lied { .. }
             | PipelineError::Image(_)
             | PipelineError::Sink { .. } => Exit::ImageInvalid,
             PipelineError::Cancelled(CancelReason::TargetGone) => Exit::TargetGone,

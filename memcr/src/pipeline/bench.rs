@@ -21,6 +21,7 @@ use memcr_plugin_api::abi::{MAX_TAG_LEN, code};
 use memcr_plugin_api::stage::{Chunk, Encoded, Image, StageError};
 
 use crate::pages::{FetchPages, PageRun};
+use crate::pipeline::calls::{What, Who};
 use crate::pipeline::crew::{Halt, Stop, Turnstile};
 use crate::pipeline::links::{Chain, Link, Reach};
 use crate::pipeline::load::Worker;
@@ -82,6 +83,7 @@ pub(super) struct Sealed<'a> {
 pub(super) struct Bench {
     chain: Arc<Chain>,
     common: Common,
+    target: Who,
     workers: Vec<Worker>,
     front: Vec<u8>,
     back: Vec<u8>,
@@ -145,6 +147,7 @@ impl Bench {
             stored: Vec::with_capacity(max_runs(common)),
             chain: Arc::clone(chain),
             common: common.clone(),
+            target: Who::other("the target"),
             turnstiles: Arc::clone(turnstiles),
         })
     }
@@ -161,7 +164,11 @@ impl Bench {
         fetch: &dyn FetchPages,
         stop: &Stop,
     ) -> std::result::Result<Sealed<'_>, Halt> {
+        let under_way = stop
+            .calls()
+            .enter(&self.target, What::chunk("fetch", job.index));
         let mut item = self.fetch(job, fetch)?;
+        drop(under_way);
         self.start_aad(&item.head);
         for (run, at) in self
             .runs
@@ -343,12 +350,10 @@ impl Bench {
                 turnstile.pass();
             }
         }
-        let end = self
-            .check_seal(&item)
-            .map_err(|what| PipelineError::Corrupt {
-                place: place("", &head, Some(entry.offset)),
-                what,
-            })?;
+        let end = self.check_seal(&item).map_err(|what| {
+            let place = place("", &head, Some(entry.offset));
+            self.chain.lied(0, place, &what)
+        })?;
         Ok((&self.stored, &self.front[item.start..end]))
     }
 
@@ -364,7 +369,7 @@ impl Bench {
         }
         let (pages, seal) = self.front[item.start..item.start + item.len].split_at(raw_len);
         if seal_len > 0 && crc32fast::hash(pages).to_le_bytes() != seal {
-            return Err("its pages are not those that were stored: a stage got them wrong".into());
+            return Err("its pages are not those that were stored".into());
         }
         Ok(item.start + raw_len)
     }
@@ -421,13 +426,14 @@ impl Bench {
         let chunk = chunk(&item.head, &self.aad);
         let (link, worker) = (&self.chain.links[k], &mut self.workers[k]);
         let at = || place("decoding ", &item.head, Some(entry.offset));
-        let failed = |source| link.failed_decoding(at(), source);
-        let short = |wanted: usize| PipelineError::Corrupt {
-            place: at(),
-            what: format!(
+        let chain = &self.chain;
+        let failed = |source| chain.judged(k, link.failed_decoding(at(), source));
+        let short = |wanted: usize| {
+            let what = format!(
                 "its frame of {} bytes cannot be one of stage `{}` ({wanted})",
                 item.len, link.alias
-            ),
+            );
+            chain.lied(k, at(), &what)
         };
         let input = &self.front[item.start..item.start + item.len];
         match link.kind() {

@@ -3,11 +3,13 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use memcr_plugin_api::abi::capability;
 
+use crate::pipeline::calls::{Calls, DEFAULT_STALL_LIMIT, Watch, Who};
 use crate::pipeline::foreman::Foreman;
-use crate::pipeline::links::{Chain, sink_error};
+use crate::pipeline::links::{Chain, Watched, sink_error};
 use crate::pipeline::open::{Source, image_error};
 use crate::pipeline::orphan::portable;
 use crate::pipeline::{
@@ -50,6 +52,9 @@ pub struct PipelineSpec {
     pub workers: Option<NonZeroUsize>,
     /// Longest chunk, bytes; see [`DEFAULT_CHUNK_LEN`].
     pub chunk_len_bytes: u64,
+    /// How long nothing has to come back from any stage, the sink or the target before
+    /// the work is given up; `None`: for ever. See [`DEFAULT_STALL_LIMIT`].
+    pub stall_limit: Option<Duration>,
 }
 
 impl Default for PipelineSpec {
@@ -58,6 +63,7 @@ impl Default for PipelineSpec {
             stages: Vec::new(),
             workers: None,
             chunk_len_bytes: DEFAULT_CHUNK_LEN,
+            stall_limit: Some(DEFAULT_STALL_LIMIT),
         }
     }
 }
@@ -108,19 +114,21 @@ impl Pipeline {
     pub fn load(spec: &PipelineSpec, search: &SearchPath) -> Result<Self> {
         let chunk_len = chunk_len(spec.chunk_len_bytes)?;
         let (stages, search) = (spec.stages.clone(), search.clone());
-        let mut pipeline = Self::build(Workers(spec.workers), chunk_len, move || {
-            Chain::load(&stages, &search)
+        let calls = Arc::new(Calls::new(spec.stall_limit));
+        let foreman = Foreman::start(Arc::clone(&calls))?;
+        let mut pipeline = Self::build(foreman, Workers(spec.workers), chunk_len, move || {
+            Chain::load(&stages, &search, &calls)
         })?;
         pipeline.portable = pipeline.make_portable(spec)?;
         Ok(pipeline)
     }
 
     fn build(
+        foreman: Foreman,
         workers: Workers,
         chunk_len: u32,
         load: impl FnOnce() -> Result<Chain> + Send + 'static,
     ) -> Result<Self> {
-        let foreman = Foreman::start()?;
         let (links, capabilities) = foreman.run(move |floor| {
             let chain = Arc::new(load()?);
             let bits = (0..64)
@@ -224,9 +232,12 @@ impl Pipeline {
         search: &SearchPath,
         overrides: &[StageSpec],
     ) -> Result<OpenImage> {
-        let file = FileImage::open(path);
-        let file = file.map_err(|error| PipelineError::Image(ImageError::Open(error)))?;
-        Self::open(Arc::new(file), Some(path.to_owned()), search, overrides)
+        let file = path.to_owned();
+        let open = move || match FileImage::open(&file) {
+            Ok(file) => Ok(Arc::new(file) as Arc<dyn ReadImage>),
+            Err(error) => Err(PipelineError::Image(ImageError::Open(error))),
+        };
+        Self::open(open, Some(path.to_owned()), search, overrides)
     }
 
     /// As [`Pipeline::open_file`], of an image that is somewhere else.
@@ -238,24 +249,35 @@ impl Pipeline {
         search: &SearchPath,
         overrides: &[StageSpec],
     ) -> Result<OpenImage> {
-        Self::open(source, None, search, overrides)
+        Self::open(move || Ok(source), None, search, overrides)
     }
 
     fn open(
-        source: Arc<dyn ReadImage>,
+        open: impl FnOnce() -> Result<Arc<dyn ReadImage>> + Send + 'static,
         path: Option<PathBuf>,
         search: &SearchPath,
         overrides: &[StageSpec],
     ) -> Result<OpenImage> {
-        let reader = ImageReader::open(Arc::clone(&source));
-        let reader = reader.map_err(|e| image_error("file", false, e))?;
-        let stages = &reader.recipe().stages;
-        check_overrides(overrides, stages)?;
+        let calls = Arc::new(Calls::new(Some(DEFAULT_STALL_LIMIT)));
+        let foreman = Foreman::start(Arc::clone(&calls))?;
+        // On the foreman, because the file may lie on a server that does not answer.
+        let watch = Watch::new(&calls, Who::other("the file"));
+        let (source, stages, chunk_len) = foreman.run(move |_| {
+            let under_way = watch.enter("opening it");
+            let opened = open();
+            drop(under_way);
+            let source: Arc<dyn ReadImage> = Arc::new(Watched(opened?, watch));
+            let reader = ImageReader::open(Arc::clone(&source));
+            let reader = reader.map_err(|e| image_error("file", false, e))?;
+            let stages = reader.recipe().stages.clone();
+            Ok((source, stages, reader.header().chunk_len))
+        })?;
+        check_overrides(overrides, &stages)?;
         let coders = stages.split_last().map_or(&[][..], |(_, coders)| coders);
         let specs = coders.iter().map(|stage| with_overrides(stage, overrides));
         let (specs, search) = (specs.collect::<Vec<_>>(), search.clone());
-        let load = move || Chain::load_without_sink(&specs, &search);
-        let pipeline = Self::build(Workers(None), reader.header().chunk_len, load)?;
+        let load = move || Chain::load_without_sink(&specs, &search, &calls);
+        let pipeline = Self::build(foreman, Workers(None), chunk_len, load)?;
         let source = Source::Elsewhere(source, path);
         OpenImage::open(Arc::new(pipeline.foreman), pipeline.blueprint, source)
     }

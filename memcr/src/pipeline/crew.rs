@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::pipeline::calls::Calls;
 use crate::pipeline::foreman::{panic_text, spawn};
 use crate::pipeline::{Cancel, PipelineError, Result};
 
@@ -44,23 +45,34 @@ impl From<Stopped> for Halt {
 /// Why work stopped: the first failure, shared by the workers and their caller.
 pub(super) struct Stop {
     cancel: Cancel,
+    calls: Arc<Calls>,
     failed: AtomicBool,
     first: Mutex<Option<PipelineError>>,
 }
 
 impl Stop {
-    pub(super) fn new(cancel: Cancel) -> Self {
+    pub(super) fn new(cancel: Cancel, calls: Arc<Calls>) -> Self {
         Self {
             cancel,
+            calls,
             failed: AtomicBool::new(false),
             first: Mutex::new(None),
         }
     }
 
-    /// Whether to go on. The first to see the cancel token makes it the failure.
+    /// The calls that the work is made of.
+    pub(super) fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
+    /// Whether to go on. The first to see the cancel token, or that nothing comes back
+    /// any more, makes it the failure.
     pub(super) fn check(&self) -> std::result::Result<(), Stopped> {
         if let Some(reason) = self.cancel.reason() {
             self.fail(PipelineError::Cancelled(reason));
+        }
+        if let Some(stalled) = self.calls.stalled() {
+            self.fail(stalled);
         }
         if self.failed.load(Relaxed) {
             Err(Stopped)
@@ -181,17 +193,12 @@ impl Crew {
             }
         }
         drop((ready, here));
-        failure = inbox
-            .iter()
-            .take(crew.threads.len())
-            .fold(failure, |failure, ready: Result<()>| {
-                failure.or(ready.err())
-            });
+        let failure = failure.or_else(|| all_ready(&inbox, crew.threads.len(), stop).err());
         match failure {
             None => Ok(crew),
             Some(error) => {
                 stop.fail(PipelineError::Ended("the crew was not complete"));
-                crew.join();
+                crew.leave(stop);
                 Err(error)
             }
         }
@@ -203,19 +210,28 @@ impl Crew {
         // Nobody sends: the answer is that all ends are gone, or that time has run out.
         let _ = answer(&self.gone, stop);
         let gone = matches!(self.gone.try_recv(), Err(mpsc::TryRecvError::Disconnected));
-        if gone {
-            self.join();
+        if !gone {
+            stop.calls.leave();
+            return false;
         }
-        gone
-    }
-
-    /// Waits until all threads have ended.
-    pub(super) fn join(self) {
         for thread in self.threads {
             // Panics were caught and noted by `worker`.
             let _ = thread.join();
         }
+        true
     }
+}
+
+/// Waits until `n` threads have said that they are ready, or one that it cannot be.
+fn all_ready(inbox: &mpsc::Receiver<Result<()>>, n: usize, stop: &Stop) -> Result<()> {
+    for _ in 0..n {
+        match answer(inbox, stop) {
+            Some(ready) => ready?,
+            // It panicked, which is noted, or does not come back.
+            None => return stop.take(),
+        }
+    }
+    Ok(())
 }
 
 /// Waits for an answer on `inbox`. Once the work is stopped it has to come within
@@ -270,7 +286,7 @@ mod tests {
     use crate::pipeline::{CancelReason, Place};
 
     fn stop() -> Arc<Stop> {
-        Arc::new(Stop::new(Cancel::new()))
+        Arc::new(Stop::new(Cancel::new(), Arc::new(Calls::new(None))))
     }
 
     fn corrupt() -> PipelineError {
@@ -299,7 +315,7 @@ mod tests {
     #[test]
     fn a_waiting_worker_leaves_when_the_work_is_cancelled() {
         let cancel = Cancel::new();
-        let stop = Stop::new(cancel.clone());
+        let stop = Stop::new(cancel.clone(), Arc::new(Calls::new(None)));
         let turnstile = Turnstile::new();
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| turnstile.wait(5, &stop));
@@ -365,14 +381,9 @@ mod tests {
     #[test]
     fn a_panic_of_a_worker_is_the_failure() {
         let stop = stop();
-        Crew::start(
-            2,
-            &stop,
-            || Ok(()),
-            |number, ()| assert_eq!(number, 0, "wrong number"),
-        )
-        .unwrap()
-        .join();
+        let work = |number, ()| assert_eq!(number, 0, "wrong number");
+        let crew = Crew::start(2, &stop, || Ok(()), work).unwrap();
+        assert!(crew.leave(&stop));
         assert!(
             matches!(stop.take(), Err(PipelineError::Panicked(text)) if text.contains("wrong number"))
         );

@@ -20,8 +20,9 @@ use serde::Serialize;
 
 use crate::pages::{ChunkClass, PageRun, PopulatePages};
 use crate::pipeline::bench::{Bench, Common};
+use crate::pipeline::calls::{What, Who};
 use crate::pipeline::chain::Workers;
-use crate::pipeline::crew::{Crew, Halt, Stop, Turnstile, guard};
+use crate::pipeline::crew::{Crew, Halt, Stop, Turnstile, answer, guard};
 use crate::pipeline::foreman::Foreman;
 use crate::pipeline::links::Chain;
 use crate::pipeline::open::chain_image_error;
@@ -87,6 +88,7 @@ pub(super) struct Shift {
     populate: Arc<dyn PopulatePages + Send + Sync>,
     progress: Arc<Progress>,
     stop: Arc<Stop>,
+    target: Who,
     /// One bit for each chunk that was populated.
     populated: Mutex<Vec<u64>>,
     /// Some stage wants its chunks in order.
@@ -171,11 +173,12 @@ impl Decoder {
             .iter()
             .filter(|order| order.send(Arc::clone(&pass)).is_ok())
             .count();
-        let ended = self.done.iter().take(sent).count();
-        self.shift
-            .stop
-            .check()
-            .or_else(|_| self.shift.stop.take())?;
+        let stop = &self.shift.stop;
+        let ended = (0..sent).map_while(|_| answer(&self.done, stop)).count();
+        if ended < sent {
+            stop.calls().leave();
+        }
+        stop.check().or_else(|_| stop.take())?;
         if ended < self.orders.len() {
             return Err(PipelineError::Panicked(
                 "a worker ended before the pass did".into(),
@@ -214,7 +217,7 @@ impl Drop for Decoder {
     fn drop(&mut self) {
         self.orders.clear();
         if let Some(crew) = self.crew.take() {
-            crew.join();
+            crew.leave(&self.shift.stop);
         }
     }
 }
@@ -286,18 +289,32 @@ impl Shift {
         })
     }
 
-    fn populate(&self, entry: &IndexEntry, runs: &[PageRun], bytes: &[u8]) -> Result<()> {
+    /// Writes into the target, unless the work was stopped.
+    ///
+    /// The order matters: first the call is known, then comes the look. A thread that was
+    /// left behind in a stage may come back at any time, when another try is under way
+    /// or the target runs again. Either the stop is seen here, or whoever stopped the
+    /// work has seen this call, and nobody tries again before it is back.
+    fn populate(
+        &self,
+        entry: &IndexEntry,
+        runs: &[PageRun],
+        bytes: &[u8],
+    ) -> std::result::Result<(), Halt> {
         let Some(&first) = runs.first() else {
             return Ok(());
         };
+        let calls = self.stop.calls();
+        let _under_way = calls.enter(&self.target, What::chunk("populate", entry.index));
+        self.stop.check()?;
         let place = || Place::Pages {
             first,
             n_runs: runs.len(),
         };
         let populated = self.populate.populate(entry.class, runs, bytes);
-        populated.map_err(|source| PipelineError::Populate {
-            place: place(),
-            source,
+        populated.map_err(|source| {
+            let place = place();
+            Halt::Failed(PipelineError::Populate { place, source })
         })
     }
 
@@ -330,6 +347,7 @@ pub(super) fn begin(
     chain: &Arc<Chain>,
     reader: ImageReader,
     setup: DecodeSetup,
+    stop: Stop,
     workers: Workers,
 ) -> Result<(Shift, usize)> {
     chain.check_recipe(reader.recipe())?;
@@ -347,7 +365,8 @@ pub(super) fn begin(
         image,
         populate: setup.populate,
         progress: setup.progress,
-        stop: Arc::new(Stop::new(setup.cancel)),
+        stop: Arc::new(stop),
+        target: Who::other("the target"),
         sequential: chain.is_sequential(),
     };
     Ok((shift, n_workers))

@@ -90,7 +90,9 @@ pub(super) fn prepare(
 ) -> Result<Encoder> {
     let header = header(&setup, blueprint.chunk_len)?;
     let (foreman, workers) = (Arc::new(foreman), blueprint.workers);
-    let shift = foreman.with_chain(move |chain| Shift::open(chain, setup, &header, workers));
+    let stop = Stop::new(setup.cancel.clone(), Arc::clone(foreman.calls()));
+    let open = move |chain: &Arc<Chain>| Shift::open(chain, setup, stop, &header, workers);
+    let shift = foreman.with_chain(open);
     let shift = shift.inspect_err(|_| open::forget_keys(&header.image_id))?;
     let mut encoder = Encoder {
         shift: Arc::clone(&shift.0),
@@ -243,13 +245,10 @@ impl Encoder {
         Ok(())
     }
 
-    /// Waits for the workers. One that does not come back may hold what the foreman would
-    /// wait for, so he is left behind too.
+    /// Waits for the workers; see [`Crew::leave`].
     fn leave_crew(&mut self) {
-        if let Some(crew) = self.crew.take()
-            && !crew.leave(&self.shift.stop)
-        {
-            self.foreman.abandon();
+        if let Some(crew) = self.crew.take() {
+            crew.leave(&self.shift.stop);
         }
     }
 
@@ -264,13 +263,25 @@ impl Encoder {
             return Ok(());
         }
         open::forget_keys(&self.header.image_id);
-        if self.foreman.is_abandoned() {
-            // Not a failure beside the one that stopped the work: nothing stays behind.
-            tracing::warn!("a stage does not come back; what it holds goes with this process");
-            return Ok(());
+        let removed = self.foreman.with_sink(remove);
+        if !matches!(removed, Err(PipelineError::Stalled { .. })) {
+            return removed;
         }
+        // Not a failure beside the one that stopped the work: as a rule the image has no
+        // name yet, and goes with this process at the latest.
+        tracing::warn!("the sink does not come back; the image goes when it does");
         let shift = Arc::clone(&self.shift);
-        self.foreman.run(move |_| shift.remove())
+        self.foreman.post(move |_| {
+            // The sink has its handle to itself for this.
+            shift.stop.calls().wait_for_sink();
+            if let Err(error) = shift.chain.sink().and_then(remove) {
+                tracing::error!(
+                    "an image that was given up stays behind: {}",
+                    causes(&error)
+                );
+            }
+        });
+        Ok(())
     }
 }
 
@@ -291,6 +302,7 @@ impl Shift {
     fn open(
         chain: &Arc<Chain>,
         setup: EncodeSetup,
+        stop: Stop,
         header: &Header,
         workers: super::chain::Workers,
     ) -> Result<(Arc<Self>, usize)> {
@@ -319,7 +331,7 @@ impl Shift {
         let shift = Self {
             fetch: setup.fetch,
             progress: setup.progress,
-            stop: Arc::new(Stop::new(setup.cancel)),
+            stop: Arc::new(stop),
             queue: Queue::new(2 * n_workers),
             turnstiles: turnstiles(chain),
             sink_turn: in_order.then(Turnstile::new),
@@ -345,6 +357,8 @@ impl Shift {
 
     fn one(&self, bench: &mut Bench, job: &Job) -> std::result::Result<(), Halt> {
         let sealed = bench.encode(job, &*self.fetch, &self.stop)?;
+        // A stage that took very long: the image may be gone by now.
+        self.stop.check()?;
         let (raw, stored) = (job.plan.len_bytes(), u64::from(sealed.entry.len));
         let zero = raw - u64::from(sealed.entry.raw_len);
         if let Some(turnstile) = &self.sink_turn {
@@ -378,11 +392,6 @@ impl Shift {
         let committed = self.store.0.sink_commit(footer.image_len, footer.raw_bytes);
         committed.map_err(|e| self.sink_failed("cannot commit the image", e))?;
         Ok(footer)
-    }
-
-    /// On the foreman.
-    fn remove(&self) -> Result<()> {
-        remove(self.chain.sink()?)
     }
 
     fn check(&self) -> Result<()> {

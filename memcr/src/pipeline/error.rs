@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use crate::pages::PageRun;
 use crate::pipeline::CancelReason;
@@ -108,6 +109,26 @@ pub enum PipelineError {
     /// Somebody stopped the work.
     #[error("stopped: {0}")]
     Cancelled(CancelReason),
+    /// A call has not come back, and nothing else has. It is left behind; until it is back
+    /// nothing can be asked of this pipeline. Nothing is proved about the bytes.
+    #[error("{who}: {what} has not come back for {}", seconds(.waited))]
+    Stalled {
+        /// Whose call it is: a stage, a sink, the target.
+        who: String,
+        /// The call, and its chunk.
+        what: String,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// A stage does not bring back what was given to it, although the image is as it was
+    /// written. It may have got it wrong then, or now: nothing is proved about the bytes.
+    #[error("{place}: {what}")]
+    Lied {
+        /// The chunk.
+        place: Place,
+        /// What does not fit, and whose doing it is.
+        what: String,
+    },
     /// This machine has no thread or no memory for us.
     #[error("cannot {doing}")]
     Resource {
@@ -133,6 +154,10 @@ pub enum PipelineError {
     Panicked(String),
 }
 
+const STALL_HINT: &str =
+    "if it only is slow: raise `stall_limit` in pipeline.toml, 0 waits for ever";
+const LIE_HINT: &str = "try another version of the stage, or leave it out of the pipeline";
+
 impl PipelineError {
     /// What the user can do, if anything is known.
     #[must_use]
@@ -144,6 +169,8 @@ impl PipelineError {
             | Self::WrongKey { source, .. }
             | Self::Sink { source, .. } => &source.hint,
             Self::Leftover { failure, .. } => return failure.hint(),
+            Self::Stalled { .. } => return Some(STALL_HINT),
+            Self::Lied { .. } => return Some(LIE_HINT),
             _ => return None,
         };
         (!hint.is_empty()).then_some(hint.as_str())
@@ -167,6 +194,13 @@ impl PipelineError {
             Self::Leftover { failure, .. } => failure.is_corrupt(),
             other => matches!(other, Self::Corrupt { .. }),
         }
+    }
+}
+
+fn seconds(waited: &Duration) -> String {
+    match waited.as_secs() {
+        0 => format!("{} ms", waited.as_millis()),
+        secs => format!("{secs} s"),
     }
 }
 

@@ -6,6 +6,7 @@ use memcr_plugin_api::abi::{self, capability, code};
 use memcr_plugin_api::sink::NewImage;
 use memcr_plugin_api::stage::{Image, StageError};
 
+use crate::pipeline::calls::{Calls, Watch, Who};
 use crate::pipeline::load::{Handle, Plugin};
 use crate::pipeline::{
     LinkDescription, ParamDescription, ParamType, PipelineError, Place, Result, SearchPath,
@@ -37,7 +38,7 @@ pub(super) const PAGES_CRC_LEN: usize = 4;
 pub(super) type Reach = [usize; limit::STAGES];
 
 impl Link {
-    fn load(spec: &StageSpec, plugin: &Plugin) -> Result<Self> {
+    fn load(spec: &StageSpec, plugin: &Plugin, calls: &Arc<Calls>) -> Result<Self> {
         let description = plugin.description();
         let resolved = params::resolve(&spec.alias, description, &spec.params)?;
         let is_recorded = |key: &str| {
@@ -51,7 +52,11 @@ impl Link {
             .filter(|(key, _)| is_recorded(key))
             .cloned()
             .collect();
-        let handle = Handle::create(plugin, &resolved)
+        let who = match description.kind {
+            StageKind::Sink => Who::sink(&spec.alias),
+            _ => Who::stage(&spec.alias),
+        };
+        let handle = Handle::create(plugin, &resolved, Watch::new(calls, who))
             .map_err(|source| stage_error(&spec.alias, Place::Step("cannot be set up"), source))?;
         Ok(Self {
             alias: spec.alias.clone(),
@@ -138,23 +143,31 @@ impl Link {
 
 impl Chain {
     /// Loads plugins, checks order and parameters, makes handles.
-    pub(super) fn load(stages: &[StageSpec], search: &SearchPath) -> Result<Self> {
-        let plugins = load_plugins(stages, search)?;
+    pub(super) fn load(
+        stages: &[StageSpec],
+        search: &SearchPath,
+        calls: &Arc<Calls>,
+    ) -> Result<Self> {
+        let plugins = load_plugins(stages, search, calls)?;
         let described: Vec<_> = stages
             .iter()
             .zip(&plugins)
             .map(|(spec, plugin)| (spec.alias.as_str(), plugin.description()))
             .collect();
         order::check(&described)?;
-        let mut links = links(stages, &plugins)?;
+        let mut links = links(stages, &plugins, calls)?;
         // `order` saw that the last one is a sink.
         let sink = links.pop();
         Ok(Self { links, sink })
     }
 
     /// Loads the stages that an image describes, but for its sink.
-    pub(super) fn load_without_sink(stages: &[StageSpec], search: &SearchPath) -> Result<Self> {
-        let plugins = load_plugins(stages, search)?;
+    pub(super) fn load_without_sink(
+        stages: &[StageSpec],
+        search: &SearchPath,
+        calls: &Arc<Calls>,
+    ) -> Result<Self> {
+        let plugins = load_plugins(stages, search, calls)?;
         for (spec, plugin) in stages.iter().zip(&plugins) {
             if plugin.description().kind == StageKind::Sink {
                 let what = format!(
@@ -168,7 +181,7 @@ impl Chain {
             }
         }
         Ok(Self {
-            links: links(stages, &plugins)?,
+            links: links(stages, &plugins, calls)?,
             sink: None,
         })
     }
@@ -266,6 +279,43 @@ impl Chain {
         })
     }
 
+    /// What it means that stage `k` finds its bytes wrong.
+    ///
+    /// The CRC of the chunk, or section, was right before any stage saw it: the image is
+    /// as it was written. So the bytes are proved to be lost only if the stage has a key,
+    /// without which nobody can write what it takes for right, and no stage changed them
+    /// on their way to it. Otherwise some stage may have got them wrong this time or that.
+    pub(super) fn judged(&self, k: usize, error: PipelineError) -> PipelineError {
+        let is_plain = |link: &Link| link.kind() == StageKind::Checksum;
+        let keyed = self.links[k].can(capability::AUTHENTICATES);
+        match error {
+            PipelineError::Corrupt { place, what }
+                if !keyed || !self.links[k + 1..].iter().all(is_plain) =>
+            {
+                self.lied(k, place, &what)
+            }
+            other => other,
+        }
+    }
+
+    /// Stage `k`, or one behind it, does not bring back what was given to it.
+    pub(super) fn lied(&self, k: usize, place: Place, what: &str) -> PipelineError {
+        let suspects: Vec<_> = self.links[k..]
+            .iter()
+            .enumerate()
+            .filter(|(i, link)| *i == 0 || link.kind() == StageKind::Transform)
+            .map(|(_, link)| format!("`{}`", link.alias))
+            .collect();
+        let who = match suspects.as_slice() {
+            [one] => format!("stage {one}"),
+            several => format!("one of the stages {}", several.join(", ")),
+        };
+        PipelineError::Lied {
+            place,
+            what: format!("{what}, though the image is as it was written: {who} got it wrong"),
+        }
+    }
+
     pub(super) fn finish_encode(&self, n_chunks: u64) -> Result<Vec<Vec<u8>>> {
         let finish = |link: &Link| {
             link.handle
@@ -276,17 +326,19 @@ impl Chain {
     }
 
     pub(super) fn begin_decode(&self, image: &Image, recipe: &Recipe) -> Result<()> {
-        for (link, stage) in self.links.iter().zip(&recipe.stages) {
+        for (k, (link, stage)) in self.links.iter().zip(&recipe.stages).enumerate() {
             let begun = link.handle.begin_decode(image, &stage.state);
-            begun.map_err(|e| link.failed_decoding(Place::Step("cannot begin to decode"), e))?;
+            let failed = |e| link.failed_decoding(Place::Step("cannot begin to decode"), e);
+            begun.map_err(|e| self.judged(k, failed(e)))?;
         }
         Ok(())
     }
 
     pub(super) fn finish_decode(&self, n_chunks: u64, trailers: &[Vec<u8>]) -> Result<()> {
-        for (link, trailer) in self.links.iter().zip(trailers) {
+        for (k, (link, trailer)) in self.links.iter().zip(trailers).enumerate() {
             let finished = link.handle.finish_decode(n_chunks, trailer);
-            finished.map_err(|e| link.failed_decoding(Place::Step("the end of the image"), e))?;
+            let failed = |e| link.failed_decoding(Place::Step("the end of the image"), e);
+            finished.map_err(|e| self.judged(k, failed(e)))?;
         }
         Ok(())
     }
@@ -347,6 +399,21 @@ impl ReadImage for SinkStore {
     }
 }
 
+/// What is read without a sink, with its calls known.
+pub(super) struct Watched(pub(super) Arc<dyn ReadImage>, pub(super) Watch);
+
+impl ReadImage for Watched {
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> std::result::Result<usize, StageError> {
+        let _under_way = self.1.enter("reading it");
+        self.0.read_at(offset, out)
+    }
+
+    fn len(&self) -> std::result::Result<u64, StageError> {
+        let _under_way = self.1.enter("asking for its length");
+        self.0.len()
+    }
+}
+
 pub(super) fn sink_error(alias: &str, doing: &'static str, source: StageError) -> PipelineError {
     PipelineError::Sink {
         stage: alias.into(),
@@ -363,17 +430,19 @@ fn stage_error(alias: &str, doing: Place, source: StageError) -> PipelineError {
     }
 }
 
-fn load_plugins(stages: &[StageSpec], search: &SearchPath) -> Result<Vec<Plugin>> {
-    stages
-        .iter()
-        .map(|spec| Ok(Plugin::load(&spec.plugin, search)?))
-        .collect()
+fn load_plugins(stages: &[StageSpec], search: &SearchPath, calls: &Calls) -> Result<Vec<Plugin>> {
+    let load = |spec: &StageSpec| {
+        // Its constructors may do anything.
+        let _under_way = calls.enter(&Who::stage(&spec.alias), "loading it");
+        Ok(Plugin::load(&spec.plugin, search)?)
+    };
+    stages.iter().map(load).collect()
 }
 
-fn links(stages: &[StageSpec], plugins: &[Plugin]) -> Result<Vec<Link>> {
+fn links(stages: &[StageSpec], plugins: &[Plugin], calls: &Arc<Calls>) -> Result<Vec<Link>> {
     stages
         .iter()
         .zip(plugins)
-        .map(|(spec, plugin)| Link::load(spec, plugin))
+        .map(|(spec, plugin)| Link::load(spec, plugin, calls))
         .collect()
 }

@@ -10,6 +10,9 @@
 //!                         totals ◀─finish─ Decoder ◀─pass(class)…─ prepare_decode────┘
 //! ```
 //!
+//! No call into a plugin is waited for without end: when nothing comes back for
+//! [`PipelineSpec::stall_limit`] the work fails, and the thread is left behind.
+//!
 //! A chunk stays on one worker from the fetch to the write, hot in its cache; workers run
 //! side by side; a full queue holds the caller back, so memory is bounded by chunks in
 //! flight. Three kinds of threads: the caller (the tracer of a frozen target, on which no
@@ -23,12 +26,14 @@
 //! | `describe`, `params`, `order` | what plugins say of themselves, and what is checked by it |
 //! | `links` | the stages with their handles |
 //! | `foreman`, `crew`, `queue` | threads: who does what, when it ends, who waits |
+//! | `calls` | who is waited for, and when not any longer |
 //! | `bench`, `zero` | one worker's buffers, and the way of a chunk over them |
 //! | `encode`, `open`, `decode` | the two directions, and the committed image between them |
 //! | `orphan` | what is left to another memcr |
 //! | `watch`, `error` | how a caller stops and sees the work; what goes wrong |
 
 mod bench;
+mod calls;
 mod chain;
 mod crew;
 mod decode;
@@ -49,6 +54,7 @@ mod watch;
 mod whole;
 mod zero;
 
+pub use calls::DEFAULT_STALL_LIMIT;
 pub use chain::{DEFAULT_CHUNK_LEN, Pipeline, PipelineSpec, StageSpec};
 pub use decode::{DecodeSetup, DecodeStats, Decoder};
 pub use describe::{

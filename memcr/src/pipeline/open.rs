@@ -13,13 +13,14 @@ use memcr_plugin_api::stage::StageError;
 
 use crate::pages::{ChunkClass, PageRun, PopulatePages};
 use crate::pipeline::chain::{Blueprint, Workers};
+use crate::pipeline::crew::Stop;
 use crate::pipeline::decode::{self, DecodeSetup, DecodeStats, Decoder};
 use crate::pipeline::foreman::Foreman;
 use crate::pipeline::links::{Chain, SinkStore, sink_error};
 use crate::pipeline::{Cancel, LinkDescription, PipelineError, Place, Progress, Result};
 use crate::sink::layout::{Footer, Header};
 use crate::sink::{
-    ImageError, ImageFacts, ImageMeta, ImageReader, ReadImage, TargetIdentity, facts,
+    ImageError, ImageFacts, ImageMeta, ImageReader, ReadImage, TargetIdentity, facts, hex,
 };
 use crate::sys::keyring;
 
@@ -118,8 +119,7 @@ impl OpenImage {
         if let Source::Elsewhere(_, Some(path)) = &self.source {
             return Ok(path.display().to_string());
         }
-        self.foreman.with_chain(|chain| {
-            let sink = chain.sink()?;
+        self.foreman.with_sink(|sink| {
             sink.handle
                 .sink_locator()
                 .map_err(|e| sink_error(&sink.alias, "cannot tell where the image is", e))
@@ -152,9 +152,10 @@ impl OpenImage {
     pub fn prepare_decode(&self, setup: DecodeSetup) -> Result<Decoder> {
         let (source, footer) = (self.source.clone(), self.footer);
         let workers = Workers(setup.workers.or(self.blueprint.workers.0));
+        let stop = Stop::new(setup.cancel.clone(), Arc::clone(self.foreman.calls()));
         let (shift, n_workers) = self.foreman.with_chain(move |chain| {
             let reader = read_again(chain, &source, &footer)?;
-            decode::begin(chain, reader, setup, workers)
+            decode::begin(chain, reader, setup, stop, workers)
         })?;
         Decoder::start(Arc::clone(&self.foreman), shift, n_workers)
     }
@@ -187,8 +188,7 @@ impl OpenImage {
             return std::fs::remove_file(path)
                 .map_err(|e| sink_error("file", "cannot remove the image", source(e)));
         }
-        self.foreman.with_chain(|chain| {
-            let sink = chain.sink()?;
+        self.foreman.with_sink(|sink| {
             sink.handle
                 .sink_remove()
                 .map_err(|e| sink_error(&sink.alias, "cannot remove the image", e))
@@ -226,10 +226,18 @@ fn read(chain: &Chain, source: &Source) -> Result<ImageReader> {
     ImageReader::open(store).map_err(|e| image_error(alias, known, e))
 }
 
-/// As [`read`], and what is read must end as before: another image, or an older state
-/// of this one, in its place is as wrong as a flipped bit.
+/// As [`read`], and what is read must be the image that was written, and end as it did:
+/// another state of it is as wrong as a flipped bit. Another image in its place proves
+/// nothing about this one, which somebody may have moved.
 fn read_again(chain: &Chain, source: &Source, footer: &Footer) -> Result<ImageReader> {
     let reader = read(chain, source)?;
+    let found = reader.header().image_id;
+    if found != footer.image_id {
+        return Err(PipelineError::Image(ImageError::Another {
+            found: hex(&found),
+            wanted: hex(&footer.image_id),
+        }));
+    }
     if reader.footer() != footer {
         let len_bytes = reader.footer().image_len;
         return Err(PipelineError::Corrupt {
@@ -238,7 +246,7 @@ fn read_again(chain: &Chain, source: &Source, footer: &Footer) -> Result<ImageRe
                 offset: 0,
                 len_bytes,
             },
-            what: "it is another one than the one that was written here".into(),
+            what: "it is not as it was written here".into(),
         });
     }
     Ok(reader)

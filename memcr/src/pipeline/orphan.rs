@@ -12,7 +12,7 @@ use crate::pipeline::{
     ParamDescription, ParamType, Pipeline, PipelineError, PipelineSpec, Result, SearchPath,
     StageDescription, StageSpec,
 };
-use crate::sink::ImageReader;
+use crate::sink::{ImageReader, hex};
 
 impl Pipeline {
     /// Removes the image at `locator`, and what stages kept for it, if it is the one with
@@ -59,10 +59,6 @@ fn discard(chain: &Chain, locator: &str, image_id: &str) -> Result<bool> {
     sink.handle.sink_remove().map_err(failed)?;
     forget_keys(&found);
     Ok(true)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A stage as another process, in another directory, loads it: paths are absolute, and

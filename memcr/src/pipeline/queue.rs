@@ -111,6 +111,10 @@ mod tests {
     use crate::pipeline::{Cancel, CancelReason};
     use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
+    fn calls() -> std::sync::Arc<crate::pipeline::calls::Calls> {
+        std::sync::Arc::new(crate::pipeline::calls::Calls::new(None))
+    }
+
     fn job(index: u64) -> Job {
         let class = ChunkClass {
             through_proc_mem: false,
@@ -130,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_caller_waits_while_the_queue_is_full() {
-        let (queue, stop) = (Queue::new(2), Stop::new(Cancel::new()));
+        let (queue, stop) = (Queue::new(2), Stop::new(Cancel::new(), calls()));
         let pushed = AtomicU64::new(0);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -156,7 +160,7 @@ mod tests {
     #[test]
     fn both_sides_leave_when_cancelled() {
         let cancel = Cancel::new();
-        let (queue, stop) = (Queue::new(1), Stop::new(cancel.clone()));
+        let (queue, stop) = (Queue::new(1), Stop::new(cancel.clone(), calls()));
         queue.push(job(0), &stop).unwrap();
         std::thread::scope(|scope| {
             let pusher = scope.spawn(|| queue.push(job(1), &stop));

@@ -20,6 +20,14 @@ pub enum ImageError {
         /// What does not fit.
         why: String,
     },
+    /// A whole image, but not the one that was written. That one may be found again.
+    #[error("the image {found} lies where {wanted} was written")]
+    Another {
+        /// Its id.
+        found: String,
+        /// The id of the one that was written.
+        wanted: String,
+    },
     /// Made by a memcr that this one does not understand.
     #[error("cannot read this image: {0}")]
     Unsupported(String),

@@ -147,7 +147,8 @@ fn summary(reader: &ImageReader) -> Result<ImageSummary> {
     })
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Digits of an id, as it is shown and named everywhere.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

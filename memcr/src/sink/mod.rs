@@ -30,8 +30,8 @@ mod tile;
 mod write;
 
 pub use error::ImageError;
-pub(crate) use inspect::facts;
 pub use inspect::{ImageFacts, ImageSummary, StageSummary, inspect, inspect_source};
+pub(crate) use inspect::{facts, hex};
 pub use meta::{ImageMeta, Protection, TargetIdentity, VmaRecord, VmaTable};
 pub use read::ImageReader;
 pub(crate) use read::IndexCursor;

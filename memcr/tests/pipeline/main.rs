@@ -6,10 +6,12 @@
 mod damage;
 mod faults;
 mod keys;
+mod lies;
 mod loading;
 mod orphan;
 #[path = "../../../tests/fuzz/src/reseal.rs"]
 #[allow(unreachable_pub)]
 mod reseal;
 mod roundtrip;
+mod stalls;
 mod support;

@@ -168,6 +168,7 @@ pub(crate) fn spec(text: &str, workers: usize) -> PipelineSpec {
         stages: text.split(',').map(stage).collect(),
         workers: NonZeroUsize::new(workers),
         chunk_len_bytes: 64 << 10,
+        ..PipelineSpec::default()
     }
 }
 
@@ -324,6 +325,7 @@ fn build_plugins() -> PathBuf {
         "encrypt",
         "passthrough",
         "file",
+        "faulty",
     ] {
         cargo.arg("-p").arg(format!("memcr-stage-{name}"));
     }

@@ -4,7 +4,10 @@
  *   cc -shared -fPIC -DNAME='"disk"' -DCAPABILITIES=... -DTHREADS=...
  *
  * Parameters: path of the file; fail_write, the number of the write (from 1) that fails;
- * fail_step (none, open, commit, remove, read); caller, a thread that must never call.
+ * fail_step (none, open, commit, remove, read); caller, a thread that must never call;
+ * hang (none, open, write, commit, remove, read, len, chunk), the step that does not come
+ * back until somebody opens the FIFO PATH.fifo for writing. The step chunk is the write or
+ * read of more than 8 KiB, which is one of a chunk if chunks are longer.
  * Without WRITE_ANYWHERE it refuses writes that do not continue where the last one ended,
  * and two calls at once.
  *
@@ -31,6 +34,7 @@ struct disk {
     uint64_t next;
     char path[1024];
     char fail_step[32];
+    char hang[32];
     pthread_mutex_t lock;
 };
 
@@ -50,6 +54,21 @@ static struct disk *enter(memcr_handle handle)
     return disk;
 }
 
+/* Once the FIFO was opened nothing hangs any more. */
+static void hang_at(struct disk *disk, const char *step)
+{
+    char fifo[1100];
+    int fd;
+
+    if (strcmp(disk->hang, step))
+        return;
+    snprintf(fifo, sizeof fifo, "%s.fifo", disk->path);
+    fd = open(fifo, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0)
+        close(fd);
+    strcpy(disk->hang, "none");
+}
+
 static int32_t create(const memcr_host *host, const memcr_key_value *params, size_t n_params,
                       memcr_handle *out_handle, memcr_error *err)
 {
@@ -67,6 +86,8 @@ static int32_t create(const memcr_host *host, const memcr_key_value *params, siz
             disk->caller = atol(params[i].value);
         if (!strcmp(params[i].key, "fail_write"))
             disk->fail_write = atol(params[i].value);
+        if (!strcmp(params[i].key, "hang"))
+            snprintf(disk->hang, sizeof disk->hang, "%s", params[i].value);
         if (!strcmp(params[i].key, "fail_step"))
             snprintf(disk->fail_step, sizeof disk->fail_step, "%s", params[i].value);
     }
@@ -79,6 +100,7 @@ static int32_t sink_remove(memcr_handle handle, memcr_error *err)
 {
     struct disk *disk = enter(handle);
 
+    hang_at(disk, "remove");
     if (!strcmp(disk->fail_step, "remove"))
         return fail(err, MEMCR_CODE_IO, "the image does not go away");
     if (disk->fd >= 0)
@@ -103,6 +125,7 @@ static int32_t sink_open(memcr_handle handle, const memcr_sink_open *open_, memc
     struct disk *disk = enter(handle);
     int flags = open_->mode == MEMCR_SINK_WRITE ? O_RDWR | O_CREAT | O_TRUNC : O_RDWR;
 
+    hang_at(disk, "open");
     if (!strcmp(disk->fail_step, "open"))
         return fail(err, MEMCR_CODE_NO_SPACE, "the disk is full");
     if (open_->mode == MEMCR_SINK_READ)
@@ -119,6 +142,7 @@ static int32_t sink_write_at(memcr_handle handle, uint64_t offset, const uint8_t
     int32_t code = MEMCR_CODE_OK;
     int anywhere = (CAPABILITIES) & MEMCR_CAPABILITY_WRITE_ANYWHERE;
 
+    hang_at(disk, len > 8192 ? "chunk" : "write");
     if (pthread_mutex_trylock(&disk->lock)) {
         if (!anywhere)
             return fail(err, MEMCR_CODE_INTERNAL, "two calls at once");
@@ -139,8 +163,10 @@ static int32_t sink_read_at(memcr_handle handle, uint64_t offset, uint8_t *out, 
                             size_t *out_len, memcr_error *err)
 {
     struct disk *disk = enter(handle);
-    ssize_t n = pread(disk->fd, out, cap, (off_t)offset);
+    ssize_t n;
 
+    hang_at(disk, cap > 8192 ? "chunk" : "read");
+    n = pread(disk->fd, out, cap, (off_t)offset);
     if (n < 0 || !strcmp(disk->fail_step, "read"))
         return fail(err, MEMCR_CODE_IO, "the test device does not read");
     *out_len = (size_t)n;
@@ -152,6 +178,7 @@ static int32_t sink_len(memcr_handle handle, uint64_t *out_len, memcr_error *err
     struct disk *disk = enter(handle);
     struct stat st;
 
+    hang_at(disk, "len");
     if (fstat(disk->fd, &st))
         return fail(err, MEMCR_CODE_IO, strerror(errno));
     *out_len = (uint64_t)st.st_size;
@@ -164,6 +191,7 @@ static int32_t sink_commit(memcr_handle handle, uint64_t len, uint64_t raw_len, 
 
     (void)len;
     (void)raw_len;
+    hang_at(disk, "commit");
     if (!strcmp(disk->fail_step, "commit"))
         return fail(err, MEMCR_CODE_IO, "the image cannot be made to last");
     disk->committed = 1;
@@ -189,6 +217,11 @@ static const memcr_param params[] = {
      .default_value = "none",
      .choices = "none|open|commit|remove|read",
      .help = "step that fails"},
+    {.name = "hang",
+     .kind = MEMCR_PARAM_CHOICE,
+     .default_value = "none",
+     .choices = "none|open|write|commit|remove|read|len|chunk",
+     .help = "step that hangs"},
 };
 
 static const memcr_stage_table table = {
@@ -201,7 +234,7 @@ static const memcr_stage_table table = {
     .version = "1.0.0",
     .summary = "a sink for tests",
     .params = params,
-    .n_params = 4,
+    .n_params = 5,
     .param_size = sizeof(memcr_param),
     .create = create,
     .destroy = destroy,

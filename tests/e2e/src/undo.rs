@@ -9,7 +9,7 @@ use memcr_harness::{
 };
 use rustix::process::Signal;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -46,17 +46,16 @@ pub(crate) fn tests() -> Vec<Trial> {
     }
     trials.push(test("undo::plugin_hangs", plugin_hangs));
     trials.push(test("undo::plugin_crashes", plugin_crashes));
-    for fault in ["decode", "decode_panic"] {
+    for fault in ["decode", "decode_panic", "decode_wrong", "decode_short"] {
         trials.push(test(format!("undo::tries_again_{fault}"), move || {
             tries_again(fault)
         }));
     }
-    for fault in ["decode_wrong", "decode_short", "decode_abort"] {
-        trials.push(test(
-            format!("undo::never_wrong_memory_{fault}"),
-            move || never_wrong_memory(fault),
-        ));
-    }
+    trials.push(test("undo::never_wrong_memory_decode_abort", || {
+        never_wrong_memory("decode_abort")
+    }));
+    trials.push(test("undo::hung_encode_is_undone", hung_encode_is_undone));
+    trials.push(test("undo::hung_decode_is_held", hung_decode_is_held));
     trials
 }
 
@@ -320,6 +319,56 @@ fn plugin_hangs() -> Result {
         faulty(&rig, &stages, victim.pid(), "encode_hang", 0)?.args(["-n", "--timeout", "1"]);
     memcr.run()?.expect(8)?;
     unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// A configuration with a short stall limit.
+fn impatient(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join("pipeline.toml");
+    std::fs::write(&path, "stall_limit = 1\n")?;
+    Ok(path)
+}
+
+/// Without a time limit of the user's: the stall limit ends the wait.
+fn hung_encode_is_undone() -> Result {
+    let (stages, rig) = (faulty_stage()?, Rig::with("faulty,file")?);
+    let mut victim = Victim::start("memory", &["size=8M"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let config = impatient(stages.dir.path())?;
+    let finished = faulty(&rig, &stages, victim.pid(), "encode_hang", 0)?
+        .arg("-n")
+        .arg("--config")
+        .arg(config)
+        .run()?;
+    finished.expect(7)?;
+    finished.says("stage `faulty`: encode of chunk")?;
+    finished.says("has not come back for")?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// The target is held, and the way back tried again; the stage never returns.
+fn hung_decode_is_held() -> Result {
+    let (stages, rig) = (faulty_stage()?, Rig::with("faulty,file")?);
+    let mut victim = Victim::start("memory", &["size=8M"])?;
+    let pid = victim.pid();
+    let config = impatient(stages.dir.path())?;
+    let memcr = faulty(&rig, &stages, pid, "decode_hang", 3)?.arg("-n");
+    let mut memcr = memcr.arg("--config").arg(config).start()?;
+    memcr.await_message("next try in")?;
+    ensure(proc::state(pid, pid) == Some('t'), || {
+        format!(
+            "the target is in state {:?}, want held",
+            proc::state(pid, pid)
+        )
+    })?;
+    memcr.signal(Signal::TERM)?;
+    let finished = memcr.finish()?;
+    finished.expect(12)?;
+    finished.says("stage `faulty`: decode of chunk")?;
+    finished.says(&format!("process {pid} was killed"))?;
+    ensure(!victim.exit_status()?.success(), || {
+        "it was not killed".into()
+    })?;
+    rig.expect_clean()
 }
 
 /// A stage that takes memcr down before anything is dropped.

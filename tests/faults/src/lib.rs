@@ -9,11 +9,16 @@
 //! | `encode_panic`  | it panics                                                         |
 //! | `encode_abort`  | it takes the process down                                         |
 //! | `encode_hang`   | it does not come back                                             |
+//! | `encode_wrong`  | it encodes other bytes and says nothing                           |
+//! | `encode_short`  | it leaves the last byte out                                       |
+//! | `encode_long`   | it adds a byte                                                    |
 //! | `finish`        | `finish_encode` fails                                             |
 //! | `decode`        | `decode` of chunk `at` fails with an I/O error                    |
 //! | `decode_panic`  | it panics                                                         |
 //! | `decode_wrong`  | it answers other bytes and says nothing                           |
 //! | `decode_short`  | it answers fewer bytes                                            |
+//! | `decode_long`   | it says that it wrote more than there is room for                 |
+//! | `decode_hang`   | it does not come back                                             |
 //! | `decode_abort`  | it takes the process down                                         |
 
 use memcr_plugin_api::abi::{capability, code};
@@ -36,10 +41,28 @@ impl Faulty {
         self.fault == fault && chunk.index >= self.at
     }
 
+    /// Does not come back.
+    fn hang_if(&self, fault: &str, chunk: &Chunk<'_>) {
+        while self.strikes(fault, chunk) {
+            std::thread::park();
+        }
+    }
+
     fn failure(&self) -> StageError {
         StageError::new(code::IO, format!("fault `{}` was asked for", self.fault))
             .hint("ask for another fault")
     }
+}
+
+/// All that a healthy stage of this kind does.
+fn copy(input: &[u8], out: &mut [u8]) -> Result<usize> {
+    let (len, cap) = (input.len(), out.len());
+    let Some(out) = out.get_mut(..len) else {
+        let message = format!("a frame of {len} bytes decodes to {cap} at the most");
+        return Err(StageError::new(code::CORRUPT, message));
+    };
+    out.copy_from_slice(input);
+    Ok(len)
 }
 
 impl Transform for Faulty {
@@ -97,7 +120,7 @@ impl Transform for Faulty {
     }
 
     fn bound(&self, in_len: usize) -> usize {
-        in_len
+        in_len + usize::from(self.fault == "encode_long")
     }
 
     fn encode(
@@ -116,11 +139,21 @@ impl Transform for Faulty {
         if self.strikes("encode_abort", chunk) {
             std::process::abort();
         }
-        while self.strikes("encode_hang", chunk) {
-            std::thread::park();
+        self.hang_if("encode_hang", chunk);
+        let mut len = copy(input, out)?;
+        if self.strikes("encode_wrong", chunk)
+            && let Some(byte) = out[..len].first_mut()
+        {
+            *byte ^= 1;
         }
-        out[..input.len()].copy_from_slice(input);
-        Ok(Encoded::Len(input.len()))
+        if self.strikes("encode_short", chunk) {
+            len = len.saturating_sub(1);
+        }
+        if self.strikes("encode_long", chunk) {
+            out[len] = 0x5a;
+            len += 1;
+        }
+        Ok(Encoded::Len(len))
     }
 
     fn decode(&self, _: &mut (), chunk: &Chunk<'_>, input: &[u8], out: &mut [u8]) -> Result<usize> {
@@ -133,16 +166,20 @@ impl Transform for Faulty {
         if self.strikes("decode_abort", chunk) {
             std::process::abort();
         }
-        out[..input.len()].copy_from_slice(input);
+        self.hang_if("decode_hang", chunk);
+        let len = copy(input, out)?;
         if self.strikes("decode_short", chunk) {
-            return Ok(input.len().saturating_sub(1));
+            return Ok(len.saturating_sub(1));
+        }
+        if self.strikes("decode_long", chunk) {
+            return Ok(out.len() + 1);
         }
         if self.strikes("decode_wrong", chunk)
-            && let Some(byte) = out[..input.len()].last_mut()
+            && let Some(byte) = out[..len].last_mut()
         {
             *byte ^= 1;
         }
-        Ok(input.len())
+        Ok(len)
     }
 
     fn finish_encode(&self, _: u64) -> Result<Vec<u8>> {

@@ -50,6 +50,8 @@ pub struct File {
     pub state_dir: Option<PathBuf>,
     /// Threads that encode and decode; 0: one per CPU.
     pub workers: Option<Given<u16>>,
+    /// Seconds after which a stage that does not come back is given up; 0: never.
+    pub stall_limit: Option<Given<u64>>,
     /// Chunk length as text, a number of bytes with or without suffix.
     pub chunk: Option<Given<String>>,
     /// Pipelines with a name.
@@ -85,7 +87,11 @@ pub fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
             .transpose()?,
         workers: raw
             .workers
-            .map(|value| workers(&places, value))
+            .map(|value| number(&places, "workers", value, MAX_WORKERS))
+            .transpose()?,
+        stall_limit: raw
+            .stall_limit
+            .map(|value| number(&places, "stall_limit", value, MAX_STALL_LIMIT))
             .transpose()?,
         chunk: raw
             .chunk
@@ -109,6 +115,7 @@ struct Raw {
     stage_path: Option<Vec<Spanned<PathBuf>>>,
     state_dir: Option<Spanned<PathBuf>>,
     workers: Option<Spanned<Value>>,
+    stall_limit: Option<Spanned<Value>>,
     chunk: Option<Spanned<Value>>,
     #[serde(default)]
     pipelines: BTreeMap<String, Spanned<String>>,
@@ -155,19 +162,24 @@ fn absolute(places: &Text<'_>, key: &str, dir: Spanned<PathBuf>) -> Result<PathB
 /// Most workers that can be asked for; more only cost memory on any machine there is.
 const MAX_WORKERS: u16 = 1024;
 
-fn workers(places: &Text<'_>, value: Spanned<Value>) -> Result<Given<u16>, ConfigError> {
+/// A day, seconds: who wants to wait longer wants to wait for ever.
+const MAX_STALL_LIMIT: u64 = 24 * 60 * 60;
+
+fn number<T: TryFrom<i64> + PartialOrd + std::fmt::Display>(
+    places: &Text<'_>,
+    key: &str,
+    value: Spanned<Value>,
+    max: T,
+) -> Result<Given<T>, ConfigError> {
     let origin = places.place(value.span());
     let number = value
         .get_ref()
         .as_integer()
-        .and_then(|number| u16::try_from(number).ok());
-    match number.filter(|number| *number <= MAX_WORKERS) {
+        .and_then(|number| T::try_from(number).ok());
+    match number.filter(|number| *number <= max) {
         Some(value) => Ok(Given { value, origin }),
         None => {
-            let message = format!(
-                "workers: `{}` is no number from 0 to {MAX_WORKERS}",
-                value.get_ref()
-            );
+            let message = format!("{key}: `{}` is no number from 0 to {max}", value.get_ref());
             Err(entry(origin, message))
         }
     }
@@ -265,6 +277,10 @@ mod tests {
             (
                 "workers = -1",
                 "p.toml:1:11: workers: `-1` is no number from 0 to 1024",
+            ),
+            (
+                "stall_limit = 'ever'",
+                "p.toml:1:15: stall_limit: `\"ever\"` is no number from 0 to 86400",
             ),
             ("pipeline = [", "p.toml:1:13: "),
             ("chunk = [1]", "p.toml:1:9: `chunk` is a list; a text"),

@@ -144,6 +144,7 @@ impl File {
             stage_path: self.stage_path.or(base.stage_path),
             state_dir: self.state_dir.or(base.state_dir),
             workers: self.workers.or(base.workers),
+            stall_limit: self.stall_limit.or(base.stall_limit),
             chunk: self.chunk.or(base.chunk),
             pipelines: base.pipelines,
             stages: base.stages,

@@ -11,9 +11,12 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::cli::args::Job;
-use crate::pipeline::{DEFAULT_CHUNK_LEN, PipelineSpec, StageSpec, parse_size};
+use crate::pipeline::{
+    DEFAULT_CHUNK_LEN, DEFAULT_STALL_LIMIT, PipelineSpec, StageSpec, parse_size,
+};
 
 use super::file::{Given, Stage};
 use super::{Config, ConfigError, Origin, Param};
@@ -56,6 +59,7 @@ pub fn pipeline(config: &Config, job: &Job, sets: &[String]) -> Result<Choice, C
             stages: stages.iter().map(Named::spec).collect(),
             workers: workers(config, job),
             chunk_len_bytes: chunk_len_bytes(config)?,
+            stall_limit: stall_limit(config),
         },
         params: stages.into_iter().flat_map(Named::into_params).collect(),
     })
@@ -260,6 +264,14 @@ impl Set {
             }),
             _ => Err(error("STAGE.KEY=VALUE is needed, as in lz4.acceleration=4")),
         }
+    }
+}
+
+/// What is not said is as everywhere else; 0 is for ever.
+fn stall_limit(config: &Config) -> Option<Duration> {
+    match &config.settings.stall_limit {
+        None => Some(DEFAULT_STALL_LIMIT),
+        Some(given) => (given.value > 0).then(|| Duration::from_secs(given.value)),
     }
 }
 

@@ -16,6 +16,7 @@ use memcr_plugin_api::stage::{Chunk, Encoded, Image, StageError};
 use super::Plugin;
 use super::call::{HOST, c_text, call, defect, needed, within};
 use crate::fault;
+use crate::pipeline::calls::{Watch, What};
 use crate::pipeline::{StageDescription, ThreadModel};
 
 type Result<T> = std::result::Result<T, StageError>;
@@ -28,6 +29,7 @@ pub(crate) struct Handle {
     lock: Mutex<()>,
     /// The plugin panicked: its state is unknown, nothing but `destroy` may be called.
     dead: AtomicBool,
+    watch: Watch,
 }
 
 // SAFETY: the header allows calls on a handle from any thread; how many at once is what
@@ -47,8 +49,12 @@ pub(crate) struct Worker {
 unsafe impl Send for Worker {}
 
 impl Handle {
-    /// Makes an instance from checked parameters.
-    pub(crate) fn create(plugin: &Plugin, params: &[(String, String)]) -> Result<Self> {
+    /// Makes an instance from checked parameters. Its calls are known to `watch`.
+    pub(crate) fn create(
+        plugin: &Plugin,
+        params: &[(String, String)],
+        watch: Watch,
+    ) -> Result<Self> {
         let texts = params
             .iter()
             .map(|(key, value)| Ok((c_text(key)?, c_text(value)?)))
@@ -64,17 +70,19 @@ impl Handle {
         let plugin = plugin.clone();
         let serial = serial_lock(&plugin);
         let create = needed(plugin.0.table.create)?;
+        let under_way = watch.enter("create");
         // SAFETY: HOST is static, `pairs` and their texts live beyond the call, `raw` and
         // the error are ours to write.
         call("create", |err| unsafe {
             create(&HOST, pairs.as_ptr(), pairs.len(), &mut raw, err)
         })?;
-        drop(serial);
+        drop((under_way, serial));
         Ok(Self {
             plugin,
             raw,
             lock: Mutex::new(()),
             dead: AtomicBool::new(false),
+            watch,
         })
     }
 
@@ -150,7 +158,7 @@ impl Handle {
         // SAFETY: handle and worker are live and belong together (`Worker` keeps its
         // handle); the slices are lent for the call and do not overlap, `out` being
         // borrowed exclusively.
-        let passed = self.enter_coded("encode", |err| unsafe {
+        let passed = self.enter_coded(What::chunk("encode", chunk.index), |err| unsafe {
             f(
                 self.raw,
                 worker,
@@ -184,7 +192,7 @@ impl Handle {
         let (info, mut len) = (chunk_info(chunk), 0usize);
         let (worker, cap) = (worker.raw, out.len());
         // SAFETY: as in `encode`.
-        self.enter("decode", |err| unsafe {
+        self.enter(What::chunk("decode", chunk.index), |err| unsafe {
             f(
                 self.raw,
                 worker,
@@ -240,7 +248,7 @@ impl Handle {
         lent.copy_from_slice(tag);
         let (worker, out, cap) = (worker.raw, lent.as_mut_ptr(), tag.len());
         // SAFETY: as in `encode`; `out` leads to the tag.
-        self.enter("decode", |err| unsafe {
+        self.enter(What::chunk("decode", chunk.index), |err| unsafe {
             f(
                 self.raw,
                 worker,
@@ -327,7 +335,7 @@ impl Handle {
         fault::point("sink.commit").map_err(|e| StageError::io("cannot commit", &e))?;
         let f = needed(self.plugin.0.table.sink_commit)?;
         // SAFETY: handle is live.
-        self.enter("sink_commit", |err| unsafe {
+        self.enter(What::write_out("sink_commit", len), |err| unsafe {
             f(self.raw, len, raw_len, err)
         })
     }
@@ -361,11 +369,13 @@ impl Handle {
         Ok(out)
     }
 
-    fn enter(&self, name: &'static str, f: impl FnOnce(*mut abi::Error) -> i32) -> Result<()> {
-        match self.enter_coded(name, f)? {
+    fn enter(&self, what: impl Into<What>, f: impl FnOnce(*mut abi::Error) -> i32) -> Result<()> {
+        let what = what.into();
+        match self.enter_coded(what, f)? {
             code::OK => Ok(()),
             other => Err(defect(format!(
-                "{name} answers {other}, which is not a code for it"
+                "{} answers {other}, which is not a code for it",
+                what.name
             ))),
         }
     }
@@ -373,17 +383,23 @@ impl Handle {
     /// One call under the locks that the thread model asks for. Answers OK or PASS.
     fn enter_coded(
         &self,
-        name: &'static str,
+        what: impl Into<What>,
         f: impl FnOnce(*mut abi::Error) -> i32,
     ) -> Result<i32> {
+        let what = what.into();
         let _serial = serial_lock(&self.plugin);
         let _alone =
             (self.description().threads == ThreadModel::PerHandle).then(|| lock(&self.lock));
+        // Who waits for a lock is not under way: who holds it is to be named.
+        let _under_way = self.watch.enter(what);
         if self.dead.load(Relaxed) {
-            let message = format!("{name} is not called any more: the plugin panicked before");
+            let message = format!(
+                "{} is not called any more: the plugin panicked before",
+                what.name
+            );
             return Err(StageError::new(code::PANIC, message));
         }
-        let answer = call(name, f);
+        let answer = call(what.name, f);
         if matches!(&answer, Err(e) if e.code == code::PANIC) {
             self.dead.store(true, Relaxed);
         }
@@ -394,6 +410,7 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         let _serial = serial_lock(&self.plugin);
+        let _under_way = self.watch.enter("destroy");
         if let Some(destroy) = self.plugin.0.table.destroy {
             // SAFETY: handle is live until here, and its workers are gone: each keeps the
             // handle alive by an Arc.
@@ -425,6 +442,7 @@ impl Drop for Worker {
         let _serial = serial_lock(&handle.plugin);
         let _alone =
             (handle.description().threads == ThreadModel::PerHandle).then(|| lock(&handle.lock));
+        let _under_way = handle.watch.enter("worker_destroy");
         if let Some(f) = handle.plugin.0.table.worker_destroy {
             // SAFETY: made by worker_create of this handle, ended only here.
             unsafe { f(handle.raw, self.raw) }

@@ -3,12 +3,12 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 
-use crate::pipeline::{PipelineSpec, StageSpec};
+use crate::pipeline::{DEFAULT_STALL_LIMIT, PipelineSpec, StageSpec};
 use crate::sys::procfs::{self, Stat, Status};
 
 /// The version that is written. It grows when a record means something else than
@@ -105,6 +105,9 @@ pub struct PipelineRecord {
     pub workers: Option<NonZeroUsize>,
     /// Longest chunk.
     pub chunk_len_bytes: u64,
+    /// Seconds without an answer after which a stage is given up; 0: never.
+    #[serde(default = "default_stall_limit")]
+    pub stall_limit_secs: u64,
 }
 
 /// A stage as the user asked for it; see [`StageSpec`].
@@ -299,6 +302,7 @@ impl From<&PipelineSpec> for PipelineRecord {
             stages: spec.stages.iter().map(stage).collect(),
             workers: spec.workers,
             chunk_len_bytes: spec.chunk_len_bytes,
+            stall_limit_secs: spec.stall_limit.map_or(0, |limit| limit.as_secs().max(1)),
         }
     }
 }
@@ -314,8 +318,14 @@ impl From<&PipelineRecord> for PipelineSpec {
             stages: record.stages.iter().map(stage).collect(),
             workers: record.workers,
             chunk_len_bytes: record.chunk_len_bytes,
+            stall_limit: (record.stall_limit_secs > 0)
+                .then(|| Duration::from_secs(record.stall_limit_secs)),
         }
     }
+}
+
+fn default_stall_limit() -> u64 {
+    DEFAULT_STALL_LIMIT.as_secs()
 }
 
 /// Seconds since 1970.

@@ -108,6 +108,7 @@ fn spec() -> PipelineSpec {
         ],
         workers: std::num::NonZeroUsize::new(2),
         chunk_len_bytes: 65536,
+        stall_limit: None,
     }
 }
 
