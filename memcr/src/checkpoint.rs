@@ -244,7 +244,7 @@ fn store(
     let proc_mem = memory.open()?;
     let vmas = vma::parse(&std::fs::read(format!("/proc/{pid}/maps"))?)?;
     let site = Site::find(pid, &vmas, proc_mem)?;
-    if vmas.iter().any(|vma| details.of(vma).is_none()) {
+    if !frozen.has_slept() || vmas.iter().any(|vma| details.of(vma).is_none()) {
         details = read_details(pid)?;
     }
     encoder.begin(describe(frozen, &vmas)?)?;
@@ -258,6 +258,7 @@ fn store(
         planner.add(vma, &details.of(vma).unwrap_or_default())?;
     }
     let summary = planner.finish()?;
+    frozen.check_idle()?;
     clock.done("scan and store");
 
     let image = encoder.finish()?;

@@ -11,8 +11,11 @@
 //! session come from the one OS thread that froze (the kernel demands it), so
 //! [`Frozen`] is not `Send`.
 
+mod busy;
 mod doom;
+mod rest;
 mod restart;
+mod ring;
 mod stop;
 mod target;
 mod threads;
@@ -78,6 +81,8 @@ pub struct Frozen {
     /// Attached to, and told to stop, but not seen standing still yet.
     stopping: Vec<i32>,
     sleepers: Sleepers,
+    /// No thread has run since the target was examined.
+    has_slept: bool,
     options: i32,
     memory_is_missing: bool,
     /// How the target ended, as far as we have seen it.
@@ -105,6 +110,7 @@ pub fn freeze(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
         tids: Vec::new(),
         stopping: Vec::new(),
         sleepers,
+        has_slept: false,
         options,
         memory_is_missing: false,
         exit_signal: None,
@@ -113,7 +119,7 @@ pub fn freeze(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
     };
     // On any failure `frozen` is dropped, which lets go of whatever was stopped.
     frozen.stop_all(cancel, &witness)?;
-    frozen.target.check_frozen()?;
+    frozen.look_again()?;
     frozen.sleepers.threads_stopped(frozen.target.pid);
     Ok(frozen)
 }
@@ -135,6 +141,13 @@ impl Frozen {
     #[must_use]
     pub fn tids(&self) -> &[i32] {
         &self.tids
+    }
+
+    /// Whether the target has done nothing since it was examined: then what was read of
+    /// it afterwards, while it could run, still holds.
+    #[must_use]
+    pub fn has_slept(&self) -> bool {
+        self.has_slept
     }
 
     /// From the first drop to the last populate: should we die, the kernel kills the
@@ -209,6 +222,35 @@ impl Frozen {
         self.exit_signal
     }
 
+    /// Looks for input or output that has completed since the freeze, without a thread.
+    ///
+    /// # Errors
+    /// [`Refusal::IoUnderWay`].
+    pub fn check_idle(&self) -> Result<(), FreezeError> {
+        Ok(self.target.check_idle()?)
+    }
+
+    /// What the target may have changed since it was examined.
+    fn look_again(&mut self) -> Result<(), FreezeError> {
+        self.has_slept = self.target.has_slept(&self.tids);
+        tracing::debug!(
+            "the target has slept since it was examined: {}",
+            self.has_slept
+        );
+        self.target.check_frozen(self.has_slept)?;
+        if self.has_slept || self.target.has_seccomp || !target::has_seccomp(self.target.pid) {
+            return Ok(());
+        }
+        self.target.has_seccomp = true;
+        self.options |= ptrace::SUSPEND_SECCOMP;
+        for &tid in &self.tids {
+            if ptrace::set_options(tid, self.options).is_err() {
+                return Err(Refusal::Seccomp(self.target.pid).into());
+            }
+        }
+        Ok(())
+    }
+
     fn kill_now(&mut self) {
         // SIGKILL to a process that we have a descriptor of cannot fail but by its death.
         let _ = rustix::process::pidfd_send_signal(&self.target, rustix::process::Signal::KILL);
@@ -243,19 +285,23 @@ impl Frozen {
     /// traces ends; the kernel then lets it go.
     fn collect_late_ones(&mut self) {
         let end = Instant::now() + STOP_DEADLINE;
-        for tid in std::mem::take(&mut self.stopping) {
-            let deadline = end.min(Instant::now() + LATE_DEADLINE);
+        let mut clones = Vec::new();
+        while let Some(tid) = self.stopping.pop() {
             let stopped = threads::wait_stopped(
                 self.target.pid,
                 tid,
-                deadline,
+                end.min(Instant::now() + LATE_DEADLINE),
                 &Cancel::new(),
-                &mut Vec::new(),
+                &mut clones,
                 &mut Pause::default(),
             );
             if matches!(stopped, Ok(Outcome::Stopped)) {
                 self.tids.push(tid);
             }
+            // A thread that was born meanwhile stops too, and is let go like the others.
+            let (threads, others) = clones.drain(..).partition(|&it| self.is_thread(it));
+            self.stopping.extend::<Vec<i32>>(threads);
+            let _ = self.check_clones(others);
         }
     }
 

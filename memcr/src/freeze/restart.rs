@@ -23,8 +23,10 @@
 //! thread goes on is known to the kernel alone, so the decision is left to it
 //! ([`Regs::restarting`]): one taken here would lose a wake-up that came a moment later.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use super::rest::Place;
 use crate::sys::arch::{InterruptedCall, Regs, nr};
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::procfs::{self, Status};
@@ -65,13 +67,11 @@ fn timeout_of(call: u64) -> Option<Timeout> {
 
 /// The threads that slept in such a call with a timeout when the freeze began.
 #[derive(Debug, Default)]
-pub(super) struct Sleepers(Vec<Sleeper>);
+pub(super) struct Sleepers(HashMap<i32, Sleeper>);
 
 #[derive(Debug)]
 struct Sleeper {
-    tid: i32,
-    nr: u64,
-    args: [u64; 6],
+    call: Place,
     /// How long it had slept when it was noted, and when that was.
     slept: Duration,
     noted: Instant,
@@ -86,15 +86,15 @@ impl Sleepers {
         let tids = procfs::tids(pid).unwrap_or_default();
         Self(
             tids.into_iter()
-                .filter_map(|tid| Sleeper::note(pid, tid))
+                .filter_map(|tid| Some((tid, Sleeper::note(pid, tid)?)))
                 .collect(),
         )
     }
 
     /// All threads have stopped: who slept on until then?
     pub(super) fn threads_stopped(&mut self, pid: i32) {
-        for sleeper in &mut self.0 {
-            let switches = Status::of_thread(pid, sleeper.tid)
+        for (&tid, sleeper) in &mut self.0 {
+            let switches = Status::of_thread(pid, tid)
                 .ok()
                 .and_then(|s| s.number("voluntary_ctxt_switches"));
             // Stopping is the one switch more.
@@ -131,10 +131,8 @@ impl Sleepers {
         timeout: Timeout,
     ) -> [u64; 6] {
         let mut args = call.args;
-        let slept = self
-            .0
-            .iter()
-            .find(|s| s.tid == tid && s.nr == call.nr && s.args == call.args);
+        let is_same = |s: &&Sleeper| s.call.nr == call.nr && s.call.args == call.args;
+        let slept = self.0.get(&tid).filter(is_same);
         let Some(slept) = slept.and_then(|sleeper| sleeper.slept_at_stop) else {
             return args;
         };
@@ -161,17 +159,15 @@ impl Sleepers {
 impl Sleeper {
     fn note(pid: i32, tid: i32) -> Option<Self> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
-        let (nr, args) = parse_syscall(&text)?;
-        let has_timeout = match timeout_of(nr)? {
+        let call = parse_syscall(&text)?;
+        let has_timeout = match timeout_of(call.nr)? {
             Timeout::None => false,
-            Timeout::Millis(index) => args[index] as i32 > 0,
-            Timeout::Timespec(index) => args[index] != 0,
+            Timeout::Millis(index) => call.args[index] as i32 > 0,
+            Timeout::Timespec(index) => call.args[index] != 0,
         };
         let asleep = sched::asleep(pid, tid).filter(|_| has_timeout)?;
         Some(Self {
-            tid,
-            nr,
-            args,
+            call,
             slept: asleep.since,
             noted: Instant::now(),
             n_voluntary_switches: asleep.n_voluntary_switches,
@@ -182,14 +178,16 @@ impl Sleeper {
 
 /// `/proc/PID/task/TID/syscall` (proc_pid_syscall(5)) of a thread asleep in a call:
 /// number, six arguments, stack pointer, program counter.
-fn parse_syscall(text: &str) -> Option<(u64, [u64; 6])> {
+pub(super) fn parse_syscall(text: &str) -> Option<Place> {
     let mut words = text.split_whitespace();
     let nr = words.next()?.parse().ok()?;
+    let mut next = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
     let mut args = [0; 6];
     for arg in &mut args {
-        *arg = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+        *arg = next()?;
     }
-    Some((nr, args))
+    let (sp, pc) = (next()?, next()?);
+    Some(Place { nr, args, sp, pc })
 }
 
 /// Puts a timespec with the time that is left just below the red zone of the thread's
@@ -225,9 +223,9 @@ mod tests {
 
     #[test]
     fn the_line_of_a_sleeping_thread_is_read() {
-        let (nr, args) =
-            parse_syscall("232 0x4 0x7ffd 0x20 0x3e8 0x0 0x0 0x7ffd5f10 0x7f01\n").unwrap();
-        assert_eq!((nr, args), (232, [4, 0x7ffd, 0x20, 0x3e8, 0, 0]));
+        let call = parse_syscall("232 0x4 0x7ffd 0x20 0x3e8 0x0 0x0 0x7ffd5f10 0x7f01\n").unwrap();
+        assert_eq!((call.nr, call.args), (232, [4, 0x7ffd, 0x20, 0x3e8, 0, 0]));
+        assert_eq!((call.sp, call.pc), (0x7ffd_5f10, 0x7f01));
         assert_eq!(parse_syscall("running\n"), None);
         assert_eq!(parse_syscall("-1 0x7ffd5f10 0x7f01\n"), None);
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::threads::{self, Outcome};
 use super::witness::Witness;
-use super::{FreezeError, Frozen, Refusal, STOP_DEADLINE, target};
+use super::{FreezeError, Frozen, Refusal, STOP_DEADLINE, busy, target};
 use crate::pipeline::Cancel;
 use crate::sys::procfs::{self, Status};
 use crate::sys::wait::{self, Pause};
@@ -145,6 +145,9 @@ impl Frozen {
             return Ok(Attached::Stopping);
         }
         target::check_tracer(self.target.pid, &status)?;
+        if let Some(what) = busy::worker(self.target.pid, tid) {
+            return Err(busy::under_way(self.target.pid, what).into());
+        }
         if self.target.has_seccomp && !may_suspend_seccomp() {
             return Err(Refusal::Seccomp(self.target.pid).into());
         }
@@ -162,9 +165,7 @@ impl Frozen {
             let deadline = begin + STOP_DEADLINE;
             outcome = threads::wait_stopped(pid, tid, deadline, cancel, &mut clones, pause);
         }
-        for clone in clones {
-            self.check_clone(clone)?;
-        }
+        self.check_clones(clones)?;
         match outcome.map_err(|source| self.request("stop", tid, source))? {
             Outcome::Stopped => self.tids.push(tid),
             Outcome::Gone => {}
@@ -178,14 +179,18 @@ impl Frozen {
         }
     }
 
+    /// Looks at all of them: each that is let go must be, whatever is found out about
+    /// another.
+    pub(super) fn check_clones(&self, clones: Vec<i32>) -> Result<(), FreezeError> {
+        let checked: Vec<_> = clones.into_iter().map(|it| self.check_clone(it)).collect();
+        checked.into_iter().collect()
+    }
+
     /// A clone may be a process of its own (no CLONE_THREAD): the kernel attached us to
     /// it all the same, so it is let go. A thread is found by the next pass.
     fn check_clone(&self, child: i32) -> Result<(), FreezeError> {
         let pid = self.target.pid;
-        let Ok(status) = Status::of_process(child) else {
-            return Ok(());
-        };
-        if status.number("Tgid") == Some(pid as u64) {
+        if self.is_thread(child) {
             return Ok(());
         }
         let deadline = Instant::now() + STOP_DEADLINE;
@@ -205,6 +210,13 @@ impl Frozen {
             return Err(Refusal::SharedMemory { pid, other: child }.into());
         }
         Ok(())
+    }
+}
+
+impl Frozen {
+    /// Of the target, and not a process of its own.
+    pub(super) fn is_thread(&self, tid: i32) -> bool {
+        std::fs::exists(format!("/proc/{}/task/{tid}", self.target.pid)).unwrap_or(false)
     }
 }
 

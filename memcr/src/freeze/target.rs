@@ -12,6 +12,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::busy::{self, Io};
+use super::rest::Rest;
 use crate::sys::kcmp;
 use crate::sys::procfs::{self, Stat, Status};
 
@@ -138,6 +140,8 @@ pub struct Target {
     pub has_seccomp: bool,
     /// All processes that there were when it was examined.
     others: HashSet<i32>,
+    rest: Rest,
+    io: Io,
     pidfd: OwnedFd,
 }
 
@@ -177,32 +181,59 @@ impl Target {
         fs::File::open(format!("/proc/{pid}/mem"))
             .map_err(|error| gone_or_forbidden(pid, error))?;
         check_cgroup(pid)?;
+        // Before all that is read and must still hold when it is frozen.
+        let rest = Rest::note(pid);
         let others = procfs::pids().unwrap_or_default();
         check_memory_is_its_own(pid, &others)?;
-        let has_seccomp = status.number("Seccomp").is_some_and(|mode| mode != 0);
-        let target = Self {
+        busy::check_workers(pid)?;
+        Ok(Self {
             pid,
             start_time: stat.start_time,
-            has_seccomp,
+            has_seccomp: has_seccomp(pid),
             others: others.into_iter().collect(),
+            rest,
+            io: Io::look(pid)?,
             pidfd,
-        };
-        target.check_frozen()?;
-        Ok(target)
+        })
     }
 
-    /// What can be told for sure only while nothing of the target runs.
+    /// Whether no thread has run since the target was examined. `tids`: all threads, which
+    /// are stopped.
+    pub(super) fn has_slept(&self, tids: &[i32]) -> bool {
+        self.rest.lasted(self.pid, tids)
+    }
+
+    /// What can be told for sure only while nothing of the target runs. `has_slept`: as
+    /// [`Target::has_slept`] says.
     ///
     /// # Errors
     /// [`Refusal::IoUnderWay`], [`Refusal::SharedMemory`].
-    pub fn check_frozen(&self) -> Result<(), Refusal> {
+    pub(super) fn check_frozen(&mut self, has_slept: bool) -> Result<(), Refusal> {
+        if has_slept {
+            return self.check_idle();
+        }
         // A process comes to share a memory by being born so: those that were there when
         // the target was examined need not be asked again.
         let mut fresh = procfs::pids().unwrap_or_default();
         fresh.retain(|pid| !self.others.contains(pid));
         check_memory_is_its_own(self.pid, &fresh)?;
-        check_io(self.pid)
+        self.io = Io::look(self.pid)?;
+        Ok(())
     }
+
+    /// Whether nothing has completed since the last look, without any thread.
+    ///
+    /// # Errors
+    /// [`Refusal::IoUnderWay`].
+    pub(super) fn check_idle(&self) -> Result<(), Refusal> {
+        self.io.look_again(self.pid)
+    }
+}
+
+/// Of the first thread, the one that makes calls for us.
+pub(super) fn has_seccomp(pid: i32) -> bool {
+    let status = Status::of_process(pid);
+    status.is_ok_and(|status| status.number("Seccomp").is_some_and(|mode| mode != 0))
 }
 
 /// ESRCH and ENOENT mean that it is gone; the rest, that we may not.
@@ -296,9 +327,12 @@ fn is_frozen(controllers: &str, cgroup: &str) -> bool {
 /// Asks about every process: nothing in /proc tells which ones share a memory. Without
 /// CONFIG_KCMP it cannot be told at all; a vfork is still found, its parent does not stop.
 fn check_memory_is_its_own(pid: i32, others: &[i32]) -> Result<(), Refusal> {
-    let shares = |other: &&i32| **other != pid && kcmp::share_memory(pid, **other).unwrap_or(false);
+    // Two processes without any memory look alike: kernel threads, and a target that is
+    // about to end, or whose first thread has ended for another one that execs.
+    let shares = |other: &&i32| {
+        **other != pid && kcmp::share_memory(pid, **other).unwrap_or(false) && has_memory(**other)
+    };
     match others.iter().find(shares) {
-        // Two processes without any memory look alike.
         Some(_) if !has_memory(pid) => Err(Refusal::NoSuchProcess(pid)),
         Some(&other) => Err(Refusal::SharedMemory { pid, other }),
         None => Ok(()),
@@ -311,85 +345,9 @@ pub(super) fn has_memory(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/statm")).is_ok_and(|text| !text.starts_with("0 "))
 }
 
-fn check_io(pid: i32) -> Result<(), Refusal> {
-    let status = Status::of_process(pid).map_err(|_| Refusal::NoSuchProcess(pid))?;
-    let refuse = |what: String| Err(Refusal::IoUnderWay { pid, what });
-    if let Some(pinned) = status.number("VmPin").filter(|&kib| kib > 0) {
-        return refuse(format!("{pinned} KiB are pinned for device access"));
-    }
-    let maps =
-        fs::read(format!("/proc/{pid}/maps")).map_err(|error| gone_or_forbidden(pid, error))?;
-    // The ring of an AIO context is mapped under this name (fs/aio.c); how much is
-    // under way is known to the kernel alone.
-    if memchr_all(&maps, b"/[aio]") {
-        return refuse("an asynchronous I/O context (io_setup)".into());
-    }
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        let Ok(link) = fs::read_link(entry.path()) else {
-            continue;
-        };
-        if link.as_os_str() == "anon_inode:[io_uring]" {
-            let number = entry.file_name();
-            let number = number.to_string_lossy();
-            let info =
-                fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap_or_default();
-            if let Some(what) = ring_is_busy(&info) {
-                return refuse(format!("io_uring on descriptor {number}: {what}"));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Reads the fdinfo of an io_uring (io_uring/fdinfo.c): a ring is idle when all that
-/// was submitted has completed, and when it keeps no buffers of the target pinned.
-fn ring_is_busy(info: &str) -> Option<String> {
-    let field = |name: &str| -> Option<u64> {
-        let text = info
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?
-            .trim();
-        match text.strip_prefix("0x") {
-            Some(hex) => u64::from_str_radix(hex, 16).ok(),
-            None => text.parse().ok(),
-        }
-    };
-    let (Some(submitted), Some(completed)) = (
-        field("CachedSqHead"),
-        field("CqTail").or(field("CachedCqTail")),
-    ) else {
-        return Some("its state cannot be read".into());
-    };
-    if field("UserBufs").is_some_and(|n_buffers| n_buffers > 0) {
-        return Some("it has registered buffers".into());
-    }
-    // Counters of 32 bits that wrap around.
-    let under_way = (submitted as u32).wrapping_sub(completed as u32);
-    (under_way != 0).then(|| format!("{under_way} requests are not completed"))
-}
-
-fn memchr_all(text: &[u8], word: &[u8]) -> bool {
-    text.windows(word.len()).any(|window| window == word)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_ring_with_requests_under_way_is_busy() {
-        let idle = "SqHead:\t4\nSqTail:\t4\nCachedSqHead:\t4\nCqHead:\t4\nCqTail:\t4\nCachedCqTail:\t4\nUserBufs:\t0\n";
-        assert_eq!(ring_is_busy(idle), None);
-        let busy = idle.replace("CqTail:\t4", "CqTail:\t1");
-        assert!(ring_is_busy(&busy).is_some_and(|what| what.contains("3 requests")));
-        let pinned = idle.replace("UserBufs:\t0", "UserBufs:\t2");
-        assert!(ring_is_busy(&pinned).is_some_and(|what| what.contains("buffers")));
-        assert!(ring_is_busy("pos: 0\n").is_some());
-    }
 
     #[test]
     fn processes_that_cannot_be_are_refused_by_name() {

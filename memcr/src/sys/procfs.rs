@@ -19,6 +19,14 @@ pub fn pids() -> io::Result<Vec<i32>> {
     numbers_in("/proc")
 }
 
+/// The numbers of a process's descriptors.
+///
+/// # Errors
+/// ENOENT: no such process; EACCES: not ours to look at.
+pub fn descriptors(pid: i32) -> io::Result<Vec<i32>> {
+    numbers_in(&format!("/proc/{pid}/fd"))
+}
+
 fn numbers_in(dir: &str) -> io::Result<Vec<i32>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -93,6 +101,9 @@ pub struct Stat {
     pub parent: i32,
     /// A thread of the kernel (`PF_KTHREAD`).
     pub is_kernel_thread: bool,
+    /// A thread of a process that runs in the kernel only (`PF_IO_WORKER`,
+    /// `PF_USER_WORKER`): of io_uring, or of a vhost device.
+    pub is_user_worker: bool,
     /// Start, in clock ticks since boot: with the pid and the boot id it names one process.
     pub start_time: u64,
     /// The CPU it last ran on.
@@ -100,6 +111,8 @@ pub struct Stat {
 }
 
 const PF_KTHREAD: u64 = 0x0020_0000;
+const PF_IO_WORKER: u64 = 0x10;
+const PF_USER_WORKER: u64 = 0x4000;
 
 impl Stat {
     /// Of a process or of one of its threads (`PID` or `PID/task/TID`).
@@ -117,9 +130,11 @@ fn parse_stat(text: &str) -> Option<Stat> {
     // The name stands in parentheses and may hold any byte: fields begin behind the last one.
     let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3).copied();
+    let flags: u64 = field(9)?.parse().ok()?;
     Some(Stat {
         parent: field(4)?.parse().ok()?,
-        is_kernel_thread: field(9)?.parse::<u64>().ok()? & PF_KTHREAD != 0,
+        is_kernel_thread: flags & PF_KTHREAD != 0,
+        is_user_worker: flags & (PF_IO_WORKER | PF_USER_WORKER) != 0,
         start_time: field(22)?.parse().ok()?,
         cpu: field(39)?.parse().ok()?,
     })
@@ -166,6 +181,7 @@ mod tests {
             Stat {
                 parent: 42,
                 is_kernel_thread: true,
+                is_user_worker: false,
                 start_time: 12345,
                 cpu: 3
             }

@@ -75,6 +75,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("thp_is_thp_again", thp),
             ("swapped", swapped),
             ("merged_by_ksm", merged),
+            ("hidden_meanwhile", hidden_meanwhile),
             ("fragmented", || fragmented("64M")),
             ("heavy_fragmented_2G", || fragmented("2G")),
         ],
@@ -263,6 +264,25 @@ fn merged() -> Result {
     let outcome = merged_now();
     std::fs::write(RUN, was.trim())?;
     outcome
+}
+
+/// Memory that is kept out of core dumps only since memcr has looked: a secret that is in
+/// it only then is in no image that is not encrypted.
+fn hidden_meanwhile() -> Result {
+    const SECRET: [u8; 64] = [0xa7; 64];
+    let rig = Rig::with("file")?;
+    let mut victim = Victim::start("shy", &[])?;
+    for i in 0..25 {
+        let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+        let image = std::fs::read(rig.image(victim.pid()))?;
+        held.release()?;
+        ensure(!image.windows(SECRET.len()).any(|it| it == SECRET), || {
+            format!("round {i}: the secret is in the image")
+        })?;
+        victim.verify()?;
+    }
+    rig.expect_clean()?;
+    victim.quit()
 }
 
 fn merged_now() -> Result {

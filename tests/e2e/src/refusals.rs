@@ -27,8 +27,20 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("shared_memory", shared_memory),
             ("vfork_parent", vfork_parent),
             ("leader_exited", leader_exited),
-            ("io_uring_in_flight", || io_under_way("uring")),
-            ("aio_in_flight", || io_under_way("aio")),
+            ("io_uring_in_flight", || {
+                io_under_way("uring", "inflight=1", "")
+            }),
+            ("io_uring_multishot", || {
+                io_under_way("uring", "multishot=1", "requests wait")
+            }),
+            ("io_uring_polled", || {
+                io_under_way("uring", "kind=polled", "which the kernel runs")
+            }),
+            ("io_uring_own_memory", || {
+                io_under_way("uring", "kind=own", "not mapped by the kernel")
+            }),
+            ("aio_in_flight", || io_under_way("aio", "inflight=1", "")),
+            ("filter_comes_meanwhile", filter_comes_meanwhile),
             ("thirty_two_bits", thirty_two_bits),
             ("cgroup_freezer", cgroup_freezer),
         ],
@@ -178,18 +190,40 @@ fn leader_exited() -> Result {
 }
 
 /// The kernel may write to memory at any moment.
-fn io_under_way(mode: &str) -> Result {
-    let mut victim = Victim::start(mode, &["inflight=1"])?;
+fn io_under_way(mode: &str, arg: &str, why: &str) -> Result {
+    let mut victim = Victim::start(mode, &[arg])?;
     let before = Snapshot::take(victim.pid())?;
     let pid = victim.pid();
     refused(
         pid,
         &format!("process {pid} has input or output under way that does not stop with it"),
-    )?;
+    )?
+    .says(why)?;
     before.still(pid, Allow::default())?;
     // Completes the operation and looks at what came of it.
     victim.verify()?;
     victim.quit()
+}
+
+/// A filter that would kill the target for what we do in it, and that was not there when
+/// memcr looked at it first.
+fn filter_comes_meanwhile() -> Result {
+    require("root")?;
+    for i in 0..60 {
+        let rig = Rig::new()?;
+        let mut victim = Victim::start("filter", &["late=1", "size=1M"])?;
+        let memcr = rig.memcr(victim.pid()).arg("-n").start()?;
+        std::thread::sleep(std::time::Duration::from_micros(i * 200));
+        let installed = victim.ask("install")?;
+        let finished = memcr.finish()?;
+        ensure(installed == "installed" && finished.code == Some(0), || {
+            format!("round {i}: {installed}: {finished}")
+        })?;
+        victim.verify()?;
+        rig.expect_clean()?;
+        victim.quit()?;
+    }
+    Ok(())
 }
 
 /// A program of 32 bits by hand: an ELF file whose code is `int 0x80` with pause.

@@ -3,7 +3,7 @@
 
 use crate::opts::Opts;
 use crate::region::Region;
-use crate::sys::{check, check_long, owned, pipe};
+use crate::sys::{check, check_long, owned, page_len, pipe};
 use crate::talk::{Victim, Wrong, serve};
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,10 +14,27 @@ const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const SHARED: i32 = libc::MAP_SHARED | libc::MAP_POPULATE;
 
 /// Mode `uring`: `inflight=1`: a read of an empty pipe waits in an io_uring; or an idle ring.
+/// `kind=plain|polled|own`: a thread of the kernel takes requests; the queues lie in memory
+/// of our own. `multishot=1`: one request, one completion, and it still waits for more.
 pub(crate) fn run_uring(opts: &Opts) -> io::Result<()> {
-    let in_flight = opts.flag("inflight");
+    const SETUP_SQPOLL: u32 = 1 << 1;
+    const SETUP_NO_MMAP: u32 = 1 << 14;
+    let (in_flight, multishot) = (opts.flag("inflight"), opts.flag("multishot"));
+    let kind = opts.text("kind", "plain");
     opts.done();
-    let mut ring = Ring::make()?;
+    let mut ring = match kind.as_str() {
+        "polled" => Ring::make(SETUP_SQPOLL)?,
+        "own" => Ring::make(SETUP_NO_MMAP)?,
+        _ => Ring::make(0)?,
+    };
+    if multishot {
+        let (reader, writer) = pipe()?;
+        ring.submit_multishot_poll(&reader)?;
+        File::from(writer.try_clone()?).write_all(b"x")?;
+        ring.reap()?;
+        // Open until the end.
+        std::mem::forget((reader, writer));
+    }
     let buffer = Region::anon(1 << 20)?;
     let (reader, writer) = pipe()?;
     if in_flight {
@@ -147,9 +164,21 @@ struct Offsets {
 }
 
 impl Ring {
-    fn make() -> io::Result<Self> {
+    fn make(flags: u32) -> io::Result<Self> {
+        const FLAGS: usize = 2;
         let mut params = [0u32; 30];
-        // SAFETY: 120 writable bytes, the length of io_uring_params.
+        params[FLAGS] = flags;
+        let own = [Region::anon(page_len())?, Region::anon(page_len())?];
+        let is_own = flags & (1 << 14) != 0;
+        if is_own {
+            // The last word of each of the two tables of offsets: an address of ours.
+            for (word, region) in [(18, own[0]), (28, own[1])] {
+                let addr = region.addr() as u64;
+                (params[word], params[word + 1]) = (addr as u32, (addr >> 32) as u32);
+            }
+        }
+        // SAFETY: 120 writable bytes, the length of io_uring_params; own memory is mapped
+        // for ever and used for nothing else.
         let fd = owned(unsafe { libc::syscall(libc::SYS_io_uring_setup, 8, params.as_mut_ptr()) })?;
         let at = |i: usize| params[i] as usize;
         // sq_off begins at word 10 (head, tail, mask, entries, flags, dropped, array),
@@ -163,6 +192,15 @@ impl Ring {
             cq_mask: at(22),
             cqes: at(25),
         };
+        if is_own {
+            let [entries, queues] = own;
+            return Ok(Self {
+                fd,
+                queues,
+                entries,
+                offsets,
+            });
+        }
         // With IORING_FEAT_SINGLE_MMAP (5.4) both queues lie in one mapping.
         let len = (offsets.sq_array + at(0) * 4).max(offsets.cqes + at(1) * 16);
         let queues = Region::map(len, READ_WRITE, SHARED, Some((fd.as_fd(), 0)))?;
@@ -194,6 +232,23 @@ impl Ring {
         entry[4..8].copy_from_slice(&from.as_raw_fd().to_le_bytes());
         entry[16..24].copy_from_slice(&(into.addr() as u64).to_le_bytes());
         entry[24..28].copy_from_slice(&(MESSAGE.len() as u32).to_le_bytes());
+        self.submit()
+    }
+
+    /// A poll that completes again and again.
+    fn submit_multishot_poll(&mut self, of: &OwnedFd) -> io::Result<()> {
+        const IORING_OP_POLL_ADD: u8 = 6;
+        const IORING_POLL_ADD_MULTI: u32 = 1;
+        let entry = self.entries.bytes_mut();
+        entry[0] = IORING_OP_POLL_ADD;
+        entry[4..8].copy_from_slice(&of.as_raw_fd().to_le_bytes());
+        entry[24..28].copy_from_slice(&IORING_POLL_ADD_MULTI.to_le_bytes());
+        entry[28..32].copy_from_slice(&u32::from(libc::POLLIN.cast_unsigned()).to_le_bytes());
+        self.submit()
+    }
+
+    /// Submits the first entry.
+    fn submit(&mut self) -> io::Result<()> {
         let tail = self.word(self.offsets.sq_tail);
         let slot =
             tail.load(Ordering::Acquire) & self.word(self.offsets.sq_mask).load(Ordering::Acquire);

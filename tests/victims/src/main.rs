@@ -29,6 +29,7 @@ mod region;
 mod regs;
 mod rseq;
 mod seccomp;
+mod shy;
 mod signals;
 mod sys;
 mod talk;
@@ -63,6 +64,7 @@ const MODES: &[(&str, Mode)] = &[
     ("fdclose", odd::run_fd_watch),
     ("witness", witness::run),
     ("patrol", patrol::run),
+    ("shy", shy::run),
 ];
 
 fn main() {

@@ -58,10 +58,23 @@ fn write_line(line: &str) {
     unsafe { libc::write(1, line.as_ptr().cast(), line.len()) };
 }
 
-/// Mode `filter`: calls that injected code might make kill the process.
+/// Mode `filter`: calls that injected code might make kill the process. `late=1`: only
+/// after the word `install`.
 pub(crate) fn run_filter(opts: &Opts) -> io::Result<()> {
     let (region, rule) = filled(opts)?;
+    let late = opts.flag("late");
     opts.done();
+    let mut plain = Plain { region, rule };
+    if !late {
+        install_deadly()?;
+    }
+    serve(&mut plain);
+    // An orderly exit would unmap memory, which is forbidden by now.
+    // SAFETY: no preconditions.
+    unsafe { libc::_exit(0) }
+}
+
+fn install_deadly() -> io::Result<()> {
     let deadly = [
         libc::SYS_socket,
         libc::SYS_socketpair,
@@ -81,11 +94,7 @@ pub(crate) fn run_filter(opts: &Opts) -> io::Result<()> {
         libc::SYS_munmap,
         libc::SYS_madvise,
     ];
-    install(&deadly)?;
-    serve(&mut Plain { region, rule });
-    // An orderly exit would unmap memory, which is forbidden by now.
-    // SAFETY: no preconditions.
-    unsafe { libc::_exit(0) }
+    install(&deadly)
 }
 
 /// A classic BPF program: kill on any of `deadly`, allow the rest.
@@ -124,6 +133,14 @@ struct Plain {
 impl Victim for Plain {
     fn verify(&mut self) -> Result<u64, Wrong> {
         self.region.check(self.rule)
+    }
+
+    fn command(&mut self, word: &str, _rest: &str) -> Option<String> {
+        let outcome = (word == "install").then(install_deadly)?;
+        Some(outcome.map_or_else(
+            |err| format!("WRONG at 0x0: {err}"),
+            |()| "installed".into(),
+        ))
     }
 }
 

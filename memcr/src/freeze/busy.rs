@@ -1,0 +1,147 @@
+//! Input and output that does not stop with the threads: while pages are stored and
+//! dropped, the kernel or a device may write into them.
+//!
+//! ```text
+//!  /proc/PID/status   VmPin                      pinned for a device (RDMA, iommufd)
+//!  /proc/PID/maps     /[aio]                     an AIO context: what is under way is not told
+//!  /proc/PID/fd       anon_inode:[io_uring]  ──▶ ring: its fdinfo
+//!                     /dev/vhost-*, /dev/vfio/*  the kernel or a device works on its memory
+//!  /proc/PID/task     PF_USER_WORKER             the kernel's own threads (io_uring, vhost)
+//! ```
+//!
+//! A link costs some 5 µs, so 10,000 descriptors cost 50 ms. They are read while the
+//! target runs; once it stands still only what can have changed is read again: all of it,
+//! unless no thread has run since ([`super::rest::Rest`]), then the rings alone, whose
+//! requests complete without any thread.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::ring::Ring;
+use super::target::{Refusal, gone_or_forbidden};
+use crate::maps::vma;
+use crate::sys::procfs::{self, Stat, Status};
+
+/// Files through which something else works on the memory of who has opened them.
+const BUSY_FILES: [&[u8]; 4] = [
+    b"/dev/vhost",
+    b"/dev/vfio/",
+    b"anon_inode:[vfio-",
+    b"/dev/iommu",
+];
+
+/// Threads of io_uring (io_uring/io-wq.c, io_uring/sqpoll.c) and of vhost devices.
+const WORKERS: [&str; 2] = ["iou-", "vhost-"];
+
+/// What was found that may come to life while the target stands still: idle rings.
+#[derive(Debug, Default)]
+pub(super) struct Io {
+    rings: Vec<Ring>,
+}
+
+impl Io {
+    /// Looks at everything.
+    ///
+    /// # Errors
+    /// [`Refusal::IoUnderWay`], or that of a target that may not be looked at.
+    pub(super) fn look(pid: i32) -> Result<Self, Refusal> {
+        check_pinned(pid)?;
+        let maps =
+            fs::read(format!("/proc/{pid}/maps")).map_err(|error| gone_or_forbidden(pid, error))?;
+        // The ring of an AIO context is mapped under this name (fs/aio.c).
+        if maps.windows(6).any(|window| window == b"/[aio]") {
+            return refuse(pid, "an asynchronous I/O context (io_setup)".into());
+        }
+        let rings = rings(pid)?;
+        if !rings.is_empty() {
+            let vmas = vma::parse(&maps).map_err(|error| under_way(pid, error.to_string()))?;
+            for ring in &rings {
+                ring.check(&vmas)
+                    .map_err(|what| under_way(pid, ring.named(&what)))?;
+            }
+        }
+        Ok(Self { rings })
+    }
+
+    /// Looks again at a target whose threads have not run since: rings are as idle as
+    /// they were, and nothing has completed meanwhile.
+    ///
+    /// # Errors
+    /// [`Refusal::IoUnderWay`].
+    pub(super) fn look_again(&self, pid: i32) -> Result<(), Refusal> {
+        for ring in &self.rings {
+            ring.is_unchanged(pid)
+                .map_err(|what| under_way(pid, ring.named(&what)))?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn under_way(pid: i32, what: String) -> Refusal {
+    Refusal::IoUnderWay { pid, what }
+}
+
+fn refuse<T>(pid: i32, what: String) -> Result<T, Refusal> {
+    Err(under_way(pid, what))
+}
+
+fn check_pinned(pid: i32) -> Result<(), Refusal> {
+    let status = Status::of_process(pid).map_err(|_| Refusal::NoSuchProcess(pid))?;
+    match status.number("VmPin").filter(|&kib| kib > 0) {
+        Some(pinned) => refuse(pid, format!("{pinned} KiB are pinned for device access")),
+        None => Ok(()),
+    }
+}
+
+/// A thread that the kernel runs on behalf of the target can neither be traced nor
+/// stopped.
+pub(super) fn check_workers(pid: i32) -> Result<(), Refusal> {
+    let tids = procfs::tids(pid).map_err(|error| gone_or_forbidden(pid, error))?;
+    match tids.into_iter().find_map(|tid| worker(pid, tid)) {
+        Some(what) => refuse(pid, what),
+        None => Ok(()),
+    }
+}
+
+/// What `tid` is, if it is such a thread.
+pub(super) fn worker(pid: i32, tid: i32) -> Option<String> {
+    let path = format!("{pid}/task/{tid}");
+    let name = fs::read_to_string(format!("/proc/{path}/comm")).ok()?;
+    // The kernel names them so; others may too, which the flags tell.
+    let is_worker = WORKERS.iter().any(|worker| name.starts_with(worker))
+        && Stat::read(&path).is_ok_and(|stat| stat.is_user_worker);
+    is_worker.then(|| format!("thread {tid} ({}), which the kernel runs", name.trim_end()))
+}
+
+/// The io_uring instances among the descriptors.
+fn rings(pid: i32) -> Result<Vec<Ring>, Refusal> {
+    let cannot = |error: io::Error| gone_or_forbidden(pid, error);
+    let dir = open_dir(pid).map_err(cannot)?;
+    let mut rings = Vec::new();
+    for number in procfs::descriptors(pid).map_err(cannot)? {
+        // Closed meanwhile.
+        let Ok(link) = rustix::fs::readlinkat(&dir, number.to_string(), Vec::new()) else {
+            continue;
+        };
+        let link = link.to_bytes();
+        if link == b"anon_inode:[io_uring]" {
+            rings.push(Ring::read(pid, number).map_err(cannot)?);
+        } else if BUSY_FILES.iter().any(|name| link.starts_with(name)) {
+            let link = String::from_utf8_lossy(link);
+            return refuse(pid, format!("{link} on descriptor {number}"));
+        }
+    }
+    Ok(rings)
+}
+
+fn open_dir(pid: i32) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(
+        format!("/proc/{pid}/fd"),
+        flags,
+        Mode::empty(),
+    )?)
+}

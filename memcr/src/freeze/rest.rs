@@ -1,0 +1,99 @@
+//! Whether the target has done anything since it was looked at.
+//!
+//! ```text
+//!  note: every thread asleep in a call          stopped: still in the same call, from
+//!        (number, arguments, place in the code) which our stop alone has woken it
+//!        scheduled in n times                   scheduled in n + 1 times
+//! ```
+//!
+//! If so for every thread, and no thread is new, then no code of the target has run in
+//! between: it has mapped, locked, registered, opened, filtered and forked nothing, and
+//! all that was read of it while it could run still holds. If not, it is read again, with
+//! the target frozen. What that costs, measured: 15 ms per GiB of resident memory for
+//! smaps, 6 µs per descriptor.
+//!
+//! A thread that was woken, went once around its loop and was stopped between the entry of
+//! the same call and the sleep in it is taken for one that has slept: an instant that the
+//! order to stop must hit exactly. And what others may do to the target unseen is little:
+//! one that shares its descriptors (CLONE_FILES) may open some, one that has a userfaultfd
+//! of it may register memory.
+
+use std::collections::HashMap;
+use std::fs;
+
+use super::restart::parse_syscall;
+use crate::sys::procfs;
+use crate::sys::ptrace;
+
+/// Where every thread slept.
+#[derive(Debug, Default)]
+pub(super) struct Rest(Option<HashMap<i32, Asleep>>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Asleep {
+    call: Place,
+    /// How often it was given a CPU.
+    n_runs: u64,
+}
+
+/// A call, and from where it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) nr: u64,
+    pub(super) args: [u64; 6],
+    pub(super) sp: u64,
+    pub(super) pc: u64,
+}
+
+impl Rest {
+    /// Notes where the threads sleep, if all of them do.
+    pub(super) fn note(pid: i32) -> Self {
+        let tids = procfs::tids(pid).unwrap_or_default();
+        let note = |tid| Some((tid, Asleep::note(pid, tid)?));
+        Self(tids.into_iter().map(note).collect())
+    }
+
+    /// True when the stopped `tids`, which are all threads, have slept until they were
+    /// stopped.
+    pub(super) fn lasted(&self, pid: i32, tids: &[i32]) -> bool {
+        self.0.as_ref().is_some_and(|noted| {
+            let slept = |tid| {
+                noted
+                    .get(tid)
+                    .is_some_and(|asleep| asleep.lasted(pid, *tid))
+            };
+            noted.len() == tids.len() && tids.iter().all(slept)
+        })
+    }
+}
+
+impl Asleep {
+    fn note(pid: i32, tid: i32) -> Option<Self> {
+        // The count first: a thread that runs in between counts as one that has run.
+        let n_runs = n_runs(pid, tid)?;
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
+        let call = parse_syscall(&text)?;
+        Some(Self { call, n_runs })
+    }
+
+    fn lasted(&self, pid: i32, tid: i32) -> bool {
+        let Ok(Some(regs)) = ptrace::registers(tid) else {
+            return false;
+        };
+        let call = regs.interrupted_call().map(|call| Place {
+            nr: call.nr,
+            args: call.args,
+            sp: regs.sp(),
+            pc: regs.pc(),
+        });
+        call == Some(self.call) && n_runs(pid, tid) == Some(self.n_runs + 1)
+    }
+}
+
+/// The third figure of `/proc/PID/task/TID/schedstat`
+/// (Documentation/scheduler/sched-stats.rst). All are 0 where the kernel does not count.
+fn n_runs(pid: i32, tid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
+    let n_runs = text.split_whitespace().nth(2)?.parse().ok()?;
+    (n_runs > 0).then_some(n_runs)
+}
