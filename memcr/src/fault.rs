@@ -34,6 +34,56 @@
 /// Every point there is: its name, and what is about to happen there.
 pub const POINTS: &[(&str, &str)] = &[
     (
+        "checkpoint.frozen",
+        "the target stands still; its mappings are about to be read",
+    ),
+    (
+        "checkpoint.stored",
+        "all chunks are handed out; the image is about to be committed",
+    ),
+    (
+        "checkpoint.committed",
+        "the image is complete; the guard is about to be made",
+    ),
+    (
+        "checkpoint.guard_made",
+        "the guard is made; the journal is about to be told",
+    ),
+    (
+        "checkpoint.journaled",
+        "the journal knows of the guard; the target is about to be armed",
+    ),
+    (
+        "checkpoint.armed",
+        "the target is armed; its mappings are about to be guarded",
+    ),
+    (
+        "checkpoint.registered",
+        "the guard stands; pages are about to be dropped",
+    ),
+    ("checkpoint.drop", "a batch of runs is about to be dropped"),
+    (
+        "checkpoint.dropped",
+        "all is dropped; the first thread is about to be armed",
+    ),
+    (
+        "checkpoint.held",
+        "the journal says that the target is held",
+    ),
+    (
+        "restore.populated",
+        "all pages are back; the guard is about to be ended",
+    ),
+    ("restore.disarmed", "the target would run if it were let go"),
+    (
+        "restore.unguarded",
+        "the guard is gone; the parasite is about to go",
+    ),
+    (
+        "restore.released",
+        "the target runs; image and journal are about to be removed",
+    ),
+    (
         "sink.open",
         "a new image, or an existing one, is about to be opened",
     ),

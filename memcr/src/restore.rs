@@ -1,23 +1,33 @@
 //! Restore: the story of a target's memory on its way back.
 //!
 //! ```text
-//! look ─ open+verify ─ populate small pages ─ populate huge pages ─ finish ─┃─ release ─ remove image
-//!                    target stands still                                   ┃ target runs
+//! look ─ open+verify ─ populate ─ finish ─ take the guard down ─┃─ release ─ remove image, journal
+//!                    target stands still                        ┃ target runs
 //! ```
 //!
-//! The kernel puts a huge page under the first byte that is written into an empty huge
+//! Under a guard pages are provided in one pass, as small ones, which is what its kernel
+//! call does; the huge ones are made of them when the target runs again. Our death in
+//! between costs nothing: what is back is right, what is missing is waited for.
+//!
+//! Without a guard huge pages are written as such, in a pass of their own. The kernel puts a huge page under the first byte that is written into an empty huge
 //! range. So small pages come first, with huge ones switched off for the process
 //! (PR_SET_THP_DISABLE), then the huge ones with them on: each range is backed as it
 //! was, and the resident size does not grow.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::freeze::FreezeError;
+use crate::fault;
+use crate::freeze::{FreezeError, Missing};
 use crate::inject::{Borrowed, InjectError};
-use crate::pipeline::{Cancel, DecodeSetup, DecodeStats, PipelineError, Progress};
-use crate::session::{Held, HugePages, Phase, PhaseClock};
+use crate::pages::PopulatePages;
+use crate::pipeline::{
+    Cancel, DecodeSetup, DecodeStats, Decoder, OpenImage, PipelineError, Progress,
+};
+use crate::session::journal::{Journal, State};
+use crate::session::{Held, Phase, PhaseClock, TakeDownError, put_huge_pages_back};
 use crate::sys::arch::nr;
 use crate::sys::procfs;
 
@@ -36,8 +46,18 @@ pub struct RestoreReport {
     pub phases: Vec<Phase>,
     /// Pages that no process could have any more: their file was cut short meanwhile.
     pub truncated_bytes: u64,
-    /// The image could not be removed, and why.
+    /// The image, or the journal, could not be removed, and why.
     pub image_left: Option<String>,
+}
+
+/// What to do with a target whose bytes are provably lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnCorrupt {
+    /// Kill it: nothing can give it back.
+    #[default]
+    Kill,
+    /// Hold it: somebody may have another copy of the image.
+    Hold,
 }
 
 /// A restore that failed, and what can still be tried.
@@ -83,6 +103,22 @@ pub enum RestoreError {
         /// Why.
         source: InjectError,
     },
+    /// The image is not what was written, and the target is to be held all the same.
+    #[error("process {pid} is held: its image is damaged")]
+    Corrupt {
+        /// The target.
+        pid: i32,
+        /// The proof.
+        source: Box<PipelineError>,
+    },
+    /// All memory is back, but the guard could not be taken down.
+    #[error("process {pid} has its memory back and is held")]
+    TakeDown {
+        /// The target.
+        pid: i32,
+        /// Why not.
+        source: TakeDownError,
+    },
     /// All memory is back, but some thread could not be let go.
     #[error("process {pid} is restored, but was not let go")]
     Release {
@@ -97,11 +133,23 @@ fn by(signal: &Option<i32>) -> String {
     signal.map_or_else(String::new, |signal| format!(", by signal {signal}"))
 }
 
+impl RestoreError {
+    /// The target has ended: not a failure of the restore.
+    #[must_use]
+    pub fn is_exit(&self) -> bool {
+        matches!(self, Self::TargetExited { .. })
+    }
+}
+
 /// Gives the memory back and lets the target run on.
 ///
 /// # Errors
 /// With the target held as before where another try makes sense.
-pub fn restore(mut held: Held, progress: &Arc<Progress>) -> Result<RestoreReport, RestoreFailure> {
+pub fn restore(
+    mut held: Held,
+    on_corrupt: OnCorrupt,
+    progress: &Arc<Progress>,
+) -> Result<RestoreReport, RestoreFailure> {
     let pid = held.pid();
     if let Some(signal) = held.ended() {
         return Err(gone(held, signal));
@@ -109,49 +157,83 @@ pub fn restore(mut held: Held, progress: &Arc<Progress>) -> Result<RestoreReport
     let mut clock = PhaseClock::start();
     let stats = match bring_back(&mut held, progress, &mut clock) {
         Ok(stats) => stats,
-        Err(error) => return Err(failed(held, error)),
+        Err(error) => return Err(failed(held, on_corrupt, error)),
     };
     let rss_after_bytes = procfs::rss_bytes(pid);
     let truncated_bytes = held.memory.truncated_bytes();
-    let Held { frozen, image, .. } = held;
+    let Held {
+        mut frozen,
+        image,
+        journal,
+        guarded,
+        site,
+        huge,
+        ..
+    } = held;
+    let taken_down = guarded.map_or(Ok(()), |guarded| guarded.take_down(&mut frozen, site));
+    let pidfd = frozen.target().as_fd().try_clone_to_owned();
     let released = frozen.release();
     clock.done("release");
+    if let Ok(pidfd) = pidfd
+        && !huge.runs.is_empty()
+    {
+        put_huge_pages_back(pidfd.as_fd(), &huge.runs);
+        clock.done("huge pages");
+    }
     // With all bytes back nobody needs it any more, whatever became of the release.
-    let image_left = image.remove().err().map(|error| error.to_string());
+    let image_left = remove_all(image, journal);
     clock.done("remove image");
-    released.map_err(|source| RestoreFailure {
-        error: match source {
-            FreezeError::TargetExited(pid) => RestoreError::TargetExited { pid, signal: None },
-            source => RestoreError::Release { pid, source },
-        },
-        held: None,
-    })?;
-    Ok(RestoreReport {
-        pid,
-        raw_bytes: stats.raw_bytes,
-        stored_bytes: stats.stored_bytes,
-        rss_after_bytes,
-        phases: clock.phases().to_vec(),
-        truncated_bytes,
-        image_left,
-    })
+    let error = match (taken_down, released) {
+        (_, Err(FreezeError::TargetExited(pid))) => {
+            RestoreError::TargetExited { pid, signal: None }
+        }
+        (_, Err(source)) => RestoreError::Release { pid, source },
+        (Err(source), _) => RestoreError::TakeDown { pid, source },
+        (Ok(()), Ok(())) => {
+            return Ok(RestoreReport {
+                pid,
+                raw_bytes: stats.raw_bytes,
+                stored_bytes: stats.stored_bytes,
+                rss_after_bytes,
+                phases: clock.phases().to_vec(),
+                truncated_bytes,
+                image_left,
+            });
+        }
+    };
+    Err(RestoreFailure { error, held: None })
 }
 
 /// Gives a held target up: it cannot run without its memory, nor stand still without us.
 /// Its image goes too: nobody can use it any more, and it holds what the target held.
 pub fn give_up(held: Held) {
-    let Held { frozen, image, .. } = held;
+    let Held {
+        frozen,
+        image,
+        journal,
+        ..
+    } = held;
     let pid = frozen.pid();
     frozen.kill();
-    if let Err(left) = image.remove() {
-        tracing::warn!("the image of process {pid}, which was killed, stays behind: {left}");
+    if let Some(left) = remove_all(image, journal) {
+        tracing::warn!("of process {pid}, which was killed, something stays behind: {left}");
     }
+}
+
+/// Removes what a session leaves on disk: the image first, because without its journal
+/// nobody would find it.
+pub(crate) fn remove_all(image: OpenImage, journal: Journal) -> Option<String> {
+    let passed = fault::point("restore.released").map_err(|error| error.to_string());
+    let image = image.remove().map_err(|error| error.to_string());
+    let journal = journal.remove().map_err(|error| error.to_string());
+    passed.and(image).and(journal).err()
 }
 
 /// A step that failed with the target still held.
 enum StepError {
     Pipeline(Box<PipelineError>),
     Inject(InjectError),
+    TakeDown(TakeDownError),
 }
 
 impl From<PipelineError> for StepError {
@@ -166,24 +248,66 @@ impl From<InjectError> for StepError {
     }
 }
 
+impl From<TakeDownError> for StepError {
+    fn from(error: TakeDownError) -> Self {
+        Self::TakeDown(error)
+    }
+}
+
 fn bring_back(
     held: &mut Held,
     progress: &Arc<Progress>,
     clock: &mut PhaseClock,
 ) -> Result<DecodeStats, StepError> {
-    let mut decoder = held.image.prepare_decode(DecodeSetup {
-        populate: held.memory.clone(),
+    if held.frozen.missing() == Missing::Nothing {
+        return Ok(DecodeStats::default());
+    }
+    if let Err(error) = held
+        .journal
+        .update(|record| record.state = State::Restoring)
+    {
+        // It says that the target is held, and what follows from that is the same.
+        tracing::warn!("{error}");
+    }
+    let stats = match &held.guarded {
+        Some(guarded) => {
+            let memory = guarded.memory().clone();
+            let mut decoder = prepare(&held.image, memory, progress)?;
+            clock.done("open image");
+            decoder.pass(|_| true)?;
+            let stats = decoder.finish()?;
+            pass("restore.populated")?;
+            guarded.unguard()?;
+            stats
+        }
+        None => bring_back_unguarded(held, progress, clock)?,
+    };
+    clock.done("populate");
+    Ok(stats)
+}
+
+/// A decoder that nobody stops half way: the target could only be held on then.
+pub(crate) fn prepare(
+    image: &OpenImage,
+    populate: Arc<dyn PopulatePages + Send + Sync>,
+    progress: &Arc<Progress>,
+) -> Result<Decoder, PipelineError> {
+    image.prepare_decode(DecodeSetup {
+        populate,
         workers: None,
-        // Nobody stops a restore half way: the target could only be killed then.
         cancel: Cancel::new(),
         progress: progress.clone(),
-    })?;
+    })
+}
+
+fn bring_back_unguarded(
+    held: &mut Held,
+    progress: &Arc<Progress>,
+    clock: &mut PhaseClock,
+) -> Result<DecodeStats, StepError> {
+    let mut decoder = prepare(&held.image, held.memory.clone(), progress)?;
     clock.done("open image");
-    let HugePages {
-        has_huge,
-        has_small_in_thp,
-    } = held.huge;
-    let before = if has_small_in_thp {
+    let before = if held.huge.has_small_in_thp {
         Some(disable_huge_pages(held)?)
     } else {
         None
@@ -194,17 +318,16 @@ fn bring_back(
         set_huge_pages(held, before)?;
     }
     small?;
-    if has_huge {
+    if !held.huge.runs.is_empty() {
         decoder.pass(|class| class.huge)?;
     }
     let stats = decoder.finish()?;
-    clock.done("populate");
     Ok(stats)
 }
 
 /// Switches huge pages off for the target; answers the setting before (prctl(2)).
 fn disable_huge_pages(held: &mut Held) -> Result<i64, InjectError> {
-    let mut borrowed = Borrowed::take(&mut held.frozen, &held.site)?;
+    let mut borrowed = Borrowed::take(&mut held.frozen, held.site, None)?;
     let before = borrowed.call(nr::PRCTL, [libc::PR_GET_THP_DISABLE as u64, 0, 0, 0, 0, 0])?;
     borrowed.call(nr::PRCTL, [libc::PR_SET_THP_DISABLE as u64, 1, 0, 0, 0, 0])?;
     borrowed.give_back()?;
@@ -219,7 +342,7 @@ fn set_huge_pages(held: &mut Held, setting: i64) -> Result<(), InjectError> {
         return Ok(());
     }
     let setting = setting.cast_unsigned();
-    let mut borrowed = Borrowed::take(&mut held.frozen, &held.site)?;
+    let mut borrowed = Borrowed::take(&mut held.frozen, held.site, None)?;
     borrowed.call(
         nr::PRCTL,
         [
@@ -234,21 +357,25 @@ fn set_huge_pages(held: &mut Held, setting: i64) -> Result<(), InjectError> {
     borrowed.give_back()
 }
 
-fn failed(mut held: Held, error: StepError) -> RestoreFailure {
+fn failed(mut held: Held, on_corrupt: OnCorrupt, error: StepError) -> RestoreFailure {
     let pid = held.pid();
     if let Some(signal) = held.ended() {
         return gone(held, signal);
     }
     match error {
-        StepError::Pipeline(error) if error.is_corrupt() => {
-            give_up(held);
-            RestoreFailure {
-                error: RestoreError::Lost { pid, source: error },
-                held: None,
+        StepError::Pipeline(source) if source.is_corrupt() => match on_corrupt {
+            OnCorrupt::Kill => {
+                give_up(held);
+                RestoreFailure {
+                    error: RestoreError::Lost { pid, source },
+                    held: None,
+                }
             }
-        }
+            OnCorrupt::Hold => still_held(held, RestoreError::Corrupt { pid, source }),
+        },
         StepError::Pipeline(error) => still_held(held, RestoreError::Held { pid, source: error }),
         StepError::Inject(source) => still_held(held, RestoreError::Inject { pid, source }),
+        StepError::TakeDown(source) => still_held(held, RestoreError::TakeDown { pid, source }),
     }
 }
 
@@ -261,11 +388,15 @@ fn still_held(held: Held, error: RestoreError) -> RestoreFailure {
 
 fn gone(held: Held, signal: Option<i32>) -> RestoreFailure {
     let pid = held.pid();
-    if let Err(left) = held.image.remove() {
-        tracing::warn!("the image of process {pid}, which has ended, stays behind: {left}");
+    if let Some(left) = remove_all(held.image, held.journal) {
+        tracing::warn!("of process {pid}, which has ended, something stays behind: {left}");
     }
     RestoreFailure {
         error: RestoreError::TargetExited { pid, signal },
         held: None,
     }
+}
+
+fn pass(point: &'static str) -> Result<(), StepError> {
+    fault::point(point).map_err(|error| TakeDownError::Fault(error).into())
 }

@@ -85,7 +85,7 @@ fn single_calls_and_tables_answer_and_leave_no_trace() {
     let cat = Cat::start();
     let mut frozen = frozen(cat.pid());
     let (before, site) = (maps(cat.pid()), site(cat.pid()));
-    let mut borrowed = Borrowed::take(&mut frozen, &site).unwrap();
+    let mut borrowed = Borrowed::take(&mut frozen, site, None).unwrap();
     assert_eq!(
         borrowed.call(libc::SYS_getpid as u64, [0; 6]).unwrap(),
         i64::from(cat.pid())
@@ -102,6 +102,7 @@ fn single_calls_and_tables_answer_and_leave_no_trace() {
         args: [1, 1, 0, 0, 0, 0],
         ret: 0,
     };
+    assert!(borrowed.infect().unwrap());
     borrowed.run(&mut entries).unwrap();
     assert!(
         entries[..2999]
@@ -114,6 +115,7 @@ fn single_calls_and_tables_answer_and_leave_no_trace() {
         before,
         "the parasite is mapped while it is used"
     );
+    borrowed.cure().unwrap();
     borrowed.give_back().unwrap();
     assert_eq!(maps(cat.pid()), before);
     frozen.release().unwrap();
@@ -142,7 +144,7 @@ fn a_stopped_process_stays_stopped() {
     }
     let mut frozen = frozen(cat.pid());
     let site = site(cat.pid());
-    let mut borrowed = Borrowed::take(&mut frozen, &site).unwrap();
+    let mut borrowed = Borrowed::take(&mut frozen, site, None).unwrap();
     assert_eq!(
         borrowed.call(libc::SYS_getpid as u64, [0; 6]).unwrap(),
         i64::from(cat.pid())
@@ -164,7 +166,7 @@ fn a_stop_during_a_remote_call_and_a_continue_after_it_keep_their_order() {
     let pid = rustix::process::Pid::from_child(&cat.0);
     let mut frozen = frozen(cat.pid());
     let site = site(cat.pid());
-    let mut borrowed = Borrowed::take(&mut frozen, &site).unwrap();
+    let mut borrowed = Borrowed::take(&mut frozen, site, None).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
     for _ in 0..3 {
         let answer = borrowed.call(libc::SYS_getpid as u64, [0; 6]).unwrap();

@@ -174,7 +174,8 @@ impl From<CheckpointError> for Failure {
                 source: Refusal::Permission { .. },
                 ..
             } => Exit::Permission,
-            CheckpointError::Refused { .. } => Exit::Refused,
+            CheckpointError::Refused { .. } | CheckpointError::NoGuard { .. } => Exit::Refused,
+            CheckpointError::Journal { .. } => Exit::Internal,
             CheckpointError::NotReady { source, .. } => not_ready(source),
             CheckpointError::TargetExited { .. } => Exit::TargetGone,
             CheckpointError::Undone { source, .. } => match &**source {

@@ -10,6 +10,7 @@
 //! asks for Enter goes to stderr then.
 
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +25,8 @@ use super::out::Out;
 use super::{progress, report, signals, units};
 use crate::checkpoint::{CheckpointOptions, checkpoint};
 use crate::pipeline::{Cancel, Pipeline, Progress};
-use crate::restore::{self, RestoreReport, restore};
+use crate::restore::{self, OnCorrupt, RestoreReport, restore};
+use crate::session::journal::StateDir;
 use crate::session::{Held, HeldEvent};
 
 /// What the user is asked when the target is held. Others wait for these words.
@@ -42,6 +44,7 @@ const LAST_TRIES: u32 = 3;
 pub(super) fn run(
     args: &Args,
     pid: u32,
+    state_dir: &Path,
     load: impl FnOnce() -> Result<Pipeline, Failure>,
     out: &mut Out,
 ) -> Result<(), Failure> {
@@ -55,7 +58,8 @@ pub(super) fn run(
     })?;
     let pipeline = load()?;
     let stages = pipeline.describe().to_vec();
-    let options = options(args, pid, &cancel);
+    let state_dir = StateDir::open(Some(state_dir))?;
+    let options = options(args, pid, state_dir, &cancel);
     let line = progress::Line::start("checkpoint", &options.progress, shows_progress(args));
     let result = checkpoint(pipeline, &options);
     drop(line);
@@ -84,12 +88,15 @@ pub(super) fn run(
     Ok(())
 }
 
-fn options(args: &Args, pid: u32, cancel: &Cancel) -> CheckpointOptions {
+fn options(args: &Args, pid: u32, state_dir: StateDir, cancel: &Cancel) -> CheckpointOptions {
     CheckpointOptions {
         pid: pid.cast_signed(),
         proc_mem: args.job.proc_mem,
         drop_file_pages: args.job.rss_file,
         include_locked: false,
+        state_dir,
+        verify: false,
+        needs_guard: false,
         cancel: cancel.clone(),
         progress: Arc::new(Progress::default()),
     }
@@ -136,7 +143,7 @@ fn bring_back(
     loop {
         let progress = Arc::new(Progress::default());
         let line = progress::Line::start("restore", &progress, shows_progress);
-        let result = restore(held, &progress);
+        let result = restore(held, OnCorrupt::Kill, &progress);
         drop(line);
         let failure = match result {
             Ok(report) => {

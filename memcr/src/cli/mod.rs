@@ -128,7 +128,7 @@ fn without_verb(args: &Args, out: &mut Out) -> Result<(), Failure> {
         loaded.map_err(|error| Failure::of_choice(error, &choice))
     };
     match args.job.pid {
-        Some(pid) => job::run(args, pid, pipeline, out)?,
+        Some(pid) => job::run(args, pid, &state_dir(args, &config), pipeline, out)?,
         // `stray` has seen to it that there is a target or --check-config.
         None => print::config(&config, pipeline()?.describe(), json, out),
     }

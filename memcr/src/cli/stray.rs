@@ -49,7 +49,7 @@ const MEANINGFUL: &[(&str, &[Mode])] = {
             &[Job, List, CheckConfig, Stages, StageHelp, Verify],
         ),
         ("set", &[Job, CheckConfig, Verify]),
-        ("state_dir", &[List]),
+        ("state_dir", &[Job, List]),
         (
             "json",
             &[

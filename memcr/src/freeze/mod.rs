@@ -3,7 +3,7 @@
 //! ```text
 //! Target ──freeze()──▶ Frozen ──release()──▶ (the target runs)
 //!   examine             │ threads, each in a ptrace event stop
-//!                       │ drop: released as well, unless memory is missing
+//!                       │ drop: released as well, unless memory is missing (`arm`)
 //! ```
 //!
 //! Threads are listed until a pass finds nothing new; clones are traced meanwhile, so
@@ -11,6 +11,7 @@
 //! session come from the one OS thread that froze (the kernel demands it), so
 //! [`Frozen`] is not `Send`.
 
+mod arm;
 mod busy;
 mod doom;
 mod rest;
@@ -25,6 +26,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
+pub use arm::Missing;
 pub use doom::Doom;
 pub use target::{Refusal, Target};
 
@@ -45,6 +47,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(3);
 /// How long a failed freeze waits for each thread that has not stopped yet; for all of
 /// them no longer than [`STOP_DEADLINE`].
 const LATE_DEADLINE: Duration = Duration::from_millis(50);
+
+const EXITKILL: i32 = Options::PTRACE_O_EXITKILL.bits();
 
 /// Why a freeze did not come about, or did not hold.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +88,12 @@ pub struct Frozen {
     /// No thread has run since the target was examined.
     has_slept: bool,
     options: i32,
-    memory_is_missing: bool,
+    missing: Missing,
+    /// Job control had stopped it.
+    was_stopped: bool,
+    is_armed: bool,
+    /// Signals to the whole process that ours have taken away.
+    owed: Vec<i32>,
     /// How the target ended, as far as we have seen it.
     exit_signal: Option<i32>,
     /// Signals that a thread would have taken while it made a call for us, sent again at
@@ -99,6 +108,18 @@ pub struct Frozen {
 /// # Errors
 /// With the target running as before, unless it ended by itself.
 pub fn freeze(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
+    let mut frozen = freeze_again(target, cancel)?;
+    frozen.look_again()?;
+    frozen.was_stopped = frozen.is_stopped_by_job_control();
+    Ok(frozen)
+}
+
+/// Freezes a target whose memory another memcr has taken away: whatever it has become
+/// since, it is to be given back.
+///
+/// # Errors
+/// With the target as before.
+pub fn freeze_again(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
     let witness = Witness::call().map_err(FreezeError::NoThread)?;
     let sleepers = Sleepers::note(target.pid);
     let mut options = (Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACESYSGOOD).bits();
@@ -112,14 +133,16 @@ pub fn freeze(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
         sleepers,
         has_slept: false,
         options,
-        memory_is_missing: false,
+        missing: Missing::Nothing,
+        was_stopped: false,
+        is_armed: false,
+        owed: Vec::new(),
         exit_signal: None,
         swallowed: Vec::new(),
         not_send: PhantomData,
     };
     // On any failure `frozen` is dropped, which lets go of whatever was stopped.
     frozen.stop_all(cancel, &witness)?;
-    frozen.look_again()?;
     frozen.sleepers.threads_stopped(frozen.target.pid);
     Ok(frozen)
 }
@@ -150,25 +173,33 @@ impl Frozen {
         self.has_slept
     }
 
-    /// From the first drop to the last populate: should we die, the kernel kills the
-    /// target (PTRACE_O_EXITKILL) rather than let it run on missing memory. Every thread
-    /// needs the option: the kernel lets go of one tracee after the other, and those
-    /// before the first with the option would run meanwhile.
+    /// Says what is missing, before the first drop and after the last populate; see
+    /// [`Missing`] for what follows from it.
     ///
     /// # Errors
     /// When the kernel refuses; nothing may be dropped then.
-    pub fn set_memory_missing(&mut self, missing: bool) -> Result<(), FreezeError> {
-        let kill = if missing {
-            Options::PTRACE_O_EXITKILL.bits()
-        } else {
-            0
+    pub fn set_missing(&mut self, missing: Missing) -> Result<(), FreezeError> {
+        let kill = |missing| {
+            if missing == Missing::Unguarded {
+                EXITKILL
+            } else {
+                0
+            }
         };
-        for &tid in &self.tids {
-            ptrace::set_options(tid, self.options | kill)
-                .map_err(|source| self.request("set options of", tid, source))?;
+        if kill(missing) != kill(self.missing) {
+            for &tid in &self.tids {
+                ptrace::set_options(tid, self.options | kill(missing))
+                    .map_err(|source| self.request("set options of", tid, source))?;
+            }
         }
-        self.memory_is_missing = missing;
+        self.missing = missing;
         Ok(())
+    }
+
+    /// What is missing.
+    #[must_use]
+    pub fn missing(&self) -> Missing {
+        self.missing
     }
 
     /// Lets the target run on. Interrupted calls go on, a target that was stopped stays
@@ -258,18 +289,16 @@ impl Frozen {
     }
 
     fn let_go(&mut self) -> Result<(), FreezeError> {
-        if self.memory_is_missing {
-            self.set_memory_missing(false)?;
-        }
-        for (tid, signal) in std::mem::take(&mut self.swallowed) {
-            // Gone meanwhile: then nobody misses it.
-            let _ = sys::tgkill(self.target.pid, tid, signal);
+        self.set_missing(Missing::Nothing)?;
+        self.send_swallowed();
+        for signal in std::mem::take(&mut self.owed) {
+            self.send(signal)?;
         }
         let mut result = Ok(());
         let pid = self.target.pid;
         self.collect_late_ones();
         for tid in std::mem::take(&mut self.tids) {
-            self.sleepers.rewind(pid, tid);
+            self.sleepers.rewind(pid, tid, true);
             match ptrace::detach(tid) {
                 Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
                     result = Err(self.request("let go of", tid, error));
@@ -278,6 +307,20 @@ impl Frozen {
             }
         }
         result
+    }
+
+    fn send_swallowed(&mut self) {
+        for (tid, signal) in std::mem::take(&mut self.swallowed) {
+            // Gone meanwhile: then nobody misses it.
+            let _ = sys::tgkill(self.target.pid, tid, signal);
+        }
+    }
+
+    /// The event stop of a thread that job control has stopped tells the signal that did
+    /// it, that of any other SIGTRAP (ptrace(2), PTRACE_EVENT_STOP).
+    fn is_stopped_by_job_control(&self) -> bool {
+        let first = self.tids.first().map(|&tid| ptrace::signal_info(tid));
+        matches!(first, Some(Ok(info)) if info.si_signo != libc::SIGTRAP)
     }
 
     /// After a failed freeze: threads that were told to stop must not do so for ever. One
@@ -323,7 +366,7 @@ impl Frozen {
                 }
             }
         }
-        self.memory_is_missing = false;
+        self.missing = Missing::Nothing;
     }
 
     fn request(&self, what: &'static str, tid: i32, source: io::Error) -> FreezeError {
@@ -336,9 +379,9 @@ impl Frozen {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        // With memory missing nothing is let go: when this thread ends, the kernel ends
-        // the target (PTRACE_O_EXITKILL), which is better than wrong memory.
-        if !self.memory_is_missing
+        // With memory missing nothing is let go: when this thread ends, the target stops
+        // itself, or the kernel ends it, which is better than wrong memory.
+        if self.missing == Missing::Nothing
             && let Err(error) = self.let_go()
         {
             tracing::warn!("{error}");

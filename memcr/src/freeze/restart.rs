@@ -27,7 +27,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::rest::Place;
-use crate::sys::arch::{InterruptedCall, Regs, nr};
+use crate::sys::arch::{ERESTARTNOHAND, InterruptedCall, Regs, nr};
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::procfs::{self, Status};
 use crate::sys::{ptrace, sched};
@@ -105,18 +105,24 @@ impl Sleepers {
     }
 
     /// Sends a stopped thread back to its call, if our stop has made it answer EINTR.
-    pub(super) fn rewind(&self, pid: i32, tid: i32) {
+    /// `has_memory`: nothing of its memory is missing. Without, a timeout that lies in
+    /// memory stays what it was, until this is called again.
+    pub(super) fn rewind(&self, pid: i32, tid: i32, has_memory: bool) {
         let Ok(Some(regs)) = ptrace::registers(tid) else {
             return;
         };
         let Some(call) = regs.interrupted_call() else {
             return;
         };
-        let Some(timeout) = timeout_of(call.nr).filter(|_| call.result == -i64::from(libc::EINTR))
-        else {
+        // The second: sent back already, by us. None of these calls answers it otherwise.
+        let is_ours = [-i64::from(libc::EINTR), -ERESTARTNOHAND].contains(&call.result);
+        let Some(timeout) = timeout_of(call.nr).filter(|_| is_ours) else {
             return;
         };
-        let args = self.args_for(pid, tid, &regs, &call, timeout);
+        let args = match timeout {
+            Timeout::Timespec(_) if !has_memory => call.args,
+            _ => self.args_for(pid, tid, &regs, &call, timeout),
+        };
         if let Err(error) = ptrace::set_registers(tid, &regs.restarting(args)) {
             tracing::debug!("thread {tid} will see EINTR: {error}");
         }

@@ -197,6 +197,33 @@ impl Target {
         })
     }
 
+    /// The process of a session: it was examined when it was checkpointed. Whether it
+    /// still is the same, the caller has found out by its start time, and finds out once
+    /// more here, now that a descriptor keeps the pid from meaning another one.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchProcess`], `Permission`, `Traced`.
+    pub fn of_session(pid: i32, start_time: u64) -> Result<Self, Refusal> {
+        let raw = Pid::from_raw(pid).ok_or(Refusal::NoSuchProcess(pid))?;
+        let pidfd = pidfd_open(raw, PidfdFlags::empty())
+            .map_err(|error| gone_or_forbidden(pid, error.into()))?;
+        let status = Status::of_process(pid).map_err(|_| Refusal::NoSuchProcess(pid))?;
+        let stat = Stat::read(pid).map_err(|_| Refusal::NoSuchProcess(pid))?;
+        if stat.start_time != start_time || matches!(status.state(), 'Z' | 'X') {
+            return Err(Refusal::NoSuchProcess(pid));
+        }
+        check_tracer(pid, &status)?;
+        Ok(Self {
+            pid,
+            start_time,
+            has_seccomp: has_seccomp(pid),
+            others: HashSet::new(),
+            rest: Rest::default(),
+            io: Io::default(),
+            pidfd,
+        })
+    }
+
     /// Whether no thread has run since the target was examined. `tids`: all threads, which
     /// are stopped.
     pub(super) fn has_slept(&self, tids: &[i32]) -> bool {

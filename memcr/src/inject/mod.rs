@@ -1,8 +1,8 @@
 //! Inject: system calls made by a frozen thread for us.
 //!
 //! ```text
-//! Frozen ──Borrowed::take()──▶ Borrowed ──┬─ call(): one call at a `syscall` instruction
-//!                                │        │          that the target has anyway (vdso)
+//! Frozen ──Borrowed::take()──▶ Borrowed ──┬─ call(): one call
+//!                                │        ├─ infect(): maps the parasite
 //!                                │        └─ run():  a table of calls by the parasite
 //!                                └─ give_back(): every register and mask as before
 //! ```
@@ -13,42 +13,50 @@
 //! the parasite. No byte of the target's code is changed: the first calls are made at a
 //! `syscall` instruction that is there already.
 //!
-//! Single calls stop at system call entry and exit (PTRACE_SYSCALL): such stops raise
-//! no signal, so the target's disposition of SIGTRAP does not matter. The parasite ends
-//! with a trap, which does: a trap that hits an ignored SIGTRAP makes the kernel reset
-//! the disposition. A target that ignores SIGTRAP, or has one pending, gets each call of
-//! the table as a single one. So does a target where the two mappings cannot be had
-//! (RLIMIT_AS, a policy against executable memory).
+//! # Should we die
+//!
+//! With the parasite in place an orphaned thread cures itself: its registers, mask and
+//! dispatch lie in the parasite's data, and the code loads them when its calls are made
+//! (`memcr_parasite`). Before that it stops the process, so that nothing runs until
+//! somebody has looked after it. What remains are the calls made without the parasite:
+//! the two that map it and the one that unmaps it, some 20 µs each. A thread that was let
+//! go in one of them would go on behind a `syscall` instruction that is not its own, with
+//! registers that are not its own either; so for these calls alone the kernel is told to
+//! kill the target should we die (PTRACE_O_EXITKILL). The alternatives were worse: there
+//! is no memory in a target that is nobody's, where its registers could be kept before
+//! we have mapped some (below the stack pointer there may be another stack, as in Go).
+//!
+//! Single calls stop at system call entry and exit (PTRACE_SYSCALL), tables at the SIGSTOP
+//! that the thread sends itself at their end: neither raises a signal that the target
+//! could block, ignore or handle. Where the mapping cannot be had (RLIMIT_AS, a policy
+//! against executable memory) all calls are single ones, and there is no guard.
 
+mod guard;
+mod region;
+mod saved;
 mod site;
-mod table;
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use memcr_parasite::Entry;
 
+pub use guard::{Guard, GuardError};
+pub use region::Parasite;
 pub use site::Site;
 
-use crate::freeze::{self, Frozen};
-use crate::sys::arch::{Regs, nr};
+use crate::freeze::{self, FreezeError, Frozen};
+use crate::sys::arch::nr;
 use crate::sys::proc_mem::ProcMem;
-use crate::sys::procfs::Status;
 use crate::sys::ptrace::{self, UserDispatch};
 use crate::sys::wait::{self, Pause, WaitStatus};
-use table::Parasite;
+use saved::{Ids, Saved};
 
 /// How often a remote call that takes long is spoken of. It is waited for as long as the
 /// target lives: a target without CPU time (`cpu.max` of its cgroup), or one that a
 /// cgroup freezer has stopped, comes back, and nothing can be undone in a thread that
 /// runs.
 const SPEAK_EVERY: Duration = Duration::from_secs(10);
-/// While the parasite may run all signals are blocked but SIGTRAP (5): the trap at the end
-/// of a table must get through. Without it SIGTRAP is blocked too.
-const MASK: u64 = !TRAP;
-const TRAP: u64 = 1 << (libc::SIGTRAP - 1);
-/// Offset of `rseq_cs` in the kernel's `struct rseq` (linux/rseq.h).
-const RSEQ_CS: u64 = 8;
 
 /// What can go wrong with a thread that makes calls for us.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +85,9 @@ pub enum InjectError {
         /// What the kernel answered.
         source: io::Error,
     },
+    /// A fault point.
+    #[error("stopped by a fault point")]
+    Fault(#[source] io::Error),
     /// A request of ours failed.
     #[error("cannot {what} thread {tid}")]
     Request {
@@ -96,55 +107,127 @@ type Result<T> = std::result::Result<T, InjectError>;
 pub struct Borrowed<'a> {
     frozen: &'a mut Frozen,
     tid: i32,
-    site: u64,
+    ids: Ids,
+    site: Site,
     memory: ProcMem,
     saved: Saved,
     parasite: Option<Parasite>,
-    may_trap: bool,
     given_back: bool,
 }
 
-#[derive(Debug)]
-struct Saved {
-    regs: Regs,
-    mask: u64,
-    dispatch: UserDispatch,
-    /// Address and value of a critical section that was under way.
-    critical_section: Option<(u64, u64)>,
-}
-
 impl<'a> Borrowed<'a> {
-    /// Takes the first thread of a frozen target. `site` was found by [`Site::find`].
+    /// Takes the first thread of a frozen target. `site` was found by [`Site::find`];
+    /// `parasite` is the one that an earlier borrower left in place.
     ///
     /// # Errors
     /// With the thread as it was.
-    pub fn take(frozen: &'a mut Frozen, site: &Site) -> Result<Self> {
+    pub fn take(frozen: &'a mut Frozen, site: Site, parasite: Option<Parasite>) -> Result<Self> {
         let (pid, tid) = (frozen.pid(), frozen.tids()[0]);
         let memory =
             ProcMem::open(pid).map_err(|source| request("open the memory of", tid, source))?;
-        let saved = Saved::read(tid, &memory)?;
-        let may_trap = !is_trap_taken(pid, tid);
-        let borrowed = Self {
+        let mut borrowed = Self {
+            ids: Ids::of(pid, tid)?,
+            saved: Saved::read(tid, &memory)?,
             frozen,
             tid,
-            site: site.address(),
+            site,
             memory,
-            saved,
             parasite: None,
-            may_trap,
             given_back: false,
         };
         // From here on a failure drops `borrowed`, which puts everything back.
-        borrowed.block_signals()?;
-        if let Some((addr, _)) = borrowed.saved.critical_section {
-            let cleared = borrowed.memory.write(addr, &[0; 8]);
-            cleared.map_err(|source| request("write the rseq area of", tid, source))?;
-        }
-        if borrowed.saved.dispatch.is_on() {
-            ptrace::set_user_dispatch(tid, &UserDispatch::default())
-                .map_err(|source| request("switch off syscall dispatch of", tid, source))?;
+        // The SIGSTOP at the end of a table takes a SIGCONT with it that somebody sent.
+        borrowed.frozen.keep_cont();
+        borrowed.disturb()?;
+        if let Some(parasite) = parasite {
+            borrowed.move_in(parasite)?;
         }
         Ok(borrowed)
+    }
+
+    /// Takes over a thread that was orphaned in the parasite, and leaves it as it was
+    /// before it was borrowed. True if it was there.
+    ///
+    /// # Errors
+    /// When its state cannot be read or put back.
+    pub fn rescue(frozen: &mut Frozen, parasite: Parasite) -> Result<bool> {
+        let (pid, tid) = (frozen.pid(), frozen.tids()[0]);
+        let memory =
+            ProcMem::open(pid).map_err(|source| request("open the memory of", tid, source))?;
+        let regs =
+            ptrace::registers(tid).map_err(|source| request("read registers of", tid, source))?;
+        if !regs.is_some_and(|regs| parasite.is_in(regs.pc())) {
+            return Ok(false);
+        }
+        let saved = parasite
+            .saved(&memory)
+            .map_err(|source| request("read the saved state of", tid, source))?;
+        saved.restore(tid, &memory)?;
+        Ok(true)
+    }
+
+    /// Maps the parasite, if it is not there. False: the target may not have such a
+    /// mapping; calls are single ones then.
+    ///
+    /// # Errors
+    /// When a call could not be made or did not end.
+    pub fn infect(&mut self) -> Result<bool> {
+        if self.parasite.is_some() {
+            return Ok(true);
+        }
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let prot = libc::PROT_READ | libc::PROT_EXEC;
+        let args = [0, Parasite::LEN, prot as u64, flags as u64, u64::MAX, 0];
+        let address = self.call(nr::MMAP, args)?;
+        if address < 0 {
+            tracing::debug!("no room for the parasite (mmap answered {address}): single calls");
+            return Ok(false);
+        }
+        let parasite = Parasite::at(address.cast_unsigned());
+        let (data, len) = parasite.data_part();
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let answer = self.call(nr::MPROTECT, [data, len, prot as u64, 0, 0, 0])?;
+        if answer == 0 && self.move_in(parasite).is_ok() {
+            return Ok(true);
+        }
+        tracing::debug!("the parasite cannot be written (mprotect answered {answer})");
+        self.unmap(parasite)?;
+        Ok(false)
+    }
+
+    /// Where the parasite is.
+    #[must_use]
+    pub fn parasite(&self) -> Option<Parasite> {
+        self.parasite
+    }
+
+    /// Takes the pending SIGSTOPs of an armed or parked target away, so that it runs when
+    /// it is let go.
+    ///
+    /// # Errors
+    /// When the target is gone, or the call that consumes our SIGCONT could not be made.
+    pub fn disarm(&mut self) -> std::result::Result<(), FreezeError> {
+        self.frozen.disarm()?;
+        // The SIGSTOP at the end of this table is what consumes it.
+        let parasite = self.parasite;
+        parasite
+            .map_or(Ok(()), |parasite| self.run_table(parasite, &mut []))
+            .map_err(|error| FreezeError::Request {
+                what: "disarm",
+                tid: self.tid,
+                source: io::Error::other(error),
+            })
+    }
+
+    /// Unmaps the parasite.
+    ///
+    /// # Errors
+    /// When the call could not be made, did not end, or failed.
+    pub fn cure(&mut self) -> Result<()> {
+        match self.parasite.take() {
+            Some(parasite) => self.unmap(parasite),
+            None => Ok(()),
+        }
     }
 
     /// Makes one call; answers what the kernel answered, `-errno` on failure.
@@ -152,12 +235,94 @@ impl<'a> Borrowed<'a> {
     /// # Errors
     /// When the call could not be made or did not end.
     pub fn call(&mut self, nr: u64, args: [u64; 6]) -> Result<i64> {
+        if self.parasite.is_some() {
+            let mut entries = [Entry { nr, args, ret: 0 }];
+            self.run(&mut entries)?;
+            return Ok(entries[0].ret);
+        }
+        self.frozen
+            .die_with_us(self.tid, true)
+            .map_err(|source| request("set options of", self.tid, source))?;
+        let answer = self.single(nr, args);
+        self.frozen
+            .die_with_us(self.tid, false)
+            .map_err(|source| request("set options of", self.tid, source))?;
+        answer
+    }
+
+    /// Makes all calls of `entries`, in order, whatever each of them answers, and fills
+    /// in `ret`. One stop for some thousand calls where the parasite is in place.
+    ///
+    /// # Errors
+    /// When a call could not be made or did not end.
+    pub fn run(&mut self, entries: &mut [Entry]) -> Result<()> {
+        if let Some(parasite) = self.parasite {
+            return entries
+                .chunks_mut(region::BATCH)
+                .try_for_each(|part| self.run_table(parasite, part));
+        }
+        for entry in entries {
+            entry.ret = self.call(entry.nr, entry.args)?;
+        }
+        Ok(())
+    }
+
+    /// Reads `out` from memory for arguments.
+    pub(super) fn read_scratch(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let place = self.parasite.map_or(0, Parasite::scratch) + offset;
+        let read = self.memory.read(place, out);
+        read.map_err(|source| request("read the arguments of", self.tid, source))
+    }
+
+    /// Writes `bytes` to memory for arguments; answers where they are.
+    pub(super) fn write_scratch(&self, offset: u64, bytes: &[u8]) -> Result<u64> {
+        let place = self.parasite.map_or(0, Parasite::scratch) + offset;
+        let written = self.memory.write(place, bytes);
+        written.map_err(|source| request("write the arguments of", self.tid, source))?;
+        Ok(place)
+    }
+
+    /// Puts everything back and leaves the thread in the stop it was in. The parasite
+    /// stays where it is.
+    ///
+    /// # Errors
+    /// When something could not be put back; the rest was.
+    pub fn give_back(mut self) -> Result<()> {
+        self.put_back()
+    }
+
+    fn disturb(&self) -> Result<()> {
         let tid = self.tid;
-        let regs = self.saved.regs.with_call(self.site, nr, args);
+        // SIGKILL and SIGSTOP are kept out by the kernel.
+        ptrace::set_signal_mask(tid, u64::MAX)
+            .map_err(|source| request("set the signal mask of", tid, source))?;
+        if let Some((addr, _)) = self.saved.critical_section {
+            let cleared = self.memory.write(addr, &[0; 8]);
+            cleared.map_err(|source| request("write the rseq area of", tid, source))?;
+        }
+        if self.saved.dispatch.is_on() {
+            ptrace::set_user_dispatch(tid, &UserDispatch::default())
+                .map_err(|source| request("switch off syscall dispatch of", tid, source))?;
+        }
+        Ok(())
+    }
+
+    fn move_in(&mut self, parasite: Parasite) -> Result<()> {
+        parasite
+            .install(&self.memory, &self.saved)
+            .map_err(|source| request("write the parasite of", self.tid, source))?;
+        self.parasite = Some(parasite);
+        Ok(())
+    }
+
+    /// One call at a `syscall` instruction that the target has anyway.
+    fn single(&mut self, nr: u64, args: [u64; 6]) -> Result<i64> {
+        let tid = self.tid;
+        let regs = self.saved.regs.with_call(self.site.address(), nr, args);
         ptrace::set_registers(tid, &regs)
             .map_err(|source| request("set registers of", tid, source))?;
         for _ in ["entry", "exit"] {
-            self.resume(Resume::ToSyscall, |status, _| {
+            self.resume(Resume::ToSyscall, |status| {
                 status == WaitStatus::SyscallStop
             })?;
         }
@@ -166,108 +331,46 @@ impl<'a> Borrowed<'a> {
         Ok(after.map_or(-i64::from(libc::ENOSYS), |regs| regs.syscall_result()))
     }
 
-    /// Makes all calls of `entries`, in order, whatever each of them answers, and fills
-    /// in `ret`. One stop for up to `table::CAPACITY` calls where the parasite can run.
-    ///
-    /// # Errors
-    /// When a call could not be made or did not end.
-    pub fn run(&mut self, entries: &mut [Entry]) -> Result<()> {
-        if self.may_trap && self.parasite.is_none() {
-            self.parasite = self.infect()?;
-            self.may_trap = self.parasite.is_some();
-            self.block_signals()?;
-        }
-        match self.parasite.take() {
-            Some(parasite) => {
-                let result = self.run_tables(&parasite, entries);
-                self.parasite = Some(parasite);
-                result
-            }
-            None => self.run_singly(entries),
-        }
-    }
-
-    /// Puts everything back and leaves the thread in the stop it was in.
-    ///
-    /// # Errors
-    /// When something could not be put back; the rest was.
-    pub fn give_back(mut self) -> Result<()> {
-        self.put_back()
-    }
-
-    fn run_singly(&mut self, entries: &mut [Entry]) -> Result<()> {
-        for entry in entries {
-            entry.ret = self.call(entry.nr, entry.args)?;
-        }
-        Ok(())
-    }
-
-    fn run_tables(&mut self, parasite: &Parasite, entries: &mut [Entry]) -> Result<()> {
+    fn run_table(&mut self, parasite: Parasite, part: &mut [Entry]) -> Result<()> {
         let tid = self.tid;
-        for part in entries.chunks_mut(table::CAPACITY) {
-            parasite
-                .load(&self.memory, part)
-                .map_err(|source| request("write the table of", tid, source))?;
-            let regs =
-                self.saved
-                    .regs
-                    .with_entry(parasite.code(), parasite.table(), part.len() as u64);
-            ptrace::set_registers(tid, &regs)
-                .map_err(|source| request("set registers of", tid, source))?;
-            self.resume(Resume::Freely, |status, code| {
-                status == WaitStatus::SignalStop(libc::SIGTRAP) && is_raised(code)
-            })?;
-            parasite
-                .unload(&self.memory, part)
-                .map_err(|source| request("read the table of", tid, source))?;
+        let mut table = part.to_vec();
+        table.extend(self.saved.last_entries(self.ids, parasite.mask()));
+        parasite
+            .load(&self.memory, &table)
+            .map_err(|source| request("write the table of", tid, source))?;
+        let n_entries = table.len() as u64;
+        let regs = self
+            .saved
+            .regs
+            .with_entry(parasite.address(), parasite.entries(), n_entries);
+        ptrace::set_registers(tid, &regs)
+            .map_err(|source| request("set registers of", tid, source))?;
+        let stop = parasite.entry(part.len());
+        self.resume(Resume::Freely, |status| {
+            let at = || ptrace::registers(tid).ok().flatten();
+            status == WaitStatus::SignalStop(libc::SIGSTOP)
+                && at().is_some_and(|regs| parasite.is_in(regs.pc()) && regs.entry() == stop)
+        })?;
+        parasite
+            .unload(&self.memory, part)
+            .map_err(|source| request("read the table of", tid, source))
+    }
+
+    fn unmap(&mut self, parasite: Parasite) -> Result<()> {
+        let answer = self.call(nr::MUNMAP, [parasite.address(), Parasite::LEN, 0, 0, 0, 0])?;
+        if answer < 0 {
+            let source = io::Error::from_raw_os_error(-answer as i32);
+            return Err(InjectError::Remote {
+                call: "munmap",
+                tid: self.tid,
+                source,
+            });
         }
         Ok(())
     }
 
-    fn block_signals(&self) -> Result<()> {
-        let mask = if self.may_trap { MASK } else { u64::MAX };
-        ptrace::set_signal_mask(self.tid, mask)
-            .map_err(|source| request("set the signal mask of", self.tid, source))
-    }
-
-    /// Maps the parasite. `None`: the target may not have such mappings.
-    fn infect(&mut self) -> Result<Option<Parasite>> {
-        let mut map = |len: u64, prot: libc::c_int| {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            self.call(nr::MMAP, [0, len, prot as u64, flags as u64, u64::MAX, 0])
-        };
-        let code = map(Parasite::code_len(), libc::PROT_READ | libc::PROT_EXEC)?;
-        let table = map(Parasite::table_len(), libc::PROT_READ | libc::PROT_WRITE)?;
-        let parasite = Parasite::new(code, table);
-        // Code that is not writable is written the way a debugger does it.
-        if parasite.is_mapped() && parasite.install(&self.memory).is_ok() {
-            return Ok(Some(parasite));
-        }
-        tracing::debug!(
-            "no room for the parasite (mmap answered {code:#x}, {table:#x}): single calls"
-        );
-        self.unmap(&parasite)?;
-        Ok(None)
-    }
-
-    fn unmap(&mut self, parasite: &Parasite) -> Result<()> {
-        for (addr, len) in parasite.mappings() {
-            let answer = self.call(nr::MUNMAP, [addr, len, 0, 0, 0, 0])?;
-            if answer < 0 {
-                let source = io::Error::from_raw_os_error(-answer as i32);
-                return Err(InjectError::Remote {
-                    call: "munmap",
-                    tid: self.tid,
-                    source,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets the thread run until a stop that `is_end` accepts, given the stop and its
-    /// signal's code.
-    fn resume(&mut self, how: Resume, is_end: impl Fn(WaitStatus, i32) -> bool) -> Result<()> {
+    /// Lets the thread run until a stop that `is_end` accepts.
+    fn resume(&mut self, how: Resume, is_end: impl Fn(WaitStatus) -> bool) -> Result<()> {
         let tid = self.tid;
         let mut signal = 0;
         loop {
@@ -275,7 +378,7 @@ impl<'a> Borrowed<'a> {
                 .map_err(|source| request("resume", tid, source))?;
             let status = self.wait()?;
             let code = ptrace::signal_info(tid).map_or(0, |info| info.si_code);
-            if is_end(status, code) {
+            if is_end(status) {
                 return Ok(());
             }
             signal = self.pass_over(status, code)?;
@@ -333,12 +436,8 @@ impl<'a> Borrowed<'a> {
         if std::mem::replace(&mut self.given_back, true) {
             return Ok(());
         }
-        let unmapped = match self.parasite.take() {
-            Some(parasite) => self.unmap(&parasite),
-            None => Ok(()),
-        };
-        unmapped
-            .and(self.saved.restore(self.tid, &self.memory))
+        self.saved
+            .restore(self.tid, &self.memory)
             .and_then(|()| self.settle())
     }
 
@@ -347,7 +446,7 @@ impl<'a> Borrowed<'a> {
     fn settle(&mut self) -> Result<()> {
         let tid = self.tid;
         ptrace::interrupt(tid).map_err(|source| request("interrupt", tid, source))?;
-        self.resume(Resume::Freely, |status, _| {
+        self.resume(Resume::Freely, |status| {
             matches!(status, WaitStatus::EventStop(libc::PTRACE_EVENT_STOP, _))
         })
     }
@@ -358,54 +457,6 @@ impl Drop for Borrowed<'_> {
         if let Err(error) = self.put_back() {
             tracing::warn!("{error}");
         }
-    }
-}
-
-impl Saved {
-    fn read(tid: i32, memory: &ProcMem) -> Result<Self> {
-        let regs =
-            ptrace::registers(tid).map_err(|source| request("read registers of", tid, source))?;
-        let mask = ptrace::signal_mask(tid)
-            .map_err(|source| request("read the signal mask of", tid, source))?;
-        let dispatch = ptrace::user_dispatch(tid)
-            .map_err(|source| request("read syscall dispatch of", tid, source))?;
-        let area = ptrace::rseq_area(tid)
-            .map_err(|source| request("read the rseq area of", tid, source))?;
-        // Cleared while the thread runs for us: whenever it goes on, the kernel reads the
-        // descriptor that `rseq_cs` points to, and ends a process whose descriptor makes
-        // no sense, as one in missing memory does. Put back, it makes the kernel abort
-        // the section as after any other stop.
-        let critical_section = area.and_then(|area| {
-            let value = memory
-                .read_u64(area + RSEQ_CS)
-                .ok()
-                .filter(|&value| value != 0)?;
-            Some((area + RSEQ_CS, value))
-        });
-        let regs = regs
-            .ok_or_else(|| request("read registers of", tid, io::ErrorKind::Unsupported.into()))?;
-        Ok(Self {
-            regs,
-            mask,
-            dispatch,
-            critical_section,
-        })
-    }
-
-    /// Everything is tried; the first failure is reported.
-    fn restore(&self, tid: i32, memory: &ProcMem) -> Result<()> {
-        let section = self.critical_section.map_or(Ok(()), |(addr, value)| {
-            memory.write(addr, &value.to_ne_bytes())
-        });
-        let dispatch = if self.dispatch.is_on() {
-            ptrace::set_user_dispatch(tid, &self.dispatch)
-        } else {
-            Ok(())
-        };
-        let mask = ptrace::set_signal_mask(tid, self.mask);
-        let regs = ptrace::set_registers(tid, &self.regs);
-        let first = regs.and(mask).and(dispatch).and(section);
-        first.map_err(|source| request("put back the state of", tid, source))
     }
 }
 
@@ -429,13 +480,6 @@ impl Resume {
 /// (sigaction(2)).
 fn is_raised(code: i32) -> bool {
     code > 0
-}
-
-/// A trap would change the disposition of SIGTRAP, or be lost behind a pending one.
-fn is_trap_taken(pid: i32, tid: i32) -> bool {
-    Status::of_thread(pid, tid).map_or(true, |status| {
-        (status.signals("SigIgn") | status.signals("SigPnd") | status.signals("ShdPnd")) & TRAP != 0
-    })
 }
 
 fn request(what: &'static str, tid: i32, source: io::Error) -> InjectError {

@@ -20,7 +20,7 @@ use crate::pages::{ChunkClass, ChunkPlan, PageRun, RemoteAddr};
 use crate::sys::pagemap::{Region, category};
 
 /// How a plan is made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct PlanOptions {
     /// What goes.
     pub policy: Policy,
@@ -30,6 +30,8 @@ pub struct PlanOptions {
     pub page_len_bytes: u64,
     /// Read every page through `/proc/PID/mem` (`-m`).
     pub force_proc_mem: bool,
+    /// Pages that stay because somebody needs them while the target is held.
+    pub keep: Vec<PageRun>,
 }
 
 /// A run that is to be given back to the kernel.
@@ -39,6 +41,8 @@ pub struct DropRun {
     pub run: PageRun,
     /// They are locked in memory: `MADV_DONTNEED_LOCKED` is needed.
     pub locked: bool,
+    /// They are of a private file mapping.
+    pub is_file: bool,
 }
 
 /// What was planned, beside the chunks themselves.
@@ -52,8 +56,10 @@ pub struct PlanSummary {
     pub drops: Vec<DropRun>,
     /// Bytes that stay in RAM, by reason.
     pub left_bytes: BTreeMap<LeftBecause, u64>,
-    /// Some chunk is backed by huge pages.
-    pub has_huge: bool,
+    /// Runs that are backed by huge pages, ascending.
+    pub huge: Vec<PageRun>,
+    /// Mappings of which something is dropped, ascending; those that touch are one.
+    pub mappings: Vec<PageRun>,
     /// Some chunk is of small pages where the kernel might put huge ones.
     pub has_small_in_thp: bool,
 }
@@ -126,9 +132,17 @@ where
         };
         let mut drop = OpenDrop {
             locked: details.flags.locked,
-            is_code: how == Treatment::FileCode,
+            is_file: vma.is_file(),
+            copies: match how {
+                Treatment::FileCode => Some(LeftBecause::Code),
+                Treatment::PrivateFile if self.options.policy.guarded => {
+                    Some(LeftBecause::FileCopy)
+                }
+                _ => None,
+            },
             run: None,
         };
+        let n_before = self.summary.drops.len();
         let mut regions = std::mem::take(&mut self.regions);
         let mut from = vma.start;
         while from < vma.end {
@@ -140,6 +154,9 @@ where
         }
         self.regions = regions;
         drop.close(&mut self.summary.drops);
+        if n_before < self.summary.drops.len() {
+            self.note_mapping(vma);
+        }
         self.summary.has_small_in_thp |= details.thp_eligible;
         Ok(())
     }
@@ -173,11 +190,61 @@ where
                 addr: RemoteAddr(addr),
                 len_bytes,
             };
-            self.run(run, state, class, drop)?;
+            if self.is_kept(run) {
+                self.run_around_kept(run, state, class, drop)?;
+            } else {
+                self.run(run, state, class, drop)?;
+            }
             addr += len_bytes;
         }
-        self.summary.has_huge |= class.huge;
+        if class.huge {
+            append(&mut self.summary.huge, run_of(region.start, region.end));
+        }
         Ok(())
+    }
+
+    /// A guard is registered over mappings as a whole.
+    fn note_mapping(&mut self, vma: &Vma) {
+        if !vma.is_file() {
+            append(&mut self.summary.mappings, run_of(vma.start, vma.end));
+        }
+    }
+
+    /// Plans a run that holds pages which are needed: cut at their bounds.
+    fn run_around_kept(
+        &mut self,
+        run: PageRun,
+        state: PageState,
+        class: ChunkClass,
+        drop: &mut OpenDrop,
+    ) -> Result<(), E> {
+        let end = run.end().0;
+        let mut at = run.addr.0;
+        while at < end {
+            let bounds = self
+                .options
+                .keep
+                .iter()
+                .flat_map(|kept| [kept.addr.0, kept.end().0]);
+            let next = bounds
+                .filter(|&bound| bound > at)
+                .min()
+                .unwrap_or(end)
+                .min(end);
+            let part = run_of(at, next);
+            let state = match state {
+                PageState::Private if self.is_kept(part) => PageState::Left(LeftBecause::Needed),
+                state => state,
+            };
+            self.run(part, state, class, drop)?;
+            at = next;
+        }
+        Ok(())
+    }
+
+    fn is_kept(&self, run: PageRun) -> bool {
+        let overlaps = |kept: &PageRun| kept.addr < run.end() && run.addr < kept.end();
+        self.options.keep.iter().any(overlaps)
     }
 
     fn run(
@@ -189,14 +256,16 @@ where
     ) -> Result<(), E> {
         match state {
             PageState::Absent => {}
-            PageState::Private if drop.is_code => {
-                drop.close(&mut self.summary.drops);
-                self.leave(LeftBecause::Code, run.len_bytes);
-            }
-            PageState::Private => {
-                drop.extend(run);
-                self.store(run, class)?;
-            }
+            PageState::Private => match drop.copies {
+                Some(reason) => {
+                    drop.close(&mut self.summary.drops);
+                    self.leave(reason, run.len_bytes);
+                }
+                None => {
+                    drop.extend(run);
+                    self.store(run, class)?;
+                }
+            },
             PageState::CleanFile if self.options.policy.drop_file_pages => {
                 drop.extend(run);
                 self.summary.drop_only_bytes += run.len_bytes;
@@ -254,8 +323,9 @@ where
 /// The drop run that is being made longer.
 struct OpenDrop {
     locked: bool,
-    /// Copied pages of this mapping stay.
-    is_code: bool,
+    is_file: bool,
+    /// Why copied pages of this mapping stay, if they do.
+    copies: Option<LeftBecause>,
     run: Option<PageRun>,
 }
 
@@ -270,8 +340,20 @@ impl OpenDrop {
     }
 
     fn close(&mut self, drops: &mut Vec<DropRun>) {
-        let locked = self.locked;
-        drops.extend(self.run.take().map(|run| DropRun { run, locked }));
+        let (locked, is_file) = (self.locked, self.is_file);
+        let run = self.run.take();
+        drops.extend(run.map(|run| DropRun {
+            run,
+            locked,
+            is_file,
+        }));
+    }
+}
+
+fn run_of(start: u64, end: u64) -> PageRun {
+    PageRun {
+        addr: RemoteAddr(start),
+        len_bytes: end - start,
     }
 }
 
@@ -360,6 +442,7 @@ mod tests {
             chunk_len_bytes: chunk_pages * 0x1000,
             page_len_bytes: 0x1000,
             force_proc_mem: false,
+            keep: Vec::new(),
         };
         let mut chunks = Vec::new();
         let table = Letters(letters);
@@ -422,7 +505,7 @@ mod tests {
     #[test]
     fn huge_and_small_pages_are_chunks_of_their_own() {
         let (chunks, summary) = plan("PHHP", ANON, Policy::default(), 8);
-        assert!(summary.has_huge);
+        assert_eq!(summary.huge.len(), 1);
         let huge: Vec<_> = chunks.iter().filter(|chunk| chunk.class.huge).collect();
         assert_eq!(pages(huge[0].runs.clone()), [(1, 2)]);
         let small: Vec<_> = chunks.iter().filter(|chunk| !chunk.class.huge).collect();

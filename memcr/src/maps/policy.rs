@@ -17,6 +17,10 @@ pub struct Policy {
     /// Pages can be written whatever their protection (`/proc/PID/mem`): without this,
     /// pages that the target itself cannot write could not come back.
     pub override_protection: bool,
+    /// A guard will stand over what is dropped. It cannot stand over copied pages of
+    /// private file mappings (userfaultfd knows anonymous memory only), so these stay:
+    /// a target without them would run on the file's bytes should we die.
+    pub guarded: bool,
 }
 
 /// What is done with the pages of a mapping.
@@ -69,6 +73,11 @@ pub enum LeftBecause {
     CleanFile,
     /// The kernel refused to drop it.
     DropRefused,
+    /// A copied page of a private file mapping, over which no guard can stand.
+    FileCopy,
+    /// The kernel reads it of a process that stands still: its arguments and environment
+    /// (`ps`), the rseq area of the thread that works for us.
+    Needed,
 }
 
 impl LeftBecause {
@@ -91,6 +100,8 @@ impl LeftBecause {
             Self::Guard => "guard regions",
             Self::CleanFile => "clean file pages",
             Self::DropRefused => "not given back by the kernel",
+            Self::FileCopy => "copied file pages (no guard can stand over them)",
+            Self::Needed => "needed while held",
         }
     }
 }

@@ -5,14 +5,15 @@ use std::io;
 
 use memcr_parasite::Entry;
 
+use crate::fault;
 use crate::inject::{Borrowed, InjectError};
 use crate::maps::plan::DropRun;
 use crate::sys::arch::nr;
 
 /// MADV_DONTNEED_LOCKED (Linux 5.18), not in the libc crate for every target.
 const MADV_DONTNEED_LOCKED: u64 = 24;
-/// Calls handed over at once; the table of the parasite takes as many.
-const BATCH: usize = 1024;
+/// Calls handed over at once; the table of the parasite takes about as many.
+const BATCH: usize = 1020;
 
 /// What was given back, bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,12 +45,18 @@ pub enum DropError {
 ///
 /// # Errors
 /// With an unknown part of the pages gone: the caller populates all of them again.
-pub fn give_back(borrowed: &mut Borrowed<'_>, drops: &[DropRun]) -> Result<GivenBack, DropError> {
+pub fn give_back<'d>(
+    borrowed: &mut Borrowed<'_>,
+    drops: impl IntoIterator<Item = &'d DropRun>,
+) -> Result<GivenBack, DropError> {
     let mut total = GivenBack::default();
-    for part in drops.chunks(BATCH) {
-        let mut entries: Vec<Entry> = part.iter().map(entry).collect();
+    let mut drops = drops.into_iter().peekable();
+    while drops.peek().is_some() {
+        fault::point("checkpoint.drop").map_err(InjectError::Fault)?;
+        let part: Vec<_> = drops.by_ref().take(BATCH).collect();
+        let mut entries: Vec<Entry> = part.iter().copied().map(entry).collect();
         borrowed.run(&mut entries)?;
-        for (drop, entry) in part.iter().zip(&entries) {
+        for (drop, entry) in part.into_iter().zip(&entries) {
             total.count(drop, entry.ret)?;
         }
     }

@@ -8,6 +8,7 @@
 //! The traits are the seam: the pipeline moves a vector in a test as it moves a process.
 
 pub mod give_back;
+pub mod guarded;
 pub mod remote;
 pub mod table;
 mod truncated;

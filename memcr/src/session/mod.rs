@@ -2,27 +2,37 @@
 //!
 //! ```text
 //! checkpoint ──▶ Held ──┬─ wait(): Enter, a signal of ours, or the target's end
-//!                       └─ restore() ──▶ the target runs, the image is gone
+//!                       ├─ restore() ──▶ the target runs, image and journal are gone
+//!                       ├─ park() ─────▶ held without us ─┐
+//!                       └─ we die ─────▶ an orphan ───────┴─ adopt: restore, recover
 //! ```
 //!
 //! The session's process holds every thread in a ptrace stop; its parent notices
-//! nothing. Until the last page is back the kernel ends the target should this process
-//! die (PTRACE_O_EXITKILL): the target never runs on missing memory.
+//! nothing. Should this process die, an armed target stops itself, a touch of missing
+//! memory waits for the guard, and the journal tells the next memcr how to finish.
+//! Where the kernel has no guard, it kills the target instead (PTRACE_O_EXITKILL).
 
+pub mod adopt;
 mod clock;
+mod guarded;
 mod hold;
 pub mod journal;
+mod report;
 
 use std::sync::Arc;
 
 pub use clock::{Phase, PhaseClock};
+pub use guarded::TakeDownError;
+pub(crate) use guarded::{Guarded, put_huge_pages_back};
 pub use hold::{HeldEvent, HoldError};
+pub use report::CheckpointReport;
 
-use crate::checkpoint::CheckpointReport;
 use crate::freeze::Frozen;
 use crate::inject::Site;
+use crate::pages::PageRun;
 use crate::pages::remote::RemoteMemory;
 use crate::pipeline::OpenImage;
+use journal::{Journal, JournalError};
 
 /// A target whose memory is in an image.
 pub struct Held {
@@ -31,16 +41,33 @@ pub struct Held {
     pub(crate) memory: Arc<RemoteMemory>,
     pub(crate) site: Site,
     pub(crate) huge: HugePages,
+    /// `None`: nothing was guarded; the kernel kills the target should we die.
+    pub(crate) guarded: Option<Guarded>,
+    pub(crate) journal: Journal,
     pub(crate) report: CheckpointReport,
 }
 
 /// What a restore must know to put huge pages back where they were, and only there.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct HugePages {
-    /// Some pages were huge.
-    pub has_huge: bool,
+    /// What was backed by huge pages.
+    pub runs: Vec<PageRun>,
     /// Some pages were small although the kernel might have used huge ones.
     pub has_small_in_thp: bool,
+}
+
+/// Why a target cannot be held without us. It is held as before.
+#[derive(Debug, thiserror::Error)]
+pub enum ParkError {
+    /// There is no guard over its missing memory.
+    #[error("process {0} has no guard: without memcr it would run on wrong memory")]
+    NoGuard(i32),
+    /// The journal cannot be written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A thread could not be let go.
+    #[error(transparent)]
+    Freeze(#[from] crate::freeze::FreezeError),
 }
 
 impl Held {
@@ -54,5 +81,30 @@ impl Held {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.frozen.pid()
+    }
+
+    /// Lets the target go without its memory: it stands still, and the journal tells
+    /// whoever restores it how.
+    ///
+    /// # Errors
+    /// [`ParkError`]. The target is lost to nobody: should we end now, it is an orphan.
+    pub fn park(self) -> Result<CheckpointReport, ParkError> {
+        let Self {
+            mut frozen,
+            guarded,
+            mut journal,
+            report,
+            ..
+        } = self;
+        if guarded.is_none() {
+            return Err(ParkError::NoGuard(frozen.pid()));
+        }
+        let owed = frozen.take_owed();
+        journal.update(|record| {
+            record.parked = true;
+            record.owed = owed;
+        })?;
+        frozen.park()?;
+        Ok(report)
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::pagemap::{Pagemap, Region};
 use super::proc_mem::ProcMem;
-use super::{check, kcmp, keyring, page_size, process_vm, procfs, sched};
+use super::{check, kcmp, keyring, page_size, process_vm, procfs, sched, userfaultfd};
 use crate::pages::{PageRun, RemoteAddr};
 
 /// An ability of this kernel, for this user.
@@ -80,6 +80,13 @@ const PROBES: &[Probe] = &[
         without: "private pages that the target itself cannot write stay in RAM (boot option proc_mem.force_override)",
         is_required: false,
         try_it: proc_mem_force,
+    },
+    Probe {
+        name: "userfaultfd",
+        what: "/dev/userfaultfd (Linux 6.1), or userfaultfd(2), with the events of Linux 4.11",
+        without: "dropped memory is not guarded: a death of memcr kills the target, and `memcr checkpoint` is refused",
+        is_required: false,
+        try_it: userfaultfd::probe,
     },
     Probe {
         name: "process_vm",

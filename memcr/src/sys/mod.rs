@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod arch;
+pub mod collapse;
 pub mod features;
 pub mod heap;
 pub mod kcmp;
@@ -14,7 +15,9 @@ pub mod proc_mem;
 pub mod process_vm;
 pub mod procfs;
 pub mod ptrace;
+pub mod rlimit;
 pub mod sched;
+pub mod userfaultfd;
 pub mod wait;
 
 use std::io;

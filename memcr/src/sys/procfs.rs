@@ -126,6 +126,23 @@ impl Stat {
     }
 }
 
+/// Where a process has its arguments and its environment: fields 48 to 51 of
+/// proc_pid_stat(5). Empty ones are left out.
+///
+/// # Errors
+/// ENOENT or ESRCH: gone.
+pub fn argument_ranges(pid: i32) -> io::Result<Vec<(u64, u64)>> {
+    let text = read_lossy(&format!("/proc/{pid}/stat"))?;
+    let fields = text.rfind(')').map_or("", |end| &text[end + 1..]);
+    let mut bounds = fields
+        .split_whitespace()
+        .skip(48 - 3)
+        .map(|field| field.parse::<u64>().unwrap_or(0));
+    let mut next = || Some((bounds.next()?, bounds.next()?));
+    let ranges = [next(), next()].into_iter().flatten();
+    Ok(ranges.filter(|(start, end)| start < end).collect())
+}
+
 fn parse_stat(text: &str) -> Option<Stat> {
     // The name stands in parentheses and may hold any byte: fields begin behind the last one.
     let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_whitespace().collect();

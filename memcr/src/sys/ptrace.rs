@@ -183,6 +183,24 @@ pub struct UserDispatch {
 }
 
 impl UserDispatch {
+    /// As numbers, to be kept somewhere else: mode, selector's address, and the range that
+    /// is not dispatched (address, length).
+    #[must_use]
+    pub fn to_words(&self) -> [u64; 4] {
+        [self.mode, self.selector, self.offset, self.len]
+    }
+
+    /// What [`UserDispatch::to_words`] gave.
+    #[must_use]
+    pub fn from_words([mode, selector, offset, len]: [u64; 4]) -> Self {
+        Self {
+            mode,
+            selector,
+            offset,
+            len,
+        }
+    }
+
     /// True when the thread has its system calls dispatched to itself.
     #[must_use]
     pub fn is_on(&self) -> bool {

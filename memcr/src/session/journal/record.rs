@@ -47,11 +47,11 @@ pub struct Record {
     pub pipeline: PipelineRecord,
     /// What stands over its missing memory; `None`: none was made yet.
     pub guard: Option<GuardRecord>,
-    /// Mappings of ours in the target; `None`: none.
+    /// The mapping of ours in the target; `None`: none.
     pub parasite: Option<ParasiteRecord>,
-    /// RLIMIT_NOFILE, soft and hard, to be put back.
+    /// Signals to the process that ours have taken away, to be sent again.
     #[serde(default)]
-    pub nofile: Option<(u64, u64)>,
+    pub owed: Vec<i32>,
     /// Resident memory before the freeze.
     pub rss_before_bytes: u64,
     /// Resident memory while held.
@@ -131,13 +131,11 @@ pub struct GuardRecord {
     pub ranges: Vec<(u64, u64)>,
 }
 
-/// Mappings of ours in the target.
+/// The mapping of ours in the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ParasiteRecord {
-    /// The page with the code.
-    pub code: u64,
-    /// The page with the table of calls.
-    pub table: u64,
+    /// Its first byte.
+    pub address: u64,
 }
 
 /// Whether there still is the process that a record is of.
@@ -173,7 +171,7 @@ impl Record {
             pipeline: pipeline.into(),
             guard: None,
             parasite: None,
-            nofile: None,
+            owed: Vec::new(),
             rss_before_bytes: procfs::rss_bytes(pid),
             rss_held_bytes: 0,
             huge: Vec::new(),

@@ -1,13 +1,13 @@
 //! What differs between architectures: one file each, the same items in each. The
 //! chooser below is the only test for the architecture in the program.
 //!
-//! Items: `NAME`, `SYSCALL_INSN`, `nr`, `Regs` (with the methods that `freeze` and
+//! Items: `NAME`, `SYSCALL_INSN`, `ERESTARTNOHAND`, `nr`, `Regs` (with the methods that `freeze` and
 //! `inject` use) and `BLOB`.
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{NAME, Regs, SYSCALL_INSN, nr};
+pub use x86_64::{ERESTARTNOHAND, NAME, Regs, SYSCALL_INSN, nr};
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!(

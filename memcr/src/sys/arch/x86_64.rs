@@ -8,9 +8,15 @@ pub const NAME: &str = "x86_64";
 /// The instruction that enters the kernel.
 pub const SYSCALL_INSN: &[u8] = &[0x0f, 0x05];
 
-/// "Restart if no handler": an answer that only the kernel's own signal code sees
-/// (include/linux/errno.h).
-const ERESTARTNOHAND: i64 = 514;
+// Answers that only the kernel's own signal code sees (include/linux/errno.h).
+const ERESTARTSYS: i64 = 512;
+const ERESTARTNOINTR: i64 = 513;
+/// "Restart if no handler".
+pub const ERESTARTNOHAND: i64 = 514;
+const ERESTART_RESTARTBLOCK: i64 = 516;
+
+/// Number of the general registers as ptrace(2) hands them out (`user_regs_struct`).
+const N_REGS: usize = 27;
 
 /// Numbers of the system calls that memcr makes in targets or knows by name.
 #[allow(missing_docs)]
@@ -21,7 +27,15 @@ pub mod nr {
     pub const WRITEV: u64 = libc::SYS_writev as u64;
     pub const MMAP: u64 = libc::SYS_mmap as u64;
     pub const MUNMAP: u64 = libc::SYS_munmap as u64;
+    pub const MPROTECT: u64 = libc::SYS_mprotect as u64;
     pub const MADVISE: u64 = libc::SYS_madvise as u64;
+    pub const CLOSE: u64 = libc::SYS_close as u64;
+    pub const IOCTL: u64 = libc::SYS_ioctl as u64;
+    pub const SOCKETPAIR: u64 = libc::SYS_socketpair as u64;
+    pub const USERFAULTFD: u64 = libc::SYS_userfaultfd as u64;
+    pub const TGKILL: u64 = libc::SYS_tgkill as u64;
+    pub const RT_SIGPROCMASK: u64 = libc::SYS_rt_sigprocmask as u64;
+    pub const RESTART_SYSCALL: u64 = libc::SYS_restart_syscall as u64;
     pub const PRCTL: u64 = libc::SYS_prctl as u64;
     pub const RT_SIGTIMEDWAIT: u64 = libc::SYS_rt_sigtimedwait as u64;
     pub const EPOLL_WAIT: u64 = libc::SYS_epoll_wait as u64;
@@ -126,6 +140,55 @@ impl Regs {
     #[must_use]
     pub fn syscall_result(&self) -> i64 {
         self.0.rax.cast_signed()
+    }
+
+    /// All of them as words, to be kept somewhere else.
+    #[must_use]
+    pub fn to_words(&self) -> [u64; N_REGS] {
+        // SAFETY: both are exactly 27 integers of 64 bits without padding, for which
+        // every bit pattern is a value.
+        unsafe { std::mem::transmute(self.0) }
+    }
+
+    /// The registers that [`Regs::to_words`] gave.
+    #[must_use]
+    pub fn from_words(words: [u64; N_REGS]) -> Self {
+        // SAFETY: as in `to_words`.
+        Self(unsafe { std::mem::transmute::<[u64; N_REGS], libc::user_regs_struct>(words) })
+    }
+
+    /// What the parasite loads to put a thread back where it was without us: its words
+    /// in the order of `parasite/src/x86_64.rs`, and the flags. `elsewhere`: the thread
+    /// goes on at this address instead.
+    ///
+    /// An interrupted call is begun again, as the kernel does it on the way out of a
+    /// stop: it looks at the registers for that, but only of a thread that comes out of
+    /// a system call.
+    #[must_use]
+    pub fn way_back(&self, elsewhere: Option<u64>) -> ([u64; 17], u64) {
+        let mut regs = self.0;
+        if let Some(call) = self.interrupted_call() {
+            let restart = match -call.result {
+                ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => Some(call.nr),
+                ERESTART_RESTARTBLOCK => Some(nr::RESTART_SYSCALL),
+                _ => None,
+            };
+            if let Some(nr) = restart {
+                (regs.rax, regs.rip) = (nr, regs.rip - SYSCALL_INSN.len() as u64);
+            }
+        }
+        regs.rip = elsewhere.unwrap_or(regs.rip);
+        let words = [
+            regs.r15, regs.r14, regs.r13, regs.r12, regs.rbp, regs.rbx, regs.r11, regs.r10,
+            regs.r9, regs.r8, regs.rax, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rsp, regs.rip,
+        ];
+        (words, regs.eflags)
+    }
+
+    /// Of a thread in the parasite: the address of the entry it is at.
+    #[must_use]
+    pub fn entry(&self) -> u64 {
+        self.0.rbx
     }
 
     fn set_args(&mut self, [a, b, c, d, e, f]: [u64; 6]) {

@@ -1,0 +1,107 @@
+//! The drop: from the first page that goes on, our death must not be the target's harm.
+
+use crate::freeze::Missing;
+use crate::inject::Borrowed;
+use crate::maps::plan::DropRun;
+use crate::pages::PageRun;
+use crate::pages::give_back::{GivenBack, give_back};
+use crate::pages::guarded::{Heed, Watcher};
+use crate::pipeline::OpenImage;
+use crate::session::journal::{ImageRecord, State};
+use crate::session::{Guarded, Held};
+use crate::sys::procfs;
+
+use super::error::{StepError, causes};
+use super::pass;
+
+/// Drops `drops`, which lie in `mappings` as far as they are anonymous memory, and which
+/// the image holds.
+///
+/// # Errors
+/// With an unknown part of them gone.
+pub(super) fn take_away(
+    held: &mut Held,
+    drops: &[DropRun],
+    mappings: &[PageRun],
+    needs_guard: bool,
+) -> Result<GivenBack, StepError> {
+    pass("checkpoint.committed")?;
+    held.frozen.rewind();
+    let given_back = match Guarded::set_up(&mut held.frozen, held.site) {
+        Ok(guarded) => {
+            held.guarded = Some(guarded);
+            drop_guarded(held, drops, mappings)?
+        }
+        Err(error) if needs_guard => return Err(error.into()),
+        Err(error) => {
+            tracing::info!("no guard: {}", causes(&error));
+            drop_unguarded(held, drops)?
+        }
+    };
+    let rss_held_bytes = procfs::rss_bytes(held.frozen.pid());
+    held.journal.update(|record| record.hold(rss_held_bytes))?;
+    pass("checkpoint.held")?;
+    Ok(given_back)
+}
+
+fn drop_guarded(
+    held: &mut Held,
+    drops: &[DropRun],
+    mappings: &[PageRun],
+) -> Result<GivenBack, StepError> {
+    let Some(guarded) = &mut held.guarded else {
+        return Ok(GivenBack::default());
+    };
+    pass("checkpoint.guard_made")?;
+    let image = image_record(&held.image)?;
+    held.journal.update(|record| {
+        record.state = State::Dropping;
+        record.was_stopped = held.frozen.was_stopped();
+        record.image = Some(image);
+        let huge = held.huge.runs.iter();
+        record.huge = huge.map(|run| (run.addr.0, run.len_bytes)).collect();
+        guarded.note(record, mappings);
+    })?;
+    pass("checkpoint.journaled")?;
+    held.frozen.arm_others()?;
+    pass("checkpoint.armed")?;
+    held.frozen.set_missing(Missing::Guarded)?;
+    guarded.register(mappings);
+    pass("checkpoint.registered")?;
+    // Clean pages of a file come back from it, guard or not.
+    let may_go = |drop: &&DropRun| drop.is_file || guarded.covers(drop.run);
+    let (may_go, stays): (Vec<_>, Vec<_>) = drops.iter().partition(may_go);
+    let watcher = Watcher::start(guarded.memory(), Heed::Nothing)?;
+    let mut borrowed = Borrowed::take(&mut held.frozen, held.site, Some(guarded.parasite()))?;
+    let mut given_back = give_back(&mut borrowed, may_go)?;
+    borrowed.give_back()?;
+    drop(watcher);
+    given_back.refused_bytes += stays.iter().map(|drop| drop.run.len_bytes).sum::<u64>();
+    pass("checkpoint.dropped")?;
+    held.frozen.arm_first()?;
+    Ok(given_back)
+}
+
+/// Where the kernel has no guard.
+fn drop_unguarded(held: &mut Held, drops: &[DropRun]) -> Result<GivenBack, StepError> {
+    let image = image_record(&held.image)?;
+    held.journal.update(|record| {
+        record.state = State::Dropping;
+        record.image = Some(image);
+    })?;
+    held.frozen.set_missing(Missing::Unguarded)?;
+    let mut borrowed = Borrowed::take(&mut held.frozen, held.site, None)?;
+    borrowed.infect()?;
+    let given_back = give_back(&mut borrowed, drops)?;
+    borrowed.cure()?;
+    borrowed.give_back()?;
+    Ok(given_back)
+}
+
+fn image_record(image: &OpenImage) -> Result<ImageRecord, StepError> {
+    Ok(ImageRecord {
+        locator: image.locator()?,
+        id: image.facts().image_id.clone(),
+        len_bytes: image.facts().image_bytes,
+    })
+}

@@ -1,0 +1,121 @@
+//! The parasite's mapping in the target: code (RX), then data (RW). Never both writable
+//! and executable at once, so that W^X policies have nothing to object to: it is mapped
+//! as code, and the data part then becomes writable and no longer executable.
+
+use std::io;
+
+use memcr_parasite::{DATA, DATA_LEN, ENTRIES, ENTRY_LEN, Entry, FLAGS, HOST, REGS};
+
+use super::saved::Saved;
+use crate::sys::arch::BLOB;
+use crate::sys::proc_mem::ProcMem;
+
+/// Calls in one table: 64 KiB of it. A target fragmented into 100,000 runs then takes
+/// a hundred stops, and its table no memory worth speaking of.
+const CAPACITY: usize = 1024;
+/// Entries that the host puts behind those asked for: the stop, the mask, the dispatch.
+pub(super) const N_LAST: usize = 3;
+/// Entries of the caller in one table.
+pub(super) const BATCH: usize = CAPACITY - N_LAST;
+/// Offset of the buffer for arguments in memory; it ends where the entries begin.
+const SCRATCH: u64 = HOST + 0x200;
+
+/// Where the parasite lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parasite(u64);
+
+impl Parasite {
+    /// The one whose mapping begins at `address`.
+    #[must_use]
+    pub fn at(address: u64) -> Self {
+        Self(address)
+    }
+
+    /// First byte of the mapping.
+    #[must_use]
+    pub fn address(self) -> u64 {
+        self.0
+    }
+
+    /// Length of the whole mapping, bytes.
+    pub(super) const LEN: u64 = DATA + DATA_LEN;
+
+    /// The part that is data: address and length.
+    pub(super) fn data_part(self) -> (u64, u64) {
+        (self.data(), DATA_LEN)
+    }
+
+    /// True when `pc` is an address in the code.
+    pub(super) fn is_in(self, pc: u64) -> bool {
+        (self.0..self.0 + DATA).contains(&pc)
+    }
+
+    /// Address of the first entry.
+    pub(super) fn entries(self) -> u64 {
+        self.data() + ENTRIES
+    }
+
+    /// Address of entry `index`.
+    pub(super) fn entry(self, index: usize) -> u64 {
+        self.entries() + (index * ENTRY_LEN) as u64
+    }
+
+    /// Address of memory for arguments, at least 3 KiB.
+    #[must_use]
+    pub fn scratch(self) -> u64 {
+        self.data() + SCRATCH
+    }
+
+    /// Address of the saved signal mask.
+    pub(super) fn mask(self) -> u64 {
+        self.data() + HOST + Saved::MASK_AT
+    }
+
+    /// Writes the code and the way back: from here on an orphaned thread cures itself.
+    pub(super) fn install(self, memory: &ProcMem, saved: &Saved) -> io::Result<()> {
+        // Code that is not writable is written the way a debugger does it.
+        memory.write(self.0, BLOB)?;
+        let (words, flags) = saved.way_back(memory);
+        memory.write(self.data() + REGS, &bytes_of(&words))?;
+        memory.write(self.data() + FLAGS, &flags.to_ne_bytes())?;
+        memory.write(self.data() + HOST, &bytes_of(&saved.to_words()))
+    }
+
+    /// Reads what `install` wrote: another memcr puts it back.
+    pub(super) fn saved(self, memory: &ProcMem) -> io::Result<Saved> {
+        let mut bytes = vec![0; Saved::N_WORDS * 8];
+        memory.read(self.data() + HOST, &mut bytes)?;
+        let words = bytes.as_chunks::<8>().0;
+        let words: Vec<u64> = words.iter().map(|word| u64::from_ne_bytes(*word)).collect();
+        Saved::from_words(&words)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no registers were saved"))
+    }
+
+    /// Writes `entries` (at most [`CAPACITY`]).
+    pub(super) fn load(self, memory: &ProcMem, entries: &[Entry]) -> io::Result<()> {
+        let words = entries.iter().flat_map(|entry| {
+            let [a, b, c, d, e, f] = entry.args;
+            [entry.nr, a, b, c, d, e, f, entry.ret.cast_unsigned()]
+        });
+        memory.write(self.entries(), &bytes_of(&words.collect::<Vec<_>>()))
+    }
+
+    /// Reads the answers back.
+    pub(super) fn unload(self, memory: &ProcMem, entries: &mut [Entry]) -> io::Result<()> {
+        let mut bytes = vec![0; entries.len() * ENTRY_LEN];
+        memory.read(self.entries(), &mut bytes)?;
+        let words = bytes.as_chunks::<8>().0;
+        for (entry, words) in entries.iter_mut().zip(words.chunks_exact(ENTRY_LEN / 8)) {
+            entry.ret = i64::from_ne_bytes(words[ENTRY_LEN / 8 - 1]);
+        }
+        Ok(())
+    }
+
+    fn data(self) -> u64 {
+        self.0 + DATA
+    }
+}
+
+fn bytes_of(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}

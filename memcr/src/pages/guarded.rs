@@ -1,0 +1,378 @@
+//! The memory of the target, written through its guard: a page is provided if it is
+//! missing, and never overwritten.
+//!
+//! ```text
+//!   populate ─▶ UFFDIO_COPY ─┬─ provided, who waits for it goes on
+//!                            ├─ EEXIST: it was never dropped, or is back already
+//!                            └─ ENOENT: its mapping was never guarded, or is gone
+//!   Watcher  ◀── events ─────── a target that somebody has continued forks, moves or
+//!                               gives up memory: its thread waits until we know
+//! ```
+//!
+//! While the guard stands nobody but us can put a page where one was dropped: so what is
+//! there is right, and newer than the image. That is why the same code restores a target
+//! that stands still, one that was left half way by a memcr that died, and one that runs.
+//!
+//! Pages that moved or were given up meanwhile must not get their old bytes at their old
+//! place. An event is read and noted under the lock that a copy holds, and the kernel
+//! refuses copies (EAGAIN) while an event is unread: so no copy slips in between.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use super::{ChunkClass, PageRun, PopulatePages, RemoteAddr};
+use crate::fault;
+use crate::sys::page_size;
+use crate::sys::userfaultfd::{Event, Userfault};
+
+/// A change of the layout since the image was made.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Moved { from: PageRun, to: RemoteAddr },
+    Removed(PageRun),
+}
+
+/// The guarded memory of one process: the target, or a child that it made meanwhile.
+#[derive(Debug)]
+pub struct GuardedMemory {
+    context: Arc<Userfault>,
+    changes: RwLock<Vec<Change>>,
+    skipped_bytes: AtomicU64,
+}
+
+impl GuardedMemory {
+    /// Behind `context`.
+    #[must_use]
+    pub fn new(context: Arc<Userfault>) -> Self {
+        Self {
+            context,
+            changes: RwLock::default(),
+            skipped_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Pages that were there already or need not be, bytes.
+    pub fn skipped_bytes(&self) -> u64 {
+        self.skipped_bytes.load(Relaxed)
+    }
+
+    /// Ends the guard over `ranges`, wherever they are now: threads that wait for a page
+    /// that never was go on, and find zeros.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than that a range is gone.
+    pub fn unguard(&self, ranges: &[PageRun]) -> io::Result<()> {
+        for range in ranges {
+            for (place, _) in self.pieces(*range) {
+                match self.context.unregister(place) {
+                    // EINVAL, ENOENT: nothing is mapped there any more.
+                    Err(error)
+                        if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) =>
+                    {
+                        return Err(error);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Provides the pages of `run`, at their places of now.
+    fn provide(&self, run: PageRun, bytes: &[u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < run.len_bytes {
+            let rest = PageRun {
+                addr: run.addr.offset(done),
+                len_bytes: run.len_bytes - done,
+            };
+            done += self.provide_some(rest, &bytes[done as usize..])?;
+        }
+        Ok(())
+    }
+
+    /// Provides some of the first pages of `run`, or passes over them; answers how many
+    /// bytes are settled.
+    fn provide_some(&self, run: PageRun, bytes: &[u8]) -> io::Result<u64> {
+        let changes = self.changes.read().unwrap_or_else(PoisonError::into_inner);
+        let mut place = match first_piece(&changes, run) {
+            Some((place, 0)) => place,
+            Some((_, given_up)) => return Ok(self.skip(given_up)),
+            None => return Ok(self.skip(run.len_bytes)),
+        };
+        loop {
+            let result = self.context.copy(place, &bytes[..place.len_bytes as usize]);
+            return match result.map_err(|error| (error.raw_os_error(), error)) {
+                Ok(copied) => Ok(copied),
+                Err((Some(libc::EEXIST), _)) => Ok(self.skip(page_size())),
+                // Several mappings, or one that is none of ours: find out where it begins.
+                Err((Some(libc::ENOENT), _)) if place.len_bytes > page_size() => {
+                    place.len_bytes = (place.len_bytes / 2).next_multiple_of(page_size());
+                    continue;
+                }
+                Err((Some(libc::ENOENT), _)) => Ok(self.skip(place.len_bytes)),
+                Err((Some(libc::EAGAIN), _)) => {
+                    drop(changes);
+                    rustix::thread::sched_yield();
+                    Ok(0)
+                }
+                Err((_, error)) => Err(error),
+            };
+        }
+    }
+
+    fn skip(&self, len_bytes: u64) -> u64 {
+        self.skipped_bytes.fetch_add(len_bytes, Relaxed);
+        len_bytes
+    }
+
+    fn pieces(&self, run: PageRun) -> Vec<(PageRun, u64)> {
+        pieces(
+            &self.changes.read().unwrap_or_else(PoisonError::into_inner),
+            run,
+        )
+    }
+
+    /// The memory of a child, as it is at the moment of the fork.
+    fn child(&self, context: Userfault) -> Self {
+        let changes = self.changes.read().unwrap_or_else(PoisonError::into_inner);
+        Self {
+            context: Arc::new(context),
+            changes: RwLock::new(changes.clone()),
+            skipped_bytes: AtomicU64::new(0),
+        }
+    }
+}
+
+impl PopulatePages for GuardedMemory {
+    fn populate(&self, _: ChunkClass, runs: &[PageRun], bytes: &[u8]) -> io::Result<()> {
+        fault::point("pages.populate")?;
+        let mut rest = bytes;
+        for run in runs {
+            let len = usize::try_from(run.len_bytes).map_err(io::Error::other)?;
+            let (part, tail) = rest
+                .split_at_checked(len)
+                .ok_or(io::ErrorKind::InvalidInput)?;
+            self.provide(*run, part)?;
+            rest = tail;
+        }
+        Ok(())
+    }
+}
+
+/// The first of [`pieces`]: usually there are no changes.
+fn first_piece(changes: &[Change], run: PageRun) -> Option<(PageRun, u64)> {
+    if changes.is_empty() {
+        return Some((run, 0));
+    }
+    pieces(changes, run).into_iter().next()
+}
+
+/// Where the pages of `run` are now: each piece with its offset in the run, ascending by
+/// it. Pages that were given up are in none.
+fn pieces(changes: &[Change], run: PageRun) -> Vec<(PageRun, u64)> {
+    let mut pieces = vec![(run, 0)];
+    for change in changes {
+        pieces = pieces
+            .into_iter()
+            .flat_map(|piece| changed(piece, change))
+            .collect();
+    }
+    pieces.sort_by_key(|(_, offset)| *offset);
+    pieces
+}
+
+/// What becomes of one piece: the parts before, within and behind the range of a change.
+fn changed((run, offset): (PageRun, u64), change: &Change) -> Vec<(PageRun, u64)> {
+    let (Change::Moved { from: range, .. } | Change::Removed(range)) = change;
+    let start = run.addr.max(range.addr).min(run.end());
+    let end = run.end().min(range.end()).max(start);
+    let part = |from: RemoteAddr, to: RemoteAddr| PageRun {
+        addr: from,
+        len_bytes: to.0 - from.0,
+    };
+    let mut parts = vec![
+        part(run.addr, start),
+        part(start, end),
+        part(end, run.end()),
+    ];
+    let offsets: Vec<u64> = parts
+        .iter()
+        .map(|part| offset + (part.addr.0 - run.addr.0))
+        .collect();
+    match change {
+        Change::Moved { from, to } => {
+            parts[1].addr = to.offset(parts[1].addr.0.wrapping_sub(from.addr.0));
+        }
+        Change::Removed(_) => parts[1].len_bytes = 0,
+    }
+    let parts = parts.into_iter().zip(offsets);
+    parts.filter(|(part, _)| part.len_bytes > 0).collect()
+}
+
+/// What a watcher does with events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heed {
+    /// Our own drops cause them: they are read so that the drops go on.
+    Nothing,
+    /// The target causes them.
+    Everything,
+}
+
+/// A thread that reads the events of a context until it is dropped.
+#[derive(Debug)]
+pub struct Watcher {
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+    family: Arc<Family>,
+}
+
+/// The children that were made meanwhile, and who watches them.
+#[derive(Debug, Default)]
+struct Family(Mutex<(Vec<Arc<GuardedMemory>>, Vec<Watcher>)>);
+
+impl Family {
+    fn lock(&self) -> MutexGuard<'_, (Vec<Arc<GuardedMemory>>, Vec<Watcher>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watcher {
+    /// Starts to read the events of `memory`.
+    ///
+    /// # Errors
+    /// When there is no descriptor or thread to be had.
+    pub fn start(memory: &Arc<GuardedMemory>, heed: Heed) -> io::Result<Self> {
+        Self::with_family(memory, heed, Arc::default())
+    }
+
+    fn with_family(
+        memory: &Arc<GuardedMemory>,
+        heed: Heed,
+        family: Arc<Family>,
+    ) -> io::Result<Self> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let (memory, until, relatives) =
+            (Arc::clone(memory), Arc::clone(&stop), Arc::clone(&family));
+        let thread = std::thread::Builder::new()
+            .name("events".into())
+            .spawn(move || watch(&memory, heed, &until, &relatives))?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+            family,
+        })
+    }
+
+    /// The next child that was made since the watcher started and was not asked for yet.
+    /// It waits for its pages too.
+    #[must_use]
+    pub fn next_child(&self) -> Option<Arc<GuardedMemory>> {
+        let mut family = self.family.lock();
+        (!family.0.is_empty()).then(|| family.0.remove(0))
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // An eventfd takes a first write always.
+        let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        // Those of the children hold the family that holds them.
+        let watchers = std::mem::take(&mut self.family.lock().1);
+        drop(watchers);
+    }
+}
+
+fn watch(memory: &Arc<GuardedMemory>, heed: Heed, stop: &OwnedFd, family: &Arc<Family>) {
+    loop {
+        let mut fds = [
+            PollFd::from_borrowed_fd(memory.context.as_fd(), PollFlags::IN),
+            PollFd::new(stop, PollFlags::IN),
+        ];
+        // An error here (EINTR) is a round without news.
+        let _ = poll(&mut fds, None);
+        if !fds[1].revents().is_empty() {
+            return;
+        }
+        if let Err(error) = read_events(memory, heed, family) {
+            tracing::warn!("cannot read what becomes of the guarded memory: {error}");
+            return;
+        }
+    }
+}
+
+fn read_events(memory: &Arc<GuardedMemory>, heed: Heed, family: &Arc<Family>) -> io::Result<()> {
+    loop {
+        let mut changes = memory
+            .changes
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(event) = memory.context.next_event()? else {
+            return Ok(());
+        };
+        match event {
+            _ if heed == Heed::Nothing => {}
+            Event::Remap { from, to } => changes.push(Change::Moved { from, to }),
+            Event::Remove(run) => changes.push(Change::Removed(run)),
+            Event::Fork(context) => {
+                drop(changes);
+                let child = Arc::new(memory.child(context));
+                let watcher = Watcher::with_family(&child, heed, Arc::clone(family))?;
+                let mut family = family.lock();
+                family.0.push(child);
+                family.1.push(watcher);
+            }
+            Event::Other => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(addr: u64, len_bytes: u64) -> PageRun {
+        PageRun {
+            addr: RemoteAddr(addr),
+            len_bytes,
+        }
+    }
+
+    #[test]
+    fn pages_are_where_they_were_moved_to() {
+        let changes = [
+            Change::Moved {
+                from: run(0x2000, 0x2000),
+                to: RemoteAddr(0x9000),
+            },
+            Change::Removed(run(0xa000, 0x1000)),
+        ];
+        let now = pieces(&changes, run(0x1000, 0x4000));
+        assert_eq!(
+            now,
+            [
+                (run(0x1000, 0x1000), 0),
+                (run(0x9000, 0x1000), 0x1000),
+                (run(0x4000, 0x1000), 0x3000)
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_not_touched_by_a_change_stays() {
+        let changes = [Change::Removed(run(0x8000, 0x1000))];
+        assert_eq!(
+            pieces(&changes, run(0x1000, 0x1000)),
+            [(run(0x1000, 0x1000), 0)]
+        );
+        assert_eq!(pieces(&changes, run(0x8000, 0x1000)), []);
+    }
+}

@@ -1,0 +1,211 @@
+//! userfaultfd(2), ioctl_userfaultfd(2): a context that makes a thread that touches a
+//! missing page wait until somebody provides it.
+//!
+//! The context belongs to the memory of the process that made it; whoever holds the
+//! descriptor may register ranges and provide pages. Changes of the memory's layout
+//! (fork, mremap, madvise) wait until they were read as [`Event`]s.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::check;
+use crate::pages::{PageRun, RemoteAddr};
+
+/// `USERFAULTFD_IOC_NEW`, `_IO(0xAA, 0x00)`: a new context, made through the device.
+pub const IOC_NEW: u64 = 0xaa00;
+
+const API: libc::c_ulong = 0xc018_aa3f; // _IOWR(0xAA, 0x3f, struct uffdio_api)
+const REGISTER: libc::c_ulong = 0xc020_aa00; // _IOWR(0xAA, 0x00, struct uffdio_register)
+const UNREGISTER: libc::c_ulong = 0x8010_aa01; // _IOR(0xAA, 0x01, struct uffdio_range)
+const COPY: libc::c_ulong = 0xc028_aa03; // _IOWR(0xAA, 0x03, struct uffdio_copy)
+
+const API_VERSION: u64 = 0xaa;
+const MODE_MISSING: u64 = 1;
+/// `UFFD_FEATURE_EVENT_FORK`, `_REMAP`, `_REMOVE` (Linux 4.11): without them a child, a
+/// moved mapping and a range given up would read zeros or stale bytes.
+const FEATURES: u64 = 1 << 1 | 1 << 2 | 1 << 3;
+
+// `UFFD_EVENT_*` of linux/userfaultfd.h.
+const EVENT_FORK: u8 = 0x13;
+const EVENT_REMAP: u8 = 0x14;
+const EVENT_REMOVE: u8 = 0x15;
+/// Length of `struct uffd_msg`, bytes.
+const MESSAGE_LEN: usize = 32;
+
+/// Opens `/dev/userfaultfd` (Linux 6.1): contexts made through it wait for accesses of the
+/// kernel too, whatever `vm.unprivileged_userfaultfd` says.
+///
+/// # Errors
+/// ENOENT: the kernel has none; EACCES.
+pub fn open_device() -> io::Result<OwnedFd> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    options.custom_flags(libc::O_CLOEXEC);
+    Ok(options.open("/dev/userfaultfd")?.into())
+}
+
+/// Tries the thing itself on our own memory: a context that waits for the kernel's own
+/// accesses, with the events that a guard needs.
+///
+/// # Errors
+/// Why there is none.
+pub fn probe() -> io::Result<()> {
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let made = match open_device() {
+        Ok(device) => {
+            // SAFETY: the request takes its flags by value.
+            let made = unsafe { libc::ioctl(device.as_raw_fd(), IOC_NEW as libc::c_ulong, flags) };
+            made.into()
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            // SAFETY: its only argument is a number.
+            unsafe { libc::syscall(libc::SYS_userfaultfd, flags) }
+        }
+        Err(error) => return Err(error),
+    };
+    let descriptor = check(made)?;
+    // SAFETY: the kernel has just handed it out, and nobody else knows of it.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor as i32) };
+    Userfault::shake_hands(descriptor).map(drop)
+}
+
+/// A change of the memory's layout, whose thread goes on once it was read.
+#[derive(Debug)]
+pub enum Event {
+    /// The process forked: the child's memory has this context.
+    Fork(Userfault),
+    /// Pages were moved (mremap(2)).
+    Remap {
+        /// From where.
+        from: PageRun,
+        /// Where to.
+        to: RemoteAddr,
+    },
+    /// Pages are given up (madvise(2) MADV_DONTNEED, MADV_FREE, MADV_REMOVE).
+    Remove(PageRun),
+    /// A thread waits for a page, or another event that nobody asked for.
+    Other,
+}
+
+/// A userfaultfd context.
+#[derive(Debug)]
+pub struct Userfault(OwnedFd);
+
+impl AsFd for Userfault {
+    /// Readable when there is an event.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Userfault {
+    /// A context on which the first handshake is still to be made.
+    ///
+    /// # Errors
+    /// EINVAL: the kernel lacks a feature, or the handshake was made before; EPERM: to
+    /// hear of forks takes CAP_SYS_PTRACE.
+    pub fn shake_hands(descriptor: OwnedFd) -> io::Result<Self> {
+        let context = Self(descriptor);
+        let mut arg = [API_VERSION, FEATURES, 0];
+        context.ioctl(API, &mut arg)?;
+        Ok(context)
+    }
+
+    /// A context that somebody else made the handshake on.
+    #[must_use]
+    pub fn of_handshaken(descriptor: OwnedFd) -> Self {
+        Self(descriptor)
+    }
+
+    /// From now on a touch of a missing page of `run` waits. Whole mappings only, so
+    /// that none is split; several that touch may be one run.
+    ///
+    /// # Errors
+    /// EINVAL: not all of it is anonymous memory; EBUSY: registered with another context;
+    /// EPERM.
+    pub fn register(&self, run: PageRun) -> io::Result<()> {
+        let mut arg = [run.addr.0, run.len_bytes, MODE_MISSING, 0];
+        self.ioctl(REGISTER, &mut arg)
+    }
+
+    /// Ends that; threads that wait go on, and find what is there.
+    ///
+    /// # Errors
+    /// EINVAL: nothing like that is there any more.
+    pub fn unregister(&self, run: PageRun) -> io::Result<()> {
+        let mut arg = [run.addr.0, run.len_bytes];
+        self.ioctl(UNREGISTER, &mut arg)
+    }
+
+    /// Provides the missing pages of `run` with `bytes` (of the same length) at once, and
+    /// wakes who waits for them. Answers how many bytes were provided: a page that is
+    /// there already ends it early.
+    ///
+    /// # Errors
+    /// EEXIST: the first page is there already; ENOENT: the run is not within one
+    /// registered mapping; EAGAIN: the layout is changing, an event is to be read; ESRCH:
+    /// the process is gone; ENOMEM.
+    pub fn copy(&self, run: PageRun, bytes: &[u8]) -> io::Result<u64> {
+        if bytes.len() as u64 != run.len_bytes {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut arg = [run.addr.0, bytes.as_ptr() as u64, run.len_bytes, 0, 0];
+        let result = self.ioctl(COPY, &mut arg);
+        // The last word is what was copied: with EAGAIN, less than asked for.
+        let copied = arg[4].cast_signed();
+        match result {
+            Err(error) if error.raw_os_error() != Some(libc::EAGAIN) || copied <= 0 => Err(error),
+            _ => Ok(copied.cast_unsigned()),
+        }
+    }
+
+    /// The next event; `None`: there is none now.
+    ///
+    /// # Errors
+    /// None that a context without O_NONBLOCK or with could cause but EINTR.
+    pub fn next_event(&self) -> io::Result<Option<Event>> {
+        let mut message = [0; MESSAGE_LEN];
+        match rustix::io::read(&self.0, &mut message) {
+            Ok(MESSAGE_LEN) => Ok(Some(parse(&message))),
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn ioctl<const WORDS: usize>(
+        &self,
+        request: libc::c_ulong,
+        arg: &mut [u64; WORDS],
+    ) -> io::Result<()> {
+        // SAFETY: every caller passes a live array of exactly the struct that the request
+        // reads and writes, all of whose fields are 64 bits wide. `copy` passes the
+        // address of a live slice of the length that stands beside it.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), request, arg.as_mut_ptr()) };
+        check(result.into()).map(drop)
+    }
+}
+
+/// Reads a `struct uffd_msg`: the event's number, then from byte 8 on its argument.
+fn parse(message: &[u8; MESSAGE_LEN]) -> Event {
+    let words = message.as_chunks::<8>().0;
+    let [_, a, b, c] = [0, 1, 2, 3].map(|i| u64::from_ne_bytes(words[i]));
+    let run = |start, len_bytes| PageRun {
+        addr: RemoteAddr(start),
+        len_bytes,
+    };
+    match message[0] {
+        EVENT_FORK => {
+            // SAFETY: with this event the kernel has opened a descriptor for the reader,
+            // whose number is the argument and which nobody else knows of.
+            Event::Fork(Userfault(unsafe { OwnedFd::from_raw_fd(a as i32) }))
+        }
+        EVENT_REMAP => Event::Remap {
+            from: run(a, c),
+            to: RemoteAddr(b),
+        },
+        EVENT_REMOVE => Event::Remove(run(a, b.wrapping_sub(a))),
+        _ => Event::Other,
+    }
+}
