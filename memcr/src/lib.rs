@@ -6,22 +6,26 @@
 //! descriptors, same mappings. The target cannot tell, except by the clock.
 //!
 //! ```text
-//! checkpoint   cli → freeze → maps → pages ═chunks⇒ pipeline(encode) ═frames⇒ sink → commit → inject(drop) → hold
-//! restore      cli → sink(open, check) ═frames⇒ pipeline(decode) ═chunks⇒ pages(populate) → release
+//! checkpoint   cli → freeze → maps → pages ═chunks⇒ pipeline(encode) ═frames⇒ sink → commit
+//!                  → inject(guard) → freeze(arm) → inject(drop) → hold, or park and leave
+//! restore      cli → sink(open, check) ═frames⇒ pipeline(decode) ═chunks⇒ pages(populate)
+//!                  → inject(take the guard down) → release
 //! ```
 //!
 //! # Invariants
 //!
 //! 1. **Never wrong memory.** No thread of the target runs on bytes that are not its
-//!    own. From the first drop to the last populate the kernel is told to kill the
-//!    target should we die (PTRACE_O_EXITKILL).
+//!    own. From the first drop to the last populate the target is armed (it stops itself
+//!    should we die) and guarded (a touch of missing memory waits); where the kernel has
+//!    no guard it is told to kill the target should we die (PTRACE_O_EXITKILL).
 //! 2. **Drop only what is safe**: after the sink has committed the image and can give
-//!    it back. Pages that others share, or that could not be put back, stay.
+//!    it back, the guard stands over it, and the journal tells how to finish. Pages that
+//!    others share, or that could not be put back or guarded, stay.
 //! 3. **A failed checkpoint costs the target nothing.** Until the commit nothing is
 //!    dropped; a failure of the drop itself is undone from the image. memcr kills a
 //!    target only when its bytes are provably lost, says so, and exits non-zero.
 //! 4. **Nothing left behind**: after a restore the target has the mappings, protections,
-//!    descriptors, signal state and registers that it had; the image is gone.
+//!    descriptors, signal state and registers that it had; image, journal and keys are gone.
 //! 5. **Nobody else gets in**: images are private to the user, plugins that another user
 //!    can write are refused, nothing listens anywhere.
 //! 6. **memcr stays small**: memory is bounded by the chunks in flight, not by the target.
@@ -41,14 +45,15 @@
 //! | [`maps`] | what is mapped, which pages go: functions on text and numbers |
 //! | [`pages`] | reads, writes and drops pages |
 //! | [`pipeline`] | finds and loads plugins, moves chunks through them on all CPUs |
-//! | [`session`] | holds a target until it is restored or dies |
+//! | [`session`] | holds a target until it is restored or dies; the journal; adopting orphans |
 //! | [`sink`] | the image format: writing, checking, reading back |
 //! | [`sys`] | the only raw system calls; `sys::arch` the only code that knows the CPU |
 //!
 //! Beside this crate: `plugin-api` (the stable tables and the safe traits of stages),
 //! `plugins` (the stages), `parasite` (the few instructions that run inside the target).
 //!
-//! Two decisions differ from what one might expect:
+//! What is promised when memcr dies, and how each promise is tested, is in
+//! `docs/reliability.md`. Two decisions differ from what one might expect:
 //!
 //! * A chunk may span mappings. Thousands of small mappings then cost a read and a frame
 //!   per chunk, not per mapping; see [`pages::ChunkPlan`].

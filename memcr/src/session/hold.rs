@@ -93,6 +93,7 @@ impl Held {
         if let Some(signal) = self.ended() {
             return Some(HeldEvent::TargetExited(signal));
         }
+        self.frozen.arm_again();
         cancel.reason().map(HeldEvent::Cancelled)
     }
 
