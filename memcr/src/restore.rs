@@ -277,7 +277,7 @@ fn bring_back(
             decoder.pass(|_| true)?;
             let stats = decoder.finish()?;
             pass("restore.populated")?;
-            guarded.unguard()?;
+            guarded.unguard(&mut held.journal)?;
             stats
         }
         None => bring_back_unguarded(held, progress, clock)?,

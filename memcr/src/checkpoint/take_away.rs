@@ -26,7 +26,12 @@ pub(super) fn take_away(
     needs_guard: bool,
 ) -> Result<GivenBack, StepError> {
     pass("checkpoint.committed")?;
-    held.frozen.rewind();
+    let image = image_record(&held.image)?;
+    held.journal.update(|record| {
+        record.state = State::Dropping;
+        record.was_stopped = held.frozen.was_stopped();
+        record.image = Some(image);
+    })?;
     let given_back = match Guarded::set_up(&mut held.frozen, held.site) {
         Ok(guarded) => {
             held.guarded = Some(guarded);
@@ -53,11 +58,7 @@ fn drop_guarded(
         return Ok(GivenBack::default());
     };
     pass("checkpoint.guard_made")?;
-    let image = image_record(&held.image)?;
     held.journal.update(|record| {
-        record.state = State::Dropping;
-        record.was_stopped = held.frozen.was_stopped();
-        record.image = Some(image);
         let huge = held.huge.runs.iter();
         record.huge = huge.map(|run| (run.addr.0, run.len_bytes)).collect();
         guarded.note(record, mappings);
@@ -84,11 +85,6 @@ fn drop_guarded(
 
 /// Where the kernel has no guard.
 fn drop_unguarded(held: &mut Held, drops: &[DropRun]) -> Result<GivenBack, StepError> {
-    let image = image_record(&held.image)?;
-    held.journal.update(|record| {
-        record.state = State::Dropping;
-        record.image = Some(image);
-    })?;
     held.frozen.set_missing(Missing::Unguarded)?;
     let mut borrowed = Borrowed::take(&mut held.frozen, held.site, None)?;
     borrowed.infect()?;

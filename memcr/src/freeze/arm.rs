@@ -53,7 +53,7 @@ impl Frozen {
 
     /// Gives the threads the registers with which they are to go on, whoever continues
     /// the process: calls that a stop makes answer EINTR are set back.
-    pub fn rewind(&self) {
+    pub(super) fn rewind(&self) {
         for &tid in &self.tids {
             self.sleepers.rewind(self.target.pid, tid, false);
         }

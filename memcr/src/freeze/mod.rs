@@ -111,6 +111,8 @@ pub fn freeze(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
     let mut frozen = freeze_again(target, cancel)?;
     frozen.look_again()?;
     frozen.was_stopped = frozen.is_stopped_by_job_control();
+    // Now, and not when they are let go: should we die, nobody else would do it.
+    frozen.rewind();
     Ok(frozen)
 }
 

@@ -29,8 +29,9 @@ use memcr_parasite::Entry;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
-use super::{Borrowed, InjectError};
+use super::{Borrowed, InjectError, Parasite};
 use crate::sys::arch::nr;
+use crate::sys::proc_mem::ProcMem;
 use crate::sys::rlimit::{self, Limit};
 use crate::sys::userfaultfd::{self, IOC_NEW, Userfault};
 
@@ -156,6 +157,43 @@ impl Guard {
     }
 }
 
+/// What a target has open of a guard whose maker died at it: the numbers are where the calls
+/// have left them, in the parasite's memory. `is_open_as` tells whether a number means such
+/// a file: by then somebody else may have continued the target.
+///
+/// # Errors
+/// When that memory cannot be read.
+pub fn leftovers(
+    memory: &ProcMem,
+    parasite: Parasite,
+    is_open_as: impl Fn(i32, &str) -> bool,
+) -> io::Result<Vec<i32>> {
+    let read = |at: u64| -> io::Result<[u8; CONTROL_LEN]> {
+        let mut bytes = [0; CONTROL_LEN];
+        memory.read(at, &mut bytes)?;
+        Ok(bytes)
+    };
+    let number = |bytes: &[u8]| {
+        bytes
+            .first_chunk()
+            .map_or(-1, |four| i32::from_ne_bytes(*four))
+    };
+    let pair = read(parasite.scratch() + PAIR_AT)?;
+    let device = received(&read(parasite.scratch() + CONTROL_AT)?);
+    let made = memory.read_u64(parasite.first_answer())? as i32;
+    let candidates = [
+        (number(&pair), "socket:"),
+        (number(&pair[4..]), "socket:"),
+        (device.unwrap_or(-1), "/dev/userfaultfd"),
+        (made, "anon_inode:[userfaultfd]"),
+    ];
+    // 0 is where nothing was written, and nobody's guard.
+    let open = candidates
+        .into_iter()
+        .filter(|(number, kind)| *number > 0 && is_open_as(*number, kind));
+    Ok(open.map(|(number, _)| number).collect())
+}
+
 /// Makes a context; answers its descriptor in the target.
 fn make_in(borrowed: &mut Borrowed<'_>) -> Result<i32> {
     match userfaultfd::open_device() {
@@ -268,7 +306,7 @@ fn call(borrowed: &mut Borrowed<'_>, name: &'static str, nr: u64, args: [u64; 6]
         })
 }
 
-fn close_all(borrowed: &mut Borrowed<'_>, descriptors: &[i32]) -> Result<()> {
+pub(super) fn close_all(borrowed: &mut Borrowed<'_>, descriptors: &[i32]) -> Result<()> {
     let close = |&descriptor: &i32| Entry {
         nr: nr::CLOSE,
         args: [descriptor as u64, 0, 0, 0, 0, 0],

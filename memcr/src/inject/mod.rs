@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 
 use memcr_parasite::Entry;
 
-pub use guard::{Guard, GuardError};
+pub use guard::{Guard, GuardError, leftovers};
 pub use region::Parasite;
 pub use site::Site;
 
@@ -217,6 +217,14 @@ impl<'a> Borrowed<'a> {
                 tid: self.tid,
                 source: io::Error::other(error),
             })
+    }
+
+    /// Closes descriptors of the target's that are ours.
+    ///
+    /// # Errors
+    /// When the calls could not be made.
+    pub fn close(&mut self, descriptors: &[i32]) -> std::result::Result<(), GuardError> {
+        guard::close_all(self, descriptors)
     }
 
     /// Unmaps the parasite.

@@ -7,6 +7,7 @@ use std::io;
 use memcr_parasite::{DATA, DATA_LEN, ENTRIES, ENTRY_LEN, Entry, FLAGS, HOST, REGS};
 
 use super::saved::Saved;
+use crate::maps::vma::Vma;
 use crate::sys::arch::BLOB;
 use crate::sys::proc_mem::ProcMem;
 
@@ -58,6 +59,26 @@ impl Parasite {
     /// Address of entry `index`.
     pub(super) fn entry(self, index: usize) -> u64 {
         self.entries() + (index * ENTRY_LEN) as u64
+    }
+
+    /// Where the first call of the last table has left its answer.
+    pub(super) fn first_answer(self) -> u64 {
+        self.entries() + (ENTRY_LEN - 8) as u64
+    }
+
+    /// Finds the one that a memcr has left in a target: a mapping of its lengths in which
+    /// registers are saved.
+    #[must_use]
+    pub fn find(vmas: &[Vma], memory: &ProcMem) -> Option<Self> {
+        let is_ours = |pair: &&[Vma]| {
+            let [code, data] = pair else { return false };
+            (code.len_bytes(), data.len_bytes()) == (DATA, DATA_LEN)
+                && code.end == data.start
+                && (code.perms.exec, data.perms.write) == (true, true)
+        };
+        let candidates = vmas.windows(2).filter(is_ours);
+        let mut candidates = candidates.map(|pair| Self(pair[0].start));
+        candidates.find(|parasite| parasite.saved(memory).is_ok())
     }
 
     /// Address of memory for arguments, at least 3 KiB.

@@ -17,7 +17,7 @@
 //! |---|---|---|
 //! | storing | nothing: the target ran on when its memcr died | the unfinished image goes |
 //! | dropping, held, restoring; a guard | what the guard waits for | it comes back |
-//! | the same, no guard | nothing, or the kernel has killed the target | the image goes |
+//! | the same, no guard | nothing, or the kernel has killed the target | what stands in the target is taken out, the image goes |
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,8 +28,8 @@ use rustix::process::{Signal, pidfd_send_signal};
 use super::journal::{Journal, JournalError, Record, State};
 use super::{Guarded, PhaseClock, TakeDownError, put_huge_pages_back};
 use crate::freeze::{FreezeError, Frozen, Missing, Refusal, Target, freeze_again};
-use crate::inject::{Borrowed, InjectError, Site};
-use crate::maps::vma;
+use crate::inject::{Borrowed, InjectError, Parasite, Site, leftovers};
+use crate::maps::vma::{self, Vma};
 use crate::pages::guarded::{GuardedMemory, Heed, Watcher};
 use crate::pages::{PageRun, RemoteAddr};
 use crate::pipeline::{
@@ -179,7 +179,7 @@ pub fn restore(
     let mut clock = PhaseClock::start();
     let target = target(&record)?;
     if record.state == State::Storing || record.guard.is_none() {
-        drop(target);
+        cure(&record, target)?;
         bury(journal, search)?;
         return Ok(Adopted::NothingMissing);
     }
@@ -190,7 +190,7 @@ pub fn restore(
         orphan.stop_drop()?;
     }
     journal.update(|record| record.state = State::Restoring)?;
-    let stats = match orphan.bring_back(&image, progress) {
+    let stats = match orphan.bring_back(&image, &mut journal, progress) {
         Ok(stats) => stats,
         Err(error) => return Err(orphan.failed(error, on_corrupt, image, journal)),
     };
@@ -212,6 +212,45 @@ pub fn restore(
         truncated_bytes: 0,
         image_left,
     }))
+}
+
+/// With nothing missing: takes out of the target what a memcr has left there that died
+/// while it made the guard or took it down, and lets it run.
+fn cure(record: &Record, target: Target) -> Result<()> {
+    let pid = record.pid;
+    let system = |what| move |source| AdoptError::System { pid, what, source };
+    let inject = |source| AdoptError::Inject { pid, source };
+    let vmas = read_vmas(pid)?;
+    let memory = ProcMem::open(pid).map_err(system("open its memory"))?;
+    let Some(parasite) = Parasite::find(&vmas, &memory) else {
+        return Ok(());
+    };
+    let is_open_as = |number: i32, kind: &str| {
+        let link = std::fs::read_link(format!("/proc/{pid}/fd/{number}"));
+        link.is_ok_and(|link| link.to_string_lossy().starts_with(kind))
+    };
+    let mut ours = leftovers(&memory, parasite, is_open_as).map_err(system("read its memory"))?;
+    let told = record.leftover.iter().copied();
+    ours.extend(told.filter(|number| is_open_as(*number, "anon_inode:[userfaultfd]")));
+    ours.sort_unstable();
+    ours.dedup();
+
+    let frozen = freeze_again(target, &Cancel::new());
+    let mut frozen = frozen.map_err(|source| AdoptError::Freeze { pid, source })?;
+    Borrowed::rescue(&mut frozen, parasite).map_err(inject)?;
+    frozen.inherit(record.was_stopped, &record.owed);
+    let site = Site::find(pid, &vmas, &memory).map_err(inject)?;
+    let take_down = |source| AdoptError::TakeDown { pid, source };
+    let mut borrowed = Borrowed::take(&mut frozen, site, Some(parasite)).map_err(inject)?;
+    borrowed.disarm().map_err(|error| take_down(error.into()))?;
+    borrowed
+        .close(&ours)
+        .map_err(|error| take_down(error.into()))?;
+    borrowed.cure().map_err(inject)?;
+    borrowed.give_back().map_err(inject)?;
+    frozen
+        .release()
+        .map_err(|source| AdoptError::Freeze { pid, source })
 }
 
 /// Leaves the target of `journal` held, whatever its memcr was about to do.
@@ -312,6 +351,7 @@ impl Orphan {
     fn bring_back(
         &mut self,
         image: &OpenImage,
+        journal: &mut Journal,
         progress: &Arc<Progress>,
     ) -> std::result::Result<DecodeStats, StepError> {
         let watcher = self.watch(Heed::Everything)?;
@@ -323,7 +363,7 @@ impl Orphan {
                 .map_err(|source| self.take_down_failed(TakeDownError::Unregister(source)))?;
         }
         self.guarded
-            .unguard()
+            .unguard(journal)
             .map_err(|error| self.take_down_failed(error))?;
         Ok(stats)
     }
@@ -466,15 +506,23 @@ fn target(record: &Record) -> Result<Target> {
 }
 
 fn find_site(pid: i32) -> Result<Site> {
+    let vmas = read_vmas(pid)?;
+    let memory = ProcMem::open(pid).map_err(|source| AdoptError::System {
+        pid,
+        what: "open its memory",
+        source,
+    })?;
+    Site::find(pid, &vmas, &memory).map_err(|source| AdoptError::Inject { pid, source })
+}
+
+fn read_vmas(pid: i32) -> Result<Vec<Vma>> {
     let failed = |source| AdoptError::System {
         pid,
         what: "read its mappings",
         source,
     };
     let maps = std::fs::read(format!("/proc/{pid}/maps")).map_err(failed)?;
-    let vmas = vma::parse(&maps).map_err(|error| failed(io::Error::other(error)))?;
-    let memory = ProcMem::open(pid).map_err(failed)?;
-    Site::find(pid, &vmas, &memory).map_err(|source| AdoptError::Inject { pid, source })
+    vma::parse(&maps).map_err(|error| failed(io::Error::other(error)))
 }
 
 fn ranges(record: &Record) -> Vec<PageRun> {

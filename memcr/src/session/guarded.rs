@@ -12,7 +12,7 @@ use crate::pages::guarded::GuardedMemory;
 use crate::pages::{PageRun, RemoteAddr};
 use crate::sys::collapse::collapse;
 
-use super::journal::{GuardRecord, ParasiteRecord, Record};
+use super::journal::{GuardRecord, Journal, JournalError, ParasiteRecord, Record};
 
 /// Length of a huge page that the kernel can make of small ones, where its file does not
 /// say it (Documentation/admin-guide/mm/transhuge.rst), bytes.
@@ -42,6 +42,9 @@ pub enum TakeDownError {
     /// Its descriptor could not be closed.
     #[error(transparent)]
     Guard(#[from] GuardError),
+    /// The journal could not be told.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// A fault point.
     #[error("stopped by a fault point")]
     Fault(#[source] io::Error),
@@ -146,13 +149,19 @@ impl Guarded {
         });
     }
 
-    /// Ends the guard: whoever waits goes on. All memory must be back.
+    /// Ends the guard: whoever waits goes on. All memory must be back. From then on its
+    /// journal tells of nothing that is missing, but of what is left in the target.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(crate) fn unguard(&self) -> Result<(), TakeDownError> {
+    pub(crate) fn unguard(&self, journal: &mut Journal) -> Result<(), TakeDownError> {
         let ended = self.memory.unguard(&self.ranges);
-        ended.map_err(TakeDownError::Unregister)
+        ended.map_err(TakeDownError::Unregister)?;
+        let told = journal.update(|record| {
+            record.guard = None;
+            record.leftover = vec![self.guard.descriptor()];
+        });
+        Ok(told?)
     }
 
     /// Takes all of it out of a frozen target, which then is as it was before: disarmed,

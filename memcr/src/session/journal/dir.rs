@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use super::lock::{Lock, Taken};
-use super::{Journal, JournalError, Record, Standing};
+use super::{Journal, JournalError, Record, Standing, State};
 use crate::sys;
 
 /// Longest journal, bytes. One of 60,000 mappings, each a range of the guard and one of
@@ -98,11 +98,15 @@ impl StateDir {
     /// `Damaged`, `TooLong`, `Io`.
     pub fn begin(&self, record: Record) -> Result<Journal> {
         let pid = record.pid;
-        let lock = self.lock(pid)?;
+        let mut lock = self.lock(pid)?;
         if let Some(record) = self.read(pid)? {
             let journal = self.found(record, lock)?;
-            let record = Box::new(journal.record.clone());
-            return Err(JournalError::Held { record });
+            // One that died before it had touched anything leaves nothing to be finished.
+            if journal.record.state != State::Storing {
+                let record = Box::new(journal.record.clone());
+                return Err(JournalError::Held { record });
+            }
+            lock = journal.lock;
         }
         self.write(&record)?;
         Ok(Journal {

@@ -49,6 +49,9 @@ pub struct Record {
     pub guard: Option<GuardRecord>,
     /// The mapping of ours in the target; `None`: none.
     pub parasite: Option<ParasiteRecord>,
+    /// Descriptors of ours in the target that stand for nothing any more.
+    #[serde(default)]
+    pub leftover: Vec<i32>,
     /// Signals to the process that ours have taken away, to be sent again.
     #[serde(default)]
     pub owed: Vec<i32>,
@@ -171,6 +174,7 @@ impl Record {
             pipeline: pipeline.into(),
             guard: None,
             parasite: None,
+            leftover: Vec::new(),
             owed: Vec::new(),
             rss_before_bytes: procfs::rss_bytes(pid),
             rss_held_bytes: 0,

@@ -162,13 +162,14 @@ fn files_are_private() {
 #[test]
 fn a_held_process_is_not_begun_again() {
     let world = World::new();
-    let journal = world.dir().begin(world.record()).unwrap();
+    let mut journal = world.dir().begin(world.record()).unwrap();
     // In our own process too: another lock is another lock.
     let error = world.dir().begin(world.record()).unwrap_err();
     let by = format!("(process {}) works on process", std::process::id());
     assert!(error.to_string().contains(&by), "{error}");
     let error = world.dir().adopt(world.pid()).unwrap_err();
     assert!(matches!(error, JournalError::Busy { by: Some(_), .. }));
+    journal.update(|record| record.hold(0)).unwrap();
     drop(journal);
     match world.dir().begin(world.record()).unwrap_err() {
         JournalError::Held { record } => assert_eq!(record.pid, world.pid()),
@@ -176,6 +177,14 @@ fn a_held_process_is_not_begun_again() {
     }
     // What looked at it has changed nothing.
     assert_eq!(world.files(), [format!("{}.json", world.pid())]);
+}
+
+#[test]
+fn a_session_that_died_before_it_took_anything_is_begun_anew() {
+    let world = World::new();
+    drop(world.dir().begin(world.record()).unwrap());
+    let journal = world.dir().begin(world.record()).unwrap();
+    assert_eq!(journal.record(), &world.record());
 }
 
 #[test]
