@@ -111,7 +111,8 @@ fn an_image_that_saves_nothing_is_refused_at_its_commit() {
         let mut sink = sink(params);
         sink.open_new(&image(1, 1 << 20, true)).unwrap();
         sink.write_at(0, &vec![1; len as usize]).unwrap();
-        sink.commit(len, raw_len)
+        sink.commit(len, raw_len)?;
+        sink.remove()
     };
     let big = SMALL_IMAGE + 1;
     let error = commit(&[dir], big, big).unwrap_err();

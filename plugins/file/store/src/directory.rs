@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use memcr_plugin_api::abi::code;
 use memcr_plugin_api::stage::{Result, StageError};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 /// An open directory. All names are looked up in it, not along its path: replacing the
@@ -75,36 +75,6 @@ impl Directory {
             stat.f_bavail
         };
         Ok((stat.f_blocks != 0).then(|| blocks.saturating_mul(stat.f_frsize)))
-    }
-
-    /// Makes sure that `name` is free here or may be replaced by a file.
-    ///
-    /// # Errors
-    /// `INVALID_CONFIG` for a directory of that name, `PERMISSION` for a file of
-    /// somebody else in a sticky directory, `IO`.
-    pub fn check_replaceable(&self, name: &str) -> Result<()> {
-        let Some(stat) = self.stat(name)? else {
-            return Ok(());
-        };
-        let path = self.join(name);
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            let message = format!("{path} is a directory: the image cannot take its place");
-            return Err(StageError::new(code::INVALID_CONFIG, message)
-                .hint("remove it, or set another `dir`"));
-        }
-        let euid = rustix::process::geteuid();
-        let dir = rustix::fs::fstat(&self.fd)
-            .map_err(|e| StageError::io(format!("stat {}", self.path), &e.into()))?;
-        let sticky = Mode::from_raw_mode(dir.st_mode).contains(Mode::SVTX);
-        let owned = [stat.st_uid, dir.st_uid].contains(&euid.as_raw());
-        if sticky && !owned && !euid.is_root() {
-            let message = format!(
-                "{path} belongs to uid {}: the image cannot take its place",
-                stat.st_uid
-            );
-            return Err(StageError::new(code::PERMISSION, message).hint("set another `dir`"));
-        }
-        Ok(())
     }
 
     /// What is known of `name` itself, a symbolic link included; `None` if it is absent.

@@ -7,8 +7,8 @@ use memcr_plugin_api::stage::{Result, StageError};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::Directory;
 use crate::image_file::stat;
+use crate::{Directory, sweep};
 
 /// A file that may be an image.
 pub(crate) struct Existing {
@@ -29,6 +29,11 @@ pub(crate) fn open(locator: &str) -> Result<Existing> {
     let flags =
         OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(&dir, name, flags, Mode::empty()).map_err(|e| match e {
+        Errno::NOENT => {
+            // Who asks for an image that was never finished asks for what is left of it.
+            sweep::leftovers(&dir);
+            StageError::io(format!("open the image {locator}"), &e.into())
+        }
         Errno::LOOP => unusable("is a symbolic link, not an image"),
         e => StageError::io(format!("open the image {locator}"), &e.into()),
     })?;

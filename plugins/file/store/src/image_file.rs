@@ -1,10 +1,13 @@
 //! The file of one image, from its creation without a name to its removal.
 //!
 //! ```text
-//!   Unnamed ─────────── commit: link ──────────────────▶ Named ── remove: unlink if ours
-//!      │                  └ name taken: link hidden, rename ▲
-//!   Hidden(.name.id) ─── commit: rename ────────────────────┘
+//!   Unnamed ─────────── commit: link ─────▶ Named ── remove: unlink if ours
+//!   Hidden(.name.id) ── commit: rename ───────┘
 //! ```
+//!
+//! Nothing is ever replaced. What lies under `pages-PID.img` may be all that is left of a
+//! process: of one with that PID in another container, of one that is held with no memcr
+//! beside it. An image that finds the name taken has its id in its own.
 
 #[cfg(test)]
 mod tests;
@@ -16,7 +19,7 @@ use std::os::unix::fs::FileExt;
 use memcr_plugin_api::abi::code;
 use memcr_plugin_api::sink::NewImage;
 use memcr_plugin_api::stage::{Result, StageError};
-use rustix::fs::{Advice, AtFlags, CWD, Stat};
+use rustix::fs::{Advice, AtFlags, CWD, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use crate::existing::{self, Existing};
@@ -36,7 +39,8 @@ pub struct ImageFile {
     write_out: WriteOut,
     /// Length at which the kernel would answer a write with SIGXFSZ, bytes.
     max_len: u64,
-    id: [u8; 16],
+    /// The final name if that one is taken.
+    other_name: String,
 }
 
 /// By what name the file can be found.
@@ -51,7 +55,8 @@ enum Link {
 }
 
 impl ImageFile {
-    /// Makes the file of a new image in `dir`, which will become `pages-PID.img`.
+    /// Makes the file of a new image in `dir`, which will become `pages-PID.img`, or
+    /// `pages-PID-ID.img` if there is something of that name.
     ///
     /// # Errors
     /// When it cannot be made, or could not be committed later.
@@ -83,7 +88,7 @@ impl ImageFile {
             link,
             write_out,
             max_len: 0,
-            id: [0; 16],
+            other_name: String::new(),
         })
     }
 
@@ -150,7 +155,8 @@ impl ImageFile {
     }
 
     /// Gives the complete image of `len` bytes its name, in one step: whoever looks
-    /// finds the old file of that name, or this one whole. With `durable`, it also is
+    /// finds no file of that name, or this one whole. Should the name have been taken
+    /// since [`create`](Self::create), it is another one. With `durable`, it also is
     /// there after a loss of power.
     ///
     /// # Errors
@@ -190,7 +196,7 @@ impl ImageFile {
         Ok(())
     }
 
-    /// Absolute path that the committed image has or will have.
+    /// Absolute path that the committed image has, or is to have.
     #[must_use]
     pub fn path(&self) -> String {
         self.dir.join(&self.name)
@@ -218,14 +224,17 @@ impl ImageFile {
         image: &NewImage,
         cache: Cache,
     ) -> Result<Self> {
-        let name = format!("pages-{}.img", image.pid);
-        dir.check_replaceable(&name)?;
+        let plain = make::name(image);
+        let name = match dir.stat(&plain)? {
+            None => plain.clone(),
+            Some(_) => make::other_name(image),
+        };
         let max_len = make::file_limit(image)?;
         let (file, link) = match unnamed {
             Some(file) => (file, Link::Unnamed),
             None => {
                 sweep::leftovers(&dir);
-                let hidden = make::hidden_name(&name, &image.id);
+                let hidden = make::hidden_name(&plain, &image.id);
                 (make::hidden(&dir, &hidden)?, Link::Hidden(hidden))
             }
         };
@@ -240,7 +249,7 @@ impl ImageFile {
             link,
             write_out,
             max_len,
-            id: image.id,
+            other_name: make::other_name(image),
         };
         // Another memcr may have swept between making and locking.
         made.ensure_named()?;
@@ -265,29 +274,48 @@ impl ImageFile {
         Err(StageError::new(code::IO, message).hint("try again"))
     }
 
-    /// Gives the file its final name.
+    /// Gives the file its final name, or the other one if somebody was faster.
     fn publish(&mut self) -> rustix::io::Result<()> {
-        if self.link == Link::Unnamed {
-            match self.link_as(&self.name) {
-                Ok(()) => {
-                    self.link = Link::Named;
-                    return Ok(());
-                }
-                // A link cannot replace, only a rename can: so it needs a name first.
-                Err(Errno::EXIST) => {
-                    let hidden = make::hidden_name(&self.name, &self.id);
-                    self.link_as(&hidden)?;
-                    self.link = Link::Hidden(hidden);
-                }
-                Err(e) => return Err(e),
-            }
+        if self.name_as(&self.name) == Err(Errno::EXIST) {
+            self.name.clone_from(&self.other_name);
+            self.name_as(&self.name)?;
         }
-        if let Link::Hidden(hidden) = &self.link {
-            // Replaces a symbolic link of that name; never follows it.
-            rustix::fs::renameat(&self.dir, hidden, &self.dir, &self.name)?;
-            self.link = Link::Named;
-        }
+        self.link = Link::Named;
         Ok(())
+    }
+
+    /// Gives the file this name. Nothing of that name is touched, nor followed.
+    fn name_as(&self, name: &str) -> rustix::io::Result<()> {
+        match &self.link {
+            Link::Unnamed => self.link_as(name),
+            Link::Hidden(hidden) => self.rename(hidden, name),
+            Link::Named => Ok(()),
+        }
+    }
+
+    fn rename(&self, hidden: &str, name: &str) -> rustix::io::Result<()> {
+        let dir = &self.dir;
+        match rustix::fs::renameat_with(dir, hidden, dir, name, RenameFlags::NOREPLACE) {
+            // NFS, and others that leave this to their server.
+            Err(Errno::INVAL | Errno::NOSYS) => {}
+            done => return done,
+        }
+        match rustix::fs::linkat(dir, hidden, dir, name, AtFlags::empty()) {
+            Ok(()) => {
+                // What stays is swept as soon as the image is closed.
+                let _ = rustix::fs::unlinkat(dir, hidden, AtFlags::empty());
+                Ok(())
+            }
+            // No links here either: that leaves a look, and a moment after it.
+            Err(Errno::PERM | Errno::OPNOTSUPP) => {
+                match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Err(Errno::NOENT) => rustix::fs::renameat(dir, hidden, dir, name),
+                    Ok(_) => Err(Errno::EXIST),
+                    Err(e) => Err(e),
+                }
+            }
+            Err(e) => Err(e),
+        }
     }
 
     fn link_as(&self, name: &str) -> rustix::io::Result<()> {

@@ -59,10 +59,23 @@ fn not_made(dir: &Directory, e: Errno) -> StageError {
     StageError::io(format!("make an image in {}", dir.path()), &e.into()).hint(hint)
 }
 
-/// A temporary name that nobody guesses: the id of an image is random.
+/// The name of an image.
+pub(crate) fn name(image: &NewImage) -> String {
+    format!("pages-{}.img", image.pid)
+}
+
+/// Its name if that one is taken. The id of an image is random: nobody else has it.
+pub(crate) fn other_name(image: &NewImage) -> String {
+    format!("pages-{}-{}.img", image.pid, hex(&image.id))
+}
+
+/// A temporary name that nobody guesses.
 pub(crate) fn hidden_name(name: &str, id: &[u8; 16]) -> String {
-    let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!(".{name}.{id}")
+    format!(".{name}.{}", hex(id))
+}
+
+fn hex(id: &[u8; 16]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// RLIMIT_FSIZE, bytes. Over it the kernel does not only fail the write but sends

@@ -2,7 +2,8 @@
 //!
 //! Every new image is locked (`flock`) as long as it is open. So a file of a temporary
 //! name that can be locked belongs to nobody any more, and the next memcr that has to
-//! use such a name in that directory takes it away.
+//! use such a name in that directory, or that looks there for an image that was never
+//! finished, takes it away.
 
 use std::fs::File;
 

@@ -148,57 +148,82 @@ fn a_committed_image_stays_until_it_is_removed() {
     });
 }
 
-#[test]
-fn a_stale_image_is_replaced() {
-    both(|dir, mut image| {
-        let path = dir.join("pages-7.img");
-        std::fs::write(&path, b"stale and longer").unwrap();
-        image.write_at(0, b"new").unwrap();
-        assert_eq!(
-            std::fs::read(&path).unwrap(),
-            b"stale and longer",
-            "not touched before the commit"
-        );
-        image.commit(3, false).unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"new");
-        assert_eq!(names(dir), ["pages-7.img"]);
-    });
+/// `pages-7.img` lies there before the image is made, or comes just before its commit.
+fn with_a_taken_name(put: impl Fn(&Path), is_still_there: impl Fn(&Path) -> bool) {
+    let other = format!("pages-7-{}.img", "ab".repeat(16));
+    for late in [false, true] {
+        for create in [create, create_hidden] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("pages-7.img");
+            if !late {
+                put(&path);
+            }
+            let mut image = create(dir.path());
+            if late {
+                put(&path);
+            }
+            image.write_at(0, b"new").unwrap();
+            image.commit(3, false).unwrap();
+            assert!(is_still_there(&path));
+            assert!(image.path().ends_with(&other), "{}", image.path());
+            assert_eq!(std::fs::read(dir.path().join(&other)).unwrap(), b"new");
+            assert_eq!(names(dir.path()).len(), 2);
+            image.remove().unwrap();
+            assert_eq!(names(dir.path()), ["pages-7.img"]);
+        }
+    }
 }
 
 #[test]
-fn a_symbolic_link_is_replaced_and_not_followed() {
-    both(|dir, mut image| {
-        let precious = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(&precious, b"precious").unwrap();
-        let path = dir.join("pages-7.img");
-        symlink(precious.path(), &path).unwrap();
-        image.write_at(0, b"new").unwrap();
-        image.commit(3, false).unwrap();
-        assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
-        assert!(std::fs::symlink_metadata(&path).unwrap().is_file());
-        image.remove().unwrap();
-        assert!(names(dir).is_empty());
-    });
+fn an_image_of_somebody_else_is_not_replaced() {
+    with_a_taken_name(
+        |path| std::fs::write(path, b"of one that is held").unwrap(),
+        |path| std::fs::read(path).unwrap() == b"of one that is held",
+    );
 }
 
 #[test]
-fn a_directory_in_the_way_is_an_error_early_and_late() {
+fn a_symbolic_link_is_not_followed() {
+    let precious = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&precious, b"precious").unwrap();
+    with_a_taken_name(
+        |path| symlink(precious.path(), path).unwrap(),
+        |path| path.is_symlink() && std::fs::read(path).unwrap() == b"precious",
+    );
+}
+
+#[test]
+fn a_directory_is_left_alone() {
+    with_a_taken_name(|path| std::fs::create_dir(path).unwrap(), Path::is_dir);
+}
+
+#[test]
+fn both_names_taken_is_an_error() {
     both(|dir, mut image| {
-        let path = dir.join("pages-7.img");
-        std::fs::create_dir(&path).unwrap();
-        let early = ImageFile::create(directory(dir), &new_image(7), Cache::Drop).unwrap_err();
-        assert_eq!(early.code, code::INVALID_CONFIG);
-        assert!(
-            early.message.contains("is a directory"),
-            "{}",
-            early.message
-        );
-        image.write_at(0, b"new").unwrap();
-        assert_eq!(image.commit(3, false).unwrap_err().code, code::IO);
+        let other = format!("pages-7-{}.img", "ab".repeat(16));
+        std::fs::write(dir.join("pages-7.img"), b"one").unwrap();
+        std::fs::write(dir.join(&other), b"two").unwrap();
+        assert_eq!(image.commit(0, false).unwrap_err().code, code::IO);
         image.remove().unwrap();
-        assert_eq!(names(dir), ["pages-7.img"], "nothing hidden stays");
-        assert!(path.is_dir());
+        assert_eq!(std::fs::read(dir.join(&other)).unwrap(), b"two");
+        assert_eq!(names(dir).len(), 2, "nothing hidden stays");
     });
+}
+
+/// Who looks for an image whose memcr was killed while it wrote it finds nothing, and
+/// nothing of it is there afterwards. A living one is not touched.
+#[test]
+fn what_a_killed_memcr_left_goes_when_it_is_looked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let living = create_hidden(dir.path());
+    let left = dir.path().join(format!(".pages-7.img.{}", "0".repeat(32)));
+    std::fs::write(&left, b"left by a killed memcr").unwrap();
+    let locator = dir.path().canonicalize().unwrap().join("pages-7.img");
+    let error = ImageFile::open(locator.to_str().unwrap(), Cache::Keep).unwrap_err();
+    assert_eq!(error.code, code::NOT_FOUND);
+    assert!(!left.exists());
+    assert_eq!(names(dir.path()).len(), 1);
+    drop(living);
 }
 
 #[test]
@@ -352,28 +377,20 @@ fn a_tmpfs_without_a_limit_has_no_known_free_space() {
 }
 
 #[test]
-fn a_name_of_another_user_in_a_sticky_directory_is_refused_early() {
+fn a_name_of_another_user_in_a_sticky_directory_is_left_to_them() {
     if !is_root("files of two users") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
     std::fs::write(dir.path().join("pages-7.img"), b"in the way").unwrap();
-    chown(dir.path().join("pages-7.img"), Some(12_345), None).unwrap();
-    let error = as_nobody(|| {
-        let dir = directory(dir.path());
-        ImageFile::create(dir, &new_image(7), Cache::Drop).unwrap_err()
+    as_nobody(|| {
+        let mut image = create(dir.path());
+        image.commit(0, false).unwrap();
+        assert!(image.path().contains("pages-7-abab"), "{}", image.path());
+        image.remove().unwrap();
     });
-    assert_eq!(error.code, code::PERMISSION);
-    assert!(
-        error.message.contains("belongs to uid 12345"),
-        "{}",
-        error.message
-    );
-    // Its own, and everything for root, may be replaced.
-    chown(dir.path().join("pages-7.img"), Some(54_321), None).unwrap();
-    as_nobody(|| create(dir.path()).commit(0, false).unwrap());
-    create(dir.path()).commit(0, false).unwrap();
+    assert_eq!(names(dir.path()), ["pages-7.img"]);
 }
 
 #[test]
