@@ -56,6 +56,7 @@ pub struct Encoder {
     foreman: Arc<Foreman>,
     blueprint: Blueprint,
     header: Header,
+    locator: Option<String>,
     target: Option<TargetIdentity>,
     n_vmas: u64,
     next_index: u64,
@@ -91,7 +92,11 @@ pub(super) fn prepare(
     let header = header(&setup, blueprint.chunk_len)?;
     let (foreman, workers) = (Arc::new(foreman), blueprint.workers);
     let stop = Stop::new(setup.cancel.clone(), Arc::clone(foreman.calls()));
-    let open = move |chain: &Arc<Chain>| Shift::open(chain, setup, stop, &header, workers);
+    let open = move |chain: &Arc<Chain>| {
+        let (shift, n_workers) = Shift::open(chain, setup, stop, &header, workers)?;
+        let locator = shift.store.0.sink_locator().ok();
+        Ok((shift, n_workers, locator))
+    };
     let shift = foreman.with_chain(open);
     let shift = shift.inspect_err(|_| open::forget_keys(&header.image_id))?;
     let mut encoder = Encoder {
@@ -101,6 +106,7 @@ pub(super) fn prepare(
         ended: false,
         blueprint,
         header,
+        locator: shift.2,
         target: None,
         n_vmas: 0,
         next_index: 0,
@@ -122,6 +128,13 @@ impl Encoder {
     #[must_use]
     pub fn image_id(&self) -> [u8; 16] {
         self.header.image_id
+    }
+
+    /// Where the image will be found once it is committed, should this process die then;
+    /// [`OpenImage::locator`] knows better. `None`: the sink tells only then.
+    #[must_use]
+    pub fn locator(&self) -> Option<&str> {
+        self.locator.as_deref()
     }
 
     /// Writes who the target is and its VMA table. Once, before the first `push`.

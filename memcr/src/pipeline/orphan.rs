@@ -9,18 +9,19 @@ use memcr_plugin_api::abi::code;
 use crate::pipeline::links::{Chain, SinkStore, sink_error};
 use crate::pipeline::open::{forget_keys, image_error};
 use crate::pipeline::{
-    ParamDescription, ParamType, Pipeline, PipelineError, PipelineSpec, Result, SearchPath,
-    StageDescription, StageSpec,
+    ParamDescription, ParamType, Pipeline, PipelineSpec, Result, SearchPath, StageDescription,
+    StageSpec,
 };
-use crate::sink::{ImageReader, hex};
+use crate::sink::{hex, read_id};
 
 impl Pipeline {
-    /// Removes the image at `locator`, and what stages kept for it, if it is the one with
-    /// this id. Only the sink of `spec` is loaded: what the other stages need, keys for
-    /// one, may be gone. False: there is no such image, or another one in its place.
+    /// Removes the image at `locator`, finished or not, if it is the one with this id, and
+    /// in any case what stages kept for it. Only the sink of `spec` is loaded: what the
+    /// other stages need, keys for one, may be gone. False: there is no such image, or
+    /// another one in its place.
     ///
     /// # Errors
-    /// When the image is there and stays, or what is there is no whole image.
+    /// When the image is there and stays, or what is there is no image.
     pub fn discard(
         spec: &PipelineSpec,
         search: &SearchPath,
@@ -44,21 +45,29 @@ fn discard(chain: &Chain, locator: &str, image_id: &str) -> Result<bool> {
     let sink = chain.sink()?;
     match sink.handle.sink_open_existing(locator) {
         Ok(()) => {}
-        Err(error) if error.code == code::NOT_FOUND => return Ok(false),
+        Err(error) if error.code == code::NOT_FOUND => {
+            forget_keys_of(image_id);
+            return Ok(false);
+        }
         Err(error) => return Err(sink_error(&sink.alias, "cannot open the image", error)),
     }
-    let store = Arc::new(SinkStore(Arc::clone(&sink.handle)));
-    let reader = ImageReader::open(store).map_err(|e| image_error(&sink.alias, false, e))?;
-    let found = reader.header().image_id;
-    if hex(&found) != image_id {
-        return Ok(false);
+    // Not more than its id: of an image that was never finished there may be no more.
+    let found = read_id(&SinkStore(Arc::clone(&sink.handle)));
+    let found = found.map_err(|e| image_error(&sink.alias, false, e))?;
+    let is_it = hex(&found) == image_id;
+    if is_it {
+        let failed = |error| sink_error(&sink.alias, "cannot remove the image", error);
+        sink.handle.sink_remove().map_err(failed)?;
     }
-    drop(reader);
-    let failed =
-        |error| -> PipelineError { sink_error(&sink.alias, "cannot remove the image", error) };
-    sink.handle.sink_remove().map_err(failed)?;
-    forget_keys(&found);
-    Ok(true)
+    forget_keys_of(image_id);
+    Ok(is_it)
+}
+
+/// What is no id of an image has no keys.
+fn forget_keys_of(image_id: &str) {
+    if let Ok(id) = u128::from_str_radix(image_id, 16) {
+        forget_keys(&id.to_be_bytes());
+    }
 }
 
 /// A stage as another process, in another directory, loads it: paths are absolute, and

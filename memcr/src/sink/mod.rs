@@ -34,6 +34,6 @@ pub use inspect::{ImageFacts, ImageSummary, StageSummary, inspect, inspect_sourc
 pub(crate) use inspect::{facts, hex};
 pub use meta::{ImageMeta, Protection, TargetIdentity, VmaRecord, VmaTable};
 pub use read::ImageReader;
-pub(crate) use read::IndexCursor;
+pub(crate) use read::{IndexCursor, read_id};
 pub use store::{FileImage, ReadImage, WriteImage};
 pub(crate) use write::ImageWriter;

@@ -210,6 +210,16 @@ impl IndexCursor {
     }
 }
 
+/// The id of an image that may not be finished: its header is all that has to be there.
+pub(crate) fn read_id(source: &dyn ReadImage) -> Result<[u8; 16]> {
+    let len = source.len().map_err(|source| ImageError::Io {
+        offset: 0,
+        len_bytes: 0,
+        source,
+    })?;
+    Ok(read_header(source, len)?.0.image_id)
+}
+
 pub(super) fn read_exact(
     source: &dyn ReadImage,
     what: &'static str,

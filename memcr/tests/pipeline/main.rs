@@ -9,6 +9,7 @@ mod keys;
 mod lies;
 mod loading;
 mod orphan;
+mod partial;
 #[path = "../../../tests/fuzz/src/reseal.rs"]
 #[allow(unreachable_pub)]
 mod reseal;

@@ -157,18 +157,28 @@ fn image_truncated() -> Result {
     ensure(!right, || "half an image was enough".into())
 }
 
-/// Another target's image under this one's name: whole, and still not ours.
+/// Another target's image under this one's name: whole, and still not ours. Ours may come
+/// back.
 fn image_replaced() -> Result {
     let (rig, other_rig) = (Rig::new()?, Rig::new()?);
     let mut victim = Victim::start("memory", &["size=4M", "seed=1"])?;
     let mut other = Victim::start("memory", &["size=4M", "seed=2"])?;
-    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    let mut held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
     let other_held = hold(&other_rig, &other, other_rig.memcr(other.pid()))?;
     let (from, to) = (other_rig.image(other.pid()), rig.image(victim.pid()));
+    let own = std::fs::read(&to)?;
     // In place, so that a descriptor that memcr has open sees it too.
-    std::fs::copy(from, to)?;
-    let right = right_or_killed(&rig, &mut victim, held)?;
-    ensure(!right, || "restored from another target's image".into())?;
+    std::fs::copy(from, &to)?;
+    held.enter_and_await("next try in")?;
+    ensure(proc::state(victim.pid(), victim.pid()) == Some('t'), || {
+        "the target is not held any more".into()
+    })?;
+    // The next try finds the right one again.
+    std::fs::write(&to, own)?;
+    held.release()?.says("lies where")?;
+    victim.verify()?;
+    rig.expect_clean()?;
+    victim.quit()?;
     other_held.release()?;
     other.verify()?;
     other.quit()

@@ -348,6 +348,17 @@ impl Held {
         self.running.signal(signal)
     }
 
+    /// Presses Enter and waits for a message that holds `text`.
+    ///
+    /// # Errors
+    /// When none comes.
+    pub fn enter_and_await(&mut self, text: &str) -> Result {
+        if let Some(mut input) = self.running.input.take() {
+            writeln!(input).context("press enter")?;
+        }
+        self.running.await_message(text)
+    }
+
     /// Presses Enter and waits for the end.
     ///
     /// # Errors
