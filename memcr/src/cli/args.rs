@@ -10,6 +10,7 @@ use clap::{ArgAction, Args as ClapArgs, CommandFactory, Parser, Subcommand, Valu
 use clap_complete::Shell;
 
 use super::exit::Exit;
+use crate::restore;
 
 /// Takes the memory of a live process away and gives it back.
 ///
@@ -83,9 +84,23 @@ pub struct Job {
     #[arg(global = true, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
 
+    /// Read the image back and decode it before anything is dropped
+    #[arg(global = true, long)]
+    pub verify: bool,
+
     /// Undo the checkpoint if it is not complete after so many seconds
     #[arg(global = true, long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = super::compat::seconds)]
     pub timeout: Option<std::time::Duration>,
+
+    /// What becomes of a process whose image is damaged
+    #[arg(
+        global = true,
+        long,
+        value_name = "WHAT",
+        value_enum,
+        default_value = "kill"
+    )]
+    pub on_corrupt: OnCorrupt,
 
     /// Check configuration, pipeline and plugins, then end
     #[arg(long, conflicts_with = "pid")]
@@ -143,6 +158,38 @@ pub struct Common {
 /// The commands with a name.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Take the memory of a process away and leave the process held
+    ///
+    /// When it returns, no process of memcr is left. The target is stopped, and would
+    /// wait at its first missing page if somebody continued it.
+    Checkpoint {
+        /// Process to checkpoint
+        #[arg(value_name = "PID", allow_negative_numbers = true, value_parser = super::compat::pid)]
+        target: u32,
+    },
+    /// Give a held process its memory back and let it run
+    Restore {
+        /// Process to restore
+        #[arg(value_name = "PID", allow_negative_numbers = true, value_parser = super::compat::pid)]
+        target: u32,
+    },
+    /// Finish the sessions of a memcr that died
+    ///
+    /// A process whose memory was not all stored yet runs on with all of it. One whose
+    /// image is complete is restored, or left held with --hold. What belongs to a process
+    /// that has ended is removed. Without PID: every session that was interrupted; those
+    /// that `memcr checkpoint` left held stay so, unless --all is given.
+    Recover {
+        /// Only the session with this process
+        #[arg(value_name = "PID", allow_negative_numbers = true, value_parser = super::compat::pid)]
+        target: Option<u32>,
+        /// Also restore what `memcr checkpoint` left held
+        #[arg(long, conflicts_with = "target")]
+        all: bool,
+        /// Leave held what can be held
+        #[arg(long)]
+        hold: bool,
+    },
     /// List the processes that are held
     List,
     /// Show what an image holds: pipeline, target, mappings, totals
@@ -169,6 +216,24 @@ pub enum Verb {
         /// Of this command instead of memcr as a whole
         verb: Option<String>,
     },
+}
+
+/// Values of `--on-corrupt`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnCorrupt {
+    /// It is killed: its memory is lost
+    Kill,
+    /// It stays held, in case the image can be repaired
+    Hold,
+}
+
+impl From<OnCorrupt> for restore::OnCorrupt {
+    fn from(what: OnCorrupt) -> Self {
+        match what {
+            OnCorrupt::Kill => Self::Kill,
+            OnCorrupt::Hold => Self::Hold,
+        }
+    }
 }
 
 /// Values of `-z`.

@@ -17,7 +17,7 @@ pub enum Exit {
     Plugin = 3,
     /// This target cannot be checkpointed; it was not touched.
     Refused = 4,
-    /// There is no such process.
+    /// There is no such process, or the one that was held has ended.
     NoProcess = 5,
     /// The kernel does not let this user do it.
     Permission = 6,
@@ -33,11 +33,15 @@ pub enum Exit {
     ImageInvalid = 11,
     /// The restore failed in another way; the message says what became of the target.
     RestoreFailed = 12,
+    /// The process is held already, or another memcr works on it; nothing was touched.
+    Held = 13,
+    /// The process is not held; nothing was touched.
+    NotHeld = 14,
 }
 
 impl Exit {
     /// Every code, in the order of the numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Ok,
         Self::Internal,
         Self::Usage,
@@ -51,6 +55,8 @@ impl Exit {
         Self::ImageCorrupt,
         Self::ImageInvalid,
         Self::RestoreFailed,
+        Self::Held,
+        Self::NotHeld,
     ];
 
     /// The number that the shell sees.
@@ -70,7 +76,7 @@ impl Exit {
                 "a stage cannot be found, loaded, configured or opened, or stages do not fit together"
             }
             Self::Refused => "this target cannot be checkpointed; it was not touched",
-            Self::NoProcess => "there is no such process",
+            Self::NoProcess => "there is no such process, or the one that was held has ended",
             Self::Permission => "permission denied",
             Self::Undone => "the checkpoint failed and was undone: the target runs",
             Self::Aborted => {
@@ -80,6 +86,8 @@ impl Exit {
             Self::ImageCorrupt => "the image came back wrong: the target was killed",
             Self::ImageInvalid => "inspect, verify: the image is damaged, or is none",
             Self::RestoreFailed => "the restore failed; the message says what became of the target",
+            Self::Held => "the process is held already, or another memcr works on it",
+            Self::NotHeld => "the process is not held",
         }
     }
 

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io::ErrorKind;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::config::{Choice, ConfigError};
 use super::exit::Exit;
@@ -11,6 +11,7 @@ use crate::checkpoint::{CheckpointError, StepError};
 use crate::freeze::{FreezeError, Refusal};
 use crate::pipeline::{CancelReason, LoadError, PipelineError};
 use crate::restore::RestoreError;
+use crate::session::adopt::AdoptError;
 use crate::session::journal::JournalError;
 use crate::sink::ImageError;
 
@@ -25,6 +26,8 @@ pub struct Failure {
     pub exit: Exit,
     error: Box<dyn Error + Send + Sync>,
     hint: Option<String>,
+    /// A field that `--json` prints beside the others.
+    detail: Option<(&'static str, Value)>,
 }
 
 impl Failure {
@@ -34,6 +37,7 @@ impl Failure {
             exit,
             error: error.into(),
             hint: None,
+            detail: None,
         }
     }
 
@@ -56,6 +60,20 @@ impl Failure {
     #[must_use]
     pub fn with_hint(mut self, hint: Option<&str>) -> Self {
         self.hint = hint.filter(|hint| !hint.is_empty()).map(str::to_owned);
+        self
+    }
+
+    /// The same with this hint, unless it has one.
+    #[must_use]
+    pub(super) fn or_hint(mut self, hint: &str) -> Self {
+        self.hint.get_or_insert_with(|| hint.to_owned());
+        self
+    }
+
+    /// The same with a field that only `--json` prints.
+    #[must_use]
+    pub(super) fn with_detail(mut self, key: &'static str, value: Value) -> Self {
+        self.detail = Some((key, value));
         self
     }
 
@@ -83,13 +101,17 @@ impl Failure {
 
     /// The object that `--json` prints.
     #[must_use]
-    pub fn to_json(&self) -> serde_json::Value {
-        json!({
+    pub fn to_json(&self) -> Value {
+        let mut object = json!({
             "ok": false,
             "exit_code": self.exit.code(),
             "meaning": self.exit.meaning(),
             "error": { "message": self.causes().join(": "), "causes": self.causes(), "hint": self.hint },
-        })
+        });
+        if let Some((key, value)) = &self.detail {
+            object[key] = value.clone();
+        }
+        object
     }
 }
 
@@ -128,15 +150,48 @@ impl From<ImageError> for Failure {
 
 impl From<JournalError> for Failure {
     fn from(error: JournalError) -> Self {
-        let exit = match &error {
-            JournalError::Unfit { .. } => Exit::Usage,
-            JournalError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
-                Exit::Permission
-            }
-            _ => Exit::Internal,
-        };
-        Self::new(exit, error)
+        let hint = journal_hint(&error);
+        Self::new(no_session(&error), error).with_hint(hint.as_deref())
     }
+}
+
+/// Of a session that was not begun or not adopted. Nothing was touched.
+fn no_session(error: &JournalError) -> Exit {
+    match error {
+        JournalError::Held { .. } | JournalError::Busy { .. } => Exit::Held,
+        JournalError::NotHeld { .. } => Exit::NotHeld,
+        JournalError::Gone { .. } | JournalError::NoProcess { .. } => Exit::NoProcess,
+        JournalError::Unfit { .. } => Exit::Usage,
+        JournalError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            Exit::Permission
+        }
+        _ => Exit::Internal,
+    }
+}
+
+fn journal_hint(error: &JournalError) -> Option<String> {
+    Some(match error {
+        JournalError::Held { record } if record.parked => {
+            format!("`memcr restore {}` gives it its memory back", record.pid)
+        }
+        JournalError::Held { record } => format!(
+            "the memcr that held it has died: `memcr recover {}` finishes what it began",
+            record.pid
+        ),
+        JournalError::Gone { journal } => format!(
+            "`memcr recover {}` removes what is left of it",
+            journal.record().pid
+        ),
+        JournalError::Damaged { path, .. } => format!(
+            "if the process of this number is not held, {} may be removed",
+            path.display()
+        ),
+        JournalError::Newer { .. } => "the memcr that wrote it finishes its session".into(),
+        JournalError::Unfit { .. } | JournalError::Io { .. } => {
+            "--state-dir DIR names another directory, as does state_dir in pipeline.toml".into()
+        }
+        _ => return None,
+    })
 }
 
 /// Of a pipeline without a target: loading it, or reading an image. With a target, the
@@ -175,7 +230,7 @@ impl From<CheckpointError> for Failure {
                 ..
             } => Exit::Permission,
             CheckpointError::Refused { .. } | CheckpointError::NoGuard { .. } => Exit::Refused,
-            CheckpointError::Journal { .. } => Exit::Internal,
+            CheckpointError::Journal { source, .. } => no_session(source),
             CheckpointError::NotReady { source, .. } => not_ready(source),
             CheckpointError::TargetExited { .. } => Exit::TargetGone,
             CheckpointError::Undone { source, .. } => match &**source {
@@ -190,6 +245,10 @@ impl From<CheckpointError> for Failure {
                 source: Refusal::Permission { .. },
                 ..
             } => Some(PERMISSION_HINT.to_owned()),
+            CheckpointError::NoGuard { pid, .. } => {
+                Some(format!("`memcr -p {pid}` holds it as long as memcr runs"))
+            }
+            CheckpointError::Journal { source, .. } => journal_hint(source),
             CheckpointError::NotReady { source, .. } => source.hint().map(str::to_owned),
             CheckpointError::Undone { source, .. } => match &**source {
                 StepError::Pipeline(error) => error.hint().map(str::to_owned),
@@ -204,6 +263,32 @@ impl From<CheckpointError> for Failure {
 impl From<RestoreError> for Failure {
     fn from(error: RestoreError) -> Self {
         Self::new(not_restored(&error), error)
+    }
+}
+
+impl From<AdoptError> for Failure {
+    fn from(error: AdoptError) -> Self {
+        let exit = match &error {
+            AdoptError::Lost { .. } => Exit::ImageCorrupt,
+            AdoptError::TargetExited { .. } => Exit::TargetGone,
+            AdoptError::Refused {
+                source: Refusal::Permission { .. },
+                ..
+            } => Exit::Permission,
+            AdoptError::Image { .. } => Exit::Internal,
+            AdoptError::Journal(error) => no_session(error),
+            _ => Exit::RestoreFailed,
+        };
+        let hint = match &error {
+            AdoptError::Refused {
+                source: Refusal::Permission { .. },
+                ..
+            } => Some(PERMISSION_HINT.to_owned()),
+            AdoptError::Held { source, .. } => source.hint().map(str::to_owned),
+            AdoptError::Journal(error) => journal_hint(error),
+            _ => None,
+        };
+        Self::new(exit, error).with_hint(hint.as_deref())
     }
 }
 

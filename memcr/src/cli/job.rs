@@ -1,4 +1,5 @@
-//! The main job as the user sees it: checkpoint, wait, restore.
+//! The main job as the user sees it: checkpoint, wait, restore. And its first half, which
+//! leaves the process held with no memcr beside it.
 //!
 //! ```text
 //!   load ─▶ checkpoint ─▶ report ─▶ "press enter" ─▶ restore ─▶ report
@@ -17,15 +18,15 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::args::Args;
-use super::compat;
+use super::config::Choice;
 use super::exit::Exit;
 use super::failure::Failure;
 use super::interactive::{self, Line};
 use super::out::Out;
-use super::{progress, report, signals, units};
+use super::{compat, progress, report, sessions, signals};
 use crate::checkpoint::{CheckpointOptions, checkpoint};
-use crate::pipeline::{Cancel, Pipeline, Progress};
-use crate::restore::{self, OnCorrupt, RestoreReport, restore};
+use crate::pipeline::{Cancel, LinkDescription, Pipeline, Progress, SearchPath};
+use crate::restore::{self, RestoreError, RestoreReport, restore};
 use crate::session::journal::StateDir;
 use crate::session::{Held, HeldEvent};
 
@@ -39,33 +40,36 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 /// How often it is tried at the most once somebody wants memcr to end.
 const LAST_TRIES: u32 = 3;
 
-/// Takes the memory of process `pid` away through the pipeline that `load` makes, waits,
-/// and gives it back.
-pub(super) fn run(
-    args: &Args,
-    pid: u32,
-    state_dir: &Path,
-    load: impl FnOnce() -> Result<Pipeline, Failure>,
-    out: &mut Out,
-) -> Result<(), Failure> {
+/// A process whose memory is to be taken away, and how.
+pub(super) struct Order<'a> {
+    pub(super) args: &'a Args,
+    pub(super) pid: u32,
+    /// Where journals are.
+    pub(super) state_dir: &'a Path,
+    /// Where plugins are.
+    pub(super) search: &'a SearchPath,
+    /// What the configuration and the flags come to.
+    pub(super) choice: &'a Choice,
+}
+
+/// A process that is held.
+struct Taken {
+    held: Held,
+    stages: Vec<LinkDescription>,
+    cancel: Cancel,
+}
+
+/// `-p PID`: takes the memory of a process away, waits, and gives it back.
+pub(super) fn run(order: &Order<'_>, out: &mut Out) -> Result<(), Failure> {
+    let args = order.args;
     for flag in compat::without_effect(&args.job) {
         tracing::info!("{flag} changes nothing: the channel to the target has no name");
     }
-    let cancel = Cancel::new();
-    // Before any other thread: those of plugins must have the signals blocked too.
-    let limit = signals::watch(&cancel, args.job.timeout).map_err(|error| {
-        Failure::new(Exit::Internal, format!("cannot watch for signals: {error}"))
-    })?;
-    let pipeline = load()?;
-    let stages = pipeline.describe().to_vec();
-    let state_dir = StateDir::open(Some(state_dir))?;
-    let options = options(args, pid, state_dir, &cancel);
-    let line = progress::Line::start("checkpoint", &options.progress, shows_progress(args));
-    let result = checkpoint(pipeline, &options);
-    drop(line);
-    limit.disarm();
-    let mut held = result?;
-
+    let Taken {
+        mut held,
+        stages,
+        cancel,
+    } = order.take(false)?;
     let taken = held.report().clone();
     if !args.common.json {
         report::checkpoint(&taken, &stages, out);
@@ -73,7 +77,7 @@ pub(super) fn run(
     if !args.job.no_wait {
         wait(&mut held, &cancel, args.common.json, out);
     }
-    let given_back = bring_back(held, &cancel, shows_progress(args))?;
+    let given_back = bring_back(held, &cancel, args)?;
     if args.common.json {
         out.json(&json!({
             "ok": true,
@@ -88,21 +92,66 @@ pub(super) fn run(
     Ok(())
 }
 
-fn options(args: &Args, pid: u32, state_dir: StateDir, cancel: &Cancel) -> CheckpointOptions {
-    CheckpointOptions {
-        pid: pid.cast_signed(),
-        proc_mem: args.job.proc_mem,
-        drop_file_pages: args.job.rss_file,
-        include_locked: false,
-        state_dir,
-        verify: false,
-        needs_guard: false,
-        cancel: cancel.clone(),
-        progress: Arc::new(Progress::default()),
+/// `checkpoint PID`: takes the memory of a process away and leaves the process held.
+pub(super) fn park(order: &Order<'_>, out: &mut Out) -> Result<(), Failure> {
+    let Taken { held, stages, .. } = order.take(true)?;
+    let taken = held.park().map_err(|error| {
+        let again = format!("`memcr recover {}` finishes the session", order.pid);
+        Failure::new(Exit::Internal, error).with_hint(Some(&again))
+    })?;
+    if order.args.common.json {
+        out.json(&json!({
+            "ok": true,
+            "exit_code": Exit::Ok.code(),
+            "pipeline": stages,
+            "checkpoint": taken,
+        }));
+    } else {
+        report::checkpoint(&taken, &stages, out);
+    }
+    Ok(())
+}
+
+impl Order<'_> {
+    /// Checkpoints. `parks`: memcr is not to stay.
+    fn take(&self, parks: bool) -> Result<Taken, Failure> {
+        let cancel = Cancel::new();
+        // Before any other thread: those of plugins must have the signals blocked too.
+        let limit = signals::watch(&cancel, self.args.job.timeout).map_err(not_watched)?;
+        let state_dir = StateDir::open(Some(self.state_dir))?;
+        sessions::make_way(&state_dir, self.pid.cast_signed(), self.search)?;
+        let pipeline = Pipeline::load(&self.choice.spec, self.search)
+            .map_err(|error| Failure::of_choice(error, self.choice))?;
+        let stages = pipeline.describe().to_vec();
+        let options = CheckpointOptions {
+            pid: self.pid.cast_signed(),
+            proc_mem: self.args.job.proc_mem,
+            drop_file_pages: self.args.job.rss_file,
+            include_locked: false,
+            state_dir,
+            verify: self.args.job.verify,
+            needs_guard: parks,
+            cancel: cancel.clone(),
+            progress: Arc::new(Progress::default()),
+        };
+        let wanted = shows_progress(self.args);
+        let line = progress::Line::start("checkpoint", &options.progress, wanted);
+        let result = checkpoint(pipeline, &options);
+        drop(line);
+        limit.disarm();
+        Ok(Taken {
+            held: result?,
+            stages,
+            cancel,
+        })
     }
 }
 
-fn shows_progress(args: &Args) -> bool {
+pub(super) fn not_watched(error: std::io::Error) -> Failure {
+    Failure::new(Exit::Internal, format!("cannot watch for signals: {error}"))
+}
+
+pub(super) fn shows_progress(args: &Args) -> bool {
     !args.common.json && !args.common.quiet
 }
 
@@ -132,35 +181,23 @@ fn wait(held: &mut Held, cancel: &Cancel, as_json: bool, out: &mut Out) {
 }
 
 /// Restores. A failure that leaves the target held is tried again for as long as nobody
-/// wants memcr to end: giving up means the target's end.
-fn bring_back(
-    mut held: Held,
-    cancel: &Cancel,
-    shows_progress: bool,
-) -> Result<RestoreReport, Failure> {
+/// wants memcr to end: then somebody else has to, if a guard lets it wait.
+fn bring_back(mut held: Held, cancel: &Cancel, args: &Args) -> Result<RestoreReport, Failure> {
     let mut pause = PAUSES.0;
     let mut last_tries = LAST_TRIES;
     loop {
         let progress = Arc::new(Progress::default());
-        let line = progress::Line::start("restore", &progress, shows_progress);
-        let result = restore(held, OnCorrupt::Kill, &progress);
+        let line = progress::Line::start("restore", &progress, shows_progress(args));
+        let result = restore(held, args.job.on_corrupt.into(), &progress);
         drop(line);
         let failure = match result {
-            Ok(report) => {
-                if report.truncated_bytes > 0 {
-                    tracing::warn!(
-                        "{} of process {} are behind the end of their file now, which was cut short",
-                        units::bytes(report.truncated_bytes),
-                        report.pid
-                    );
-                }
-                if let Some(left) = &report.image_left {
-                    tracing::warn!("the image stays behind: {left}");
-                }
-                return Ok(report);
+            Ok(given_back) => {
+                report::remarks(&given_back);
+                return Ok(given_back);
             }
             Err(failure) => failure,
         };
+        let is_damaged = matches!(failure.error, RestoreError::Corrupt { .. });
         let reason = Failure::from(failure.error);
         let Some(again) = failure.held else {
             return Err(reason);
@@ -169,7 +206,7 @@ fn bring_back(
         if cancel.reason().is_some() {
             last_tries -= 1;
         }
-        if last_tries == 0 {
+        if last_tries == 0 || is_damaged {
             return Err(give_up(held, reason));
         }
         tracing::error!(
@@ -192,10 +229,21 @@ fn wait_for_next_try(held: &mut Held, pause: Duration, cancel: &Cancel) {
     }
 }
 
+/// Ends with the target still held, or with its end where nothing would hold it.
 fn give_up(held: Held, reason: Failure) -> Failure {
     let pid = held.pid();
-    restore::give_up(held);
-    reason.with_hint(Some(&format!(
-        "process {pid} was killed: it cannot run without its memory, which memcr could not give back"
-    )))
+    if !held.has_guard() {
+        restore::give_up(held);
+        return reason.with_hint(Some(&format!(
+            "process {pid} was killed: it cannot run without its memory, which memcr could not give back"
+        )));
+    }
+    let hint = match held.park() {
+        Ok(_) => format!("process {pid} stays held; `memcr restore {pid}` tries again"),
+        Err(error) => format!(
+            "process {pid} stays held ({}); `memcr recover {pid}` tries again",
+            Failure::said(&error)
+        ),
+    };
+    reason.with_hint(Some(&hint))
 }

@@ -22,6 +22,7 @@ mod out;
 mod print;
 mod progress;
 mod report;
+mod sessions;
 mod signals;
 mod stages;
 mod stray;
@@ -96,6 +97,18 @@ fn unwritten(error: std::io::Error) -> Failure {
 fn dispatch(args: &Args, out: &mut Out) -> Result<(), Failure> {
     let json = args.common.json;
     match &args.verb {
+        Some(Verb::Checkpoint { target }) => with_target(args, *target, out, job::park)?,
+        Some(Verb::Restore { target }) => {
+            sessions::with(args, &load(args)?, |sessions| {
+                sessions.restore(target.cast_signed(), out)
+            })?;
+        }
+        Some(Verb::Recover { target, all, hold }) => {
+            sessions::with(args, &load(args)?, |sessions| match target {
+                Some(target) => sessions.recover_one(target.cast_signed(), *hold, out),
+                None => sessions.recover_every(*all, *hold, out),
+            })?
+        }
         Some(Verb::List) => list::run(&state_dir(args, &load(args)?), json, out)?,
         Some(Verb::Inspect { image }) => image::inspect(image, json, out)?,
         Some(Verb::Verify { image }) => {
@@ -112,6 +125,9 @@ fn dispatch(args: &Args, out: &mut Out) -> Result<(), Failure> {
 }
 
 fn without_verb(args: &Args, out: &mut Out) -> Result<(), Failure> {
+    if let Some(pid) = args.job.pid {
+        return with_target(args, pid, out, job::run);
+    }
     let json = args.common.json;
     let config = load(args)?;
     let search = search(&config);
@@ -122,17 +138,30 @@ fn without_verb(args: &Args, out: &mut Out) -> Result<(), Failure> {
     if let Some(name) = &args.job.stage_help {
         return stages::help(&config, name, &search, json, out);
     }
+    // `stray` has seen to it that there is a target or --check-config.
     let choice = config::pipeline(&config, &args.job, &args.common.set)?;
-    let pipeline = || {
-        let loaded = Pipeline::load(&choice.spec, &search);
-        loaded.map_err(|error| Failure::of_choice(error, &choice))
-    };
-    match args.job.pid {
-        Some(pid) => job::run(args, pid, &state_dir(args, &config), pipeline, out)?,
-        // `stray` has seen to it that there is a target or --check-config.
-        None => print::config(&config, pipeline()?.describe(), json, out),
-    }
+    let pipeline = Pipeline::load(&choice.spec, &search)
+        .map_err(|error| Failure::of_choice(error, &choice))?;
+    print::config(&config, pipeline.describe(), json, out);
     Ok(())
+}
+
+/// Does what `what` does with process `pid`, as configuration and flags say.
+fn with_target(
+    args: &Args,
+    pid: u32,
+    out: &mut Out,
+    what: impl FnOnce(&job::Order<'_>, &mut Out) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let config = load(args)?;
+    let order = job::Order {
+        args,
+        pid,
+        state_dir: &state_dir(args, &config),
+        search: &search(&config),
+        choice: &config::pipeline(&config, &args.job, &args.common.set)?,
+    };
+    what(&order, out)
 }
 
 fn load(args: &Args) -> Result<Config, Failure> {

@@ -83,6 +83,20 @@ pub(super) fn restore(report: &RestoreReport, out: &mut Out) {
     phases(out, &report.phases);
 }
 
+/// Says what somebody should look at after a restore that worked.
+pub(super) fn remarks(report: &RestoreReport) {
+    if report.truncated_bytes > 0 {
+        tracing::warn!(
+            "{} of process {} are behind the end of their file now, which was cut short",
+            units::bytes(report.truncated_bytes),
+            report.pid
+        );
+    }
+    if let Some(left) = &report.image_left {
+        tracing::warn!("the image stays behind: {left}");
+    }
+}
+
 fn phases(out: &mut Out, phases: &[Phase]) {
     let words: Vec<String> = phases
         .iter()

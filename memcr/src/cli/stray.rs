@@ -12,6 +12,9 @@ use super::compat;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Job,
+    Checkpoint,
+    Restore,
+    Recover,
     List,
     CheckConfig,
     Stages,
@@ -25,19 +28,27 @@ enum Mode {
 /// Flags in the order of `--help`, and the modes in which each means something. Flags
 /// that are not listed (`-v`, `-q`, `--config`'s own mode flags) go with everything.
 const MEANINGFUL: &[(&str, &[Mode])] = {
-    use Mode::{Check, CheckConfig, Inspect, Job, List, StageHelp, Stages, Verify};
+    use Mode::{
+        Check, CheckConfig, Checkpoint, Inspect, Job, List, Recover, Restore, StageHelp, Stages,
+        Verify,
+    };
     &[
         ("pid", &[Job]),
-        ("dir", &[Job, CheckConfig]),
+        ("dir", &[Job, Checkpoint, CheckConfig]),
         ("no_wait", &[Job]),
-        ("proc_mem", &[Job]),
-        ("rss_file", &[Job]),
-        ("compress", &[Job, CheckConfig]),
-        ("checksum", &[Job, CheckConfig]),
-        ("encrypt", &[Job, CheckConfig]),
-        ("pipeline", &[Job, CheckConfig]),
-        ("workers", &[Job, CheckConfig, Verify]),
-        ("timeout", &[Job]),
+        ("proc_mem", &[Job, Checkpoint]),
+        ("rss_file", &[Job, Checkpoint]),
+        ("compress", &[Job, Checkpoint, CheckConfig]),
+        ("checksum", &[Job, Checkpoint, CheckConfig]),
+        ("encrypt", &[Job, Checkpoint, CheckConfig]),
+        ("pipeline", &[Job, Checkpoint, CheckConfig]),
+        (
+            "workers",
+            &[Job, Checkpoint, Restore, Recover, CheckConfig, Verify],
+        ),
+        ("verify", &[Job, Checkpoint]),
+        ("timeout", &[Job, Checkpoint]),
+        ("on_corrupt", &[Job, Restore, Recover]),
         ("check_config", &[CheckConfig]),
         ("stages", &[Stages]),
         ("stage_help", &[StageHelp]),
@@ -46,14 +57,30 @@ const MEANINGFUL: &[(&str, &[Mode])] = {
         ("parasite_socket_netns", &[Job]),
         (
             "config",
-            &[Job, List, CheckConfig, Stages, StageHelp, Verify],
+            &[
+                Job,
+                Checkpoint,
+                Restore,
+                Recover,
+                List,
+                CheckConfig,
+                Stages,
+                StageHelp,
+                Verify,
+            ],
         ),
-        ("set", &[Job, CheckConfig, Verify]),
-        ("state_dir", &[Job, List]),
+        (
+            "set",
+            &[Job, Checkpoint, Restore, Recover, CheckConfig, Verify],
+        ),
+        ("state_dir", &[Job, Checkpoint, Restore, Recover, List]),
         (
             "json",
             &[
                 Job,
+                Checkpoint,
+                Restore,
+                Recover,
                 List,
                 CheckConfig,
                 Stages,
@@ -133,6 +160,9 @@ fn one_way_to_say_it(given: impl Fn(&str) -> bool) -> Result<(), clap::Error> {
 /// Whether the flag `id` means something with the command `verb`.
 pub(super) fn means_something(verb: &str, id: &str) -> bool {
     let mode = match verb {
+        "checkpoint" => Mode::Checkpoint,
+        "restore" => Mode::Restore,
+        "recover" => Mode::Recover,
         "list" => Mode::List,
         "inspect" => Mode::Inspect,
         "verify" => Mode::Verify,
@@ -146,6 +176,9 @@ pub(super) fn means_something(verb: &str, id: &str) -> bool {
 
 fn mode(args: &Args) -> Mode {
     match &args.verb {
+        Some(Verb::Checkpoint { .. }) => Mode::Checkpoint,
+        Some(Verb::Restore { .. }) => Mode::Restore,
+        Some(Verb::Recover { .. }) => Mode::Recover,
         Some(Verb::List) => Mode::List,
         Some(Verb::Inspect { .. }) => Mode::Inspect,
         Some(Verb::Verify { .. }) => Mode::Verify,
@@ -164,6 +197,9 @@ fn name(args: &Args, mode: Mode) -> &'static str {
         (None, Mode::Stages) => "--stages",
         (None, Mode::CheckConfig) => "--check-config",
         (None, Mode::StageHelp) => "--stage-help",
+        (Some(Verb::Checkpoint { .. }), _) => "`checkpoint`",
+        (Some(Verb::Restore { .. }), _) => "`restore`",
+        (Some(Verb::Recover { .. }), _) => "`recover`",
         (Some(Verb::List), _) => "`list`",
         (Some(Verb::Inspect { .. }), _) => "`inspect`",
         (Some(Verb::Verify { .. }), _) => "`verify`",

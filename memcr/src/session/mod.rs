@@ -83,6 +83,12 @@ impl Held {
         self.frozen.pid()
     }
 
+    /// Something keeps the target from running on wrong memory without us.
+    #[must_use]
+    pub fn has_guard(&self) -> bool {
+        self.guarded.is_some()
+    }
+
     /// Lets the target go without its memory: it stands still, and the journal tells
     /// whoever restores it how.
     ///

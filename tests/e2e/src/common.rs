@@ -134,6 +134,7 @@ impl PublicCopy {
     pub(crate) fn memcr(&self, pid: u32, pipeline: &str) -> Memcr {
         Memcr::on(pid)
             .store(pipeline, &self.dir().join("images"))
+            .state_dir(&self.dir().join("images/state"))
             .program(&self.dir().join("memcr"))
             .env("MEMCR_STAGE_PATH", self.dir().join("stages"))
             .state_dir(&self.state_dir())

@@ -21,6 +21,7 @@
 //! | `refusals`  | 4, 6, 11, 12, 16, 30, 36, and who may not                           |
 //! | `undo`      | failures of every kind that must cost the target nothing            |
 //! | `held`      | what happens while the target is held, also to the image            |
+//! | `parked`    | checkpoint, restore, recover, list as separate commands               |
 //! | `image`     | flipped bits, truncations                                           |
 //! | `limits`    | 34, 35, 38, 40                                                      |
 //! | `programs`  | 42: redis, CPython, Node, a JVM                                     |
@@ -33,6 +34,7 @@ mod limits;
 mod machinery;
 mod mappings;
 mod options;
+mod parked;
 mod programs;
 mod races;
 mod refusals;
@@ -66,6 +68,7 @@ fn main() {
         refusals::tests(),
         undo::tests(),
         held::tests(),
+        parked::tests(),
         image::tests(),
         limits::tests(),
         programs::tests(),

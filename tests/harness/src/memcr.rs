@@ -179,7 +179,7 @@ impl Memcr {
 
     /// Every command that has to do with sessions is kept away from those of the machine.
     fn state_dir_args(&self) -> Result<Vec<OsString>> {
-        const WITH_SESSIONS: [&str; 4] = ["checkpoint", "restore", "recover", "list"];
+        const WITH_SESSIONS: [&str; 5] = ["-p", "checkpoint", "restore", "recover", "list"];
         let first = self.args.first().and_then(|arg| arg.to_str());
         if !first.is_some_and(|first| WITH_SESSIONS.contains(&first)) {
             return Ok(Vec::new());

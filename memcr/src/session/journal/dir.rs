@@ -1,5 +1,6 @@
 //! The state directory: where journals are, and who may have put them there.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,7 +12,8 @@ use rustix::fs::{fstat, mkdir, open, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::lock::{Lock, Taken};
+use super::lock::{self, Lock, Taken};
+use super::record::Unread;
 use super::{Journal, JournalError, Record, Standing, State};
 use crate::sys;
 
@@ -119,24 +121,42 @@ impl StateDir {
     /// Takes over the session of process `pid` that nobody works on any more.
     ///
     /// # Errors
-    /// [`JournalError::NotHeld`], `Busy`; `Gone`, with the journal; `Unknown`, `Damaged`,
+    /// [`JournalError::NotHeld`], `NoProcess`, `Busy`; `Gone`, with the journal; `Unknown`, `Damaged`,
     /// `Io`.
     pub fn adopt(&self, pid: i32) -> Result<Journal> {
-        let not_held = || JournalError::NotHeld {
-            pid,
-            dir: self.path.clone(),
-        };
-        // Somebody who is about to begin must not find it locked for nothing. A lock that
-        // was left behind without a journal goes with ours.
-        let has_journal = statat(self, name(pid), AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        if !has_journal && !Lock::is_there(self, pid) {
+        let not_held = || JournalError::not_held(pid, &self.path);
+        // Somebody who is about to begin must not find it locked for nothing. What was left
+        // behind without a journal goes with our lock.
+        let is_there = |name| statat(self, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        if ![name(pid), new_name(pid), lock::name(pid)]
+            .into_iter()
+            .any(is_there)
+        {
             return Err(not_held());
         }
         let lock = self.lock(pid)?;
         match self.read(pid)? {
             Some(record) => self.found(record, lock),
-            None => Err(not_held()),
+            None => {
+                self.unlink(pid)?;
+                Err(not_held())
+            }
         }
+    }
+
+    /// Removes what memcr left that died while it began or ended a session: locks, and
+    /// records that never came to be one.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn sweep(&self) -> Result<()> {
+        for pid in self.pids(leftover_pid)? {
+            // Adopting it takes away what is no session; anything else stays as it is.
+            if let Err(error @ JournalError::Io { .. }) = self.adopt(pid) {
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Looks at every journal, locking none. Sorted by pid.
@@ -144,15 +164,19 @@ impl StateDir {
     /// # Errors
     /// [`JournalError::Io`]: the directory cannot be read.
     pub fn list(&self) -> Result<Vec<Entry>> {
+        let pids = self.pids(|file| pid_of(file, ".json"))?;
+        Ok(pids.into_iter().filter_map(|pid| self.look(pid)).collect())
+    }
+
+    /// The pids that `pid_of` finds in the names of files, in their order.
+    fn pids(&self, pid_of: impl Fn(&str) -> Option<i32>) -> Result<BTreeSet<i32>> {
         let unreadable = |error: Errno| io_error("read", &self.path, error.into());
-        let mut entries = Vec::new();
+        let mut pids = BTreeSet::new();
         for file in Dir::read_from(self).map_err(unreadable)? {
             let file = file.map_err(unreadable)?;
-            let pid = file.file_name().to_str().ok().and_then(pid_of);
-            entries.extend(pid.and_then(|pid| self.look(pid)));
+            pids.extend(file.file_name().to_str().ok().and_then(&pid_of));
         }
-        entries.sort_by_key(|entry| entry.pid);
-        Ok(entries)
+        Ok(pids)
     }
 
     /// `None`: it has just been removed.
@@ -249,7 +273,11 @@ impl StateDir {
         if bytes.len() as u64 > MAX_LEN_BYTES {
             return Err(damaged(format!("is longer than {MAX_LEN_BYTES} bytes")));
         }
-        Record::parse(&bytes, pid).map(Some).map_err(damaged)
+        match Record::parse(&bytes, pid) {
+            Ok(record) => Ok(Some(record)),
+            Err(Unread::Damaged(why)) => Err(damaged(why)),
+            Err(Unread::Newer(version)) => Err(JournalError::Newer { path, version }),
+        }
     }
 
     /// Puts a record in place of the old one, as a whole. Only who has the lock may.
@@ -322,10 +350,15 @@ fn new_name(pid: i32) -> String {
     format!("{pid}.json.new")
 }
 
-/// The pid that the name of a journal says, if it is one that we would write.
-fn pid_of(file: &str) -> Option<i32> {
-    let pid: i32 = file.strip_suffix(".json")?.parse().ok()?;
-    (pid > 0 && name(pid) == file).then_some(pid)
+/// The pid that a name says which we would have written.
+fn pid_of(file: &str, suffix: &str) -> Option<i32> {
+    let pid: i32 = file.strip_suffix(suffix)?.parse().ok()?;
+    (pid > 0 && format!("{pid}{suffix}") == file).then_some(pid)
+}
+
+/// The pid of a file that may have been left without a journal.
+fn leftover_pid(file: &str) -> Option<i32> {
+    pid_of(file, ".lock").or_else(|| pid_of(file, ".json.new"))
 }
 
 fn unfit(path: &Path, why: String) -> JournalError {

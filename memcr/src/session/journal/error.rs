@@ -1,9 +1,10 @@
 //! What can be wrong with a journal, or with where journals are.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::{Journal, Record};
+use super::record::exists;
+use super::{Journal, Record, VERSION};
 
 /// Why there is no journal to work with. Nothing was done to the target.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,12 @@ pub enum JournalError {
         /// Where journals are.
         dir: PathBuf,
     },
+    /// There is neither a journal nor a process.
+    #[error("no process {pid}")]
+    NoProcess {
+        /// What the user named.
+        pid: i32,
+    },
     /// The process that was held is no more; another one may have its pid.
     #[error("process {} ({}) has ended while it was held", .journal.record.pid, .journal.record.name.escape_debug())]
     Gone {
@@ -52,6 +59,14 @@ pub enum JournalError {
         path: PathBuf,
         /// What is wrong with it, as a predicate.
         why: String,
+    },
+    /// A journal of a later version than ours.
+    #[error("the journal {} was written by a newer memcr (version {version} of the journal, this memcr knows {VERSION})", .path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
     },
     /// A directory in which journals would not be safe.
     #[error("the state directory {} {why}", .path.display())]
@@ -81,6 +96,19 @@ pub enum JournalError {
         /// Why not.
         source: io::Error,
     },
+}
+
+impl JournalError {
+    /// Of a process of which there is no journal in `dir`.
+    #[must_use]
+    pub fn not_held(pid: i32, dir: &Path) -> Self {
+        if exists(pid) {
+            let dir = dir.to_owned();
+            Self::NotHeld { pid, dir }
+        } else {
+            Self::NoProcess { pid }
+        }
+    }
 }
 
 fn by_pid(by: &Option<i32>) -> String {

@@ -76,11 +76,6 @@ impl Lock {
         Ok((!is_free).then(|| read_pid(file)))
     }
 
-    /// Whether there is a lock file of process `pid`, locked or left behind.
-    pub(super) fn is_there(dir: &StateDir, pid: i32) -> bool {
-        statat(dir, name(pid), AtFlags::SYMLINK_NOFOLLOW).is_ok()
-    }
-
     /// Writes our pid into the file, for messages only.
     fn sign(&self) {
         let _ = self.file.set_len(0);
@@ -95,7 +90,8 @@ impl Drop for Lock {
     }
 }
 
-fn name(pid: i32) -> String {
+/// The file of the lock of process `pid`.
+pub(super) fn name(pid: i32) -> String {
     format!("{pid}.lock")
 }
 

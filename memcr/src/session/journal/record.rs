@@ -141,6 +141,14 @@ pub struct ParasiteRecord {
     pub address: u64,
 }
 
+/// Why a record is not read.
+pub(super) enum Unread {
+    /// Its version is this one.
+    Newer(u32),
+    /// What is wrong with it, as a predicate.
+    Damaged(String),
+}
+
 /// Whether there still is the process that a record is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
@@ -233,22 +241,20 @@ impl Record {
     }
 
     /// Reads the record in `bytes`, which must be of process `pid`.
-    pub(super) fn parse(bytes: &[u8], pid: i32) -> Result<Self, String> {
+    pub(super) fn parse(bytes: &[u8], pid: i32) -> Result<Self, Unread> {
         // First, since of a newer version nothing else need be understood.
         #[derive(Deserialize)]
         struct Head {
             version: u32,
         }
-        let no_journal = |error: serde_json::Error| format!("is no journal: {error}");
+        let no_journal =
+            |error: serde_json::Error| Unread::Damaged(format!("is no journal: {error}"));
         let head: Head = serde_json::from_slice(bytes).map_err(no_journal)?;
         if head.version > VERSION {
-            return Err(format!(
-                "was written by a newer memcr (version {} of the journal, this memcr knows {VERSION})",
-                head.version
-            ));
+            return Err(Unread::Newer(head.version));
         }
         let record: Self = serde_json::from_slice(bytes).map_err(no_journal)?;
-        record.check(pid)?;
+        record.check(pid).map_err(Unread::Damaged)?;
         Ok(record)
     }
 
@@ -348,7 +354,7 @@ fn has_ended(pid: i32) -> bool {
 }
 
 /// There is some process with this pid.
-fn exists(pid: i32) -> bool {
+pub(super) fn exists(pid: i32) -> bool {
     let gone = rustix::io::Errno::SRCH;
     Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid) != Err(gone))
 }
