@@ -38,8 +38,9 @@ use crate::pages::table::KernelPageTable;
 use crate::pipeline::{Cancel, EncodeSetup, Encoder, OpenImage, Pipeline, PipelineError, Progress};
 use crate::restore::{self, OnCorrupt};
 pub use crate::session::CheckpointReport;
-use crate::session::journal::{Journal, Record, StateDir};
+use crate::session::journal::{ImageRecord, Journal, Record, StateDir};
 use crate::session::{Held, HugePages, PhaseClock};
+use crate::sink::hex;
 use crate::sys::{features, page_size, userfaultfd};
 use describe::{describe, needed};
 use error::causes;
@@ -103,9 +104,11 @@ pub fn checkpoint(
         force_proc_mem: options.proc_mem,
         keep: Vec::new(),
     };
-    let journal = begin_journal(&pipeline, options)?;
+    let mut journal = begin_journal(&pipeline, options)?;
     let memory = Arc::new(RemoteMemory::new(pid));
-    let encoder = match prepare(pipeline, options, &details, &memory) {
+    let prepared = prepare(pipeline, options, &details, &memory)
+        .and_then(|encoder| announce(&mut journal, &encoder).map(|()| encoder));
+    let encoder = match prepared {
         Ok(encoder) => encoder,
         Err(error) => return Err(forget(journal, error)),
     };
@@ -229,6 +232,22 @@ fn begin_journal(
         })?;
     let journal = options.state_dir.begin(record);
     journal.map_err(|source| CheckpointError::Journal { pid, source })
+}
+
+/// Tells the journal of the image that is to come: should we die between its commit and
+/// the drop, nobody would find it otherwise.
+fn announce(journal: &mut Journal, encoder: &Encoder) -> Result<(), CheckpointError> {
+    let pid = journal.record().pid;
+    let Some(locator) = encoder.locator().map(str::to_owned) else {
+        return Ok(());
+    };
+    let image = ImageRecord {
+        locator,
+        id: hex(&encoder.image_id()),
+        len_bytes: 0,
+    };
+    let told = journal.update(|record| record.image = Some(image));
+    told.map_err(|source| CheckpointError::Journal { pid, source })
 }
 
 fn prepare(
