@@ -27,7 +27,7 @@ use crate::pipeline::queue::{Job, Queue};
 use crate::pipeline::{Cancel, OpenImage, PipelineError, Place, Progress, Result, open};
 use crate::sink::frame::{CHUNK_HEAD_LEN, INDEX_ENTRY_LEN, RUN_LEN};
 use crate::sink::layout::{Footer, Header, VERSION, this_arch};
-use crate::sink::{ImageMeta, ImageWriter, TargetIdentity};
+use crate::sink::{ImageMeta, ImageWriter, TargetIdentity, WriteImage};
 
 /// Room in the sink for header, tables and footer of a target with some thousand VMAs.
 const TABLES_LEN: u64 = 512 << 10;
@@ -151,10 +151,10 @@ impl Encoder {
         self.n_vmas = meta.vmas.len() as u64;
         let stop = Arc::clone(&self.shift.stop);
         let written = self.foreman.run_until(&stop, move |_| {
-            let written = shift.writer.write_meta(&shift.store, &meta);
+            let written = shift.writer.write_meta(&shift.wanted(), &meta);
             written.map_err(|e| shift.sink_failed("cannot write the VMA table", e))
         });
-        written.map_err(|failure| failure.after(self.end()))?;
+        written.map_err(|failure| self.shift.first(failure).after(self.end()))?;
         self.target = Some(target);
         Ok(())
     }
@@ -211,7 +211,8 @@ impl Encoder {
         self.shift.check()?;
         let shift = Arc::clone(&self.shift);
         let stop = Arc::clone(&self.shift.stop);
-        let footer = self.foreman.run_until(&stop, move |_| shift.finish())?;
+        let footer = self.foreman.run_until(&stop, move |_| shift.finish());
+        let footer = footer.map_err(|failure| self.shift.first(failure))?;
         self.ended = true;
         Ok(OpenImage::written(
             Arc::clone(&self.foreman),
@@ -370,8 +371,6 @@ impl Shift {
 
     fn one(&self, bench: &mut Bench, job: &Job) -> std::result::Result<(), Halt> {
         let sealed = bench.encode(job, &*self.fetch, &self.stop)?;
-        // A stage that took very long: the image may be gone by now.
-        self.stop.check()?;
         let (raw, stored) = (job.plan.len_bytes(), u64::from(sealed.entry.len));
         let zero = raw - u64::from(sealed.entry.raw_len);
         if let Some(turnstile) = &self.sink_turn {
@@ -380,14 +379,13 @@ impl Shift {
         let failed = |e| self.sink_failed("cannot write a chunk", e);
         let offset = self
             .writer
-            .place(&self.store, sealed.entry)
+            .place(&self.wanted(), sealed.entry)
             .map_err(failed)?;
         if let Some(turnstile) = self.sink_turn.as_ref().filter(|_| self.anywhere) {
             turnstile.pass();
         }
-        self.store
-            .0
-            .sink_write_at(offset, sealed.bytes)
+        self.wanted()
+            .write_at(offset, sealed.bytes)
             .map_err(failed)?;
         if let Some(turnstile) = self.sink_turn.as_ref().filter(|_| !self.anywhere) {
             turnstile.pass();
@@ -401,10 +399,23 @@ impl Shift {
         let n_chunks = self.writer.n_chunks();
         let trailers = self.chain.finish_encode(n_chunks)?;
         let failed = |e| self.sink_failed("cannot write the end of the image", e);
-        let footer = self.writer.finish(&self.store, &trailers).map_err(failed)?;
+        let footer = self.writer.finish(&self.wanted(), &trailers);
+        let footer = footer.map_err(failed)?;
         let committed = self.store.0.sink_commit(footer.image_len, footer.raw_bytes);
         committed.map_err(|e| self.sink_failed("cannot commit the image", e))?;
         Ok(footer)
+    }
+
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted(self)
+    }
+
+    /// Of two failures the one that stopped the work; the other came of it.
+    fn first(&self, failure: PipelineError) -> PipelineError {
+        match self.stop.take() {
+            Ok(()) | Err(PipelineError::Ended(_)) => failure,
+            Err(first) => first,
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -414,6 +425,18 @@ impl Shift {
     fn sink_failed(&self, doing: &'static str, error: StageError) -> PipelineError {
         let alias = self.chain.sink.as_ref().map_or("sink", |sink| &sink.alias);
         sink_error(alias, doing, error)
+    }
+}
+
+/// The sink, as long as the work goes on. Who comes back late from a stage, or waited for
+/// somebody who did, finds an image that was given up, and writes nothing.
+struct Wanted<'a>(&'a Shift);
+
+impl WriteImage for Wanted<'_> {
+    fn write_at(&self, offset: u64, data: &[u8]) -> std::result::Result<(), StageError> {
+        let given_up = |_| StageError::new(code::INTERNAL, "the image was given up");
+        self.0.stop.check().map_err(given_up)?;
+        self.0.store.write_at(offset, data)
     }
 }
 

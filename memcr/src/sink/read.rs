@@ -13,6 +13,8 @@
 use std::sync::Arc;
 
 use crc32fast::Hasher;
+use memcr_plugin_api::abi::code;
+use memcr_plugin_api::stage::StageError;
 
 use crate::sink::bytes::Fields;
 use crate::sink::error::{ImageError, Result, corrupt};
@@ -227,22 +229,53 @@ pub(super) fn read_exact(
     out: &mut [u8],
 ) -> Result<()> {
     let len_bytes = out.len() as u64;
-    let n = source
-        .read_at(offset, out)
-        .map_err(|source| ImageError::Io {
-            offset,
-            len_bytes,
-            source,
-        })?;
-    if n < out.len() {
-        return Err(corrupt(
+    let failed = |source| ImageError::Io {
+        offset,
+        len_bytes,
+        source,
+    };
+    let mut n = 0;
+    while n < out.len() {
+        match source
+            .read_at(offset + n as u64, &mut out[n..])
+            .map_err(failed)?
+        {
+            0 => return Err(ends_early(source, what, offset, len_bytes, n as u64)),
+            more => n += more,
+        }
+    }
+    Ok(())
+}
+
+/// No more bytes come after `n`. That they are lost is proved only if the image ends there.
+fn ends_early(
+    source: &dyn ReadImage,
+    what: &'static str,
+    offset: u64,
+    len_bytes: u64,
+    n: u64,
+) -> ImageError {
+    let failed = |source| ImageError::Io {
+        offset,
+        len_bytes,
+        source,
+    };
+    match source.len() {
+        Ok(len) if offset + n < len => failed(StageError::new(
+            code::IO,
+            format!(
+                "nothing is read at offset {}, although the image has {len} bytes",
+                offset + n
+            ),
+        )),
+        Ok(_) => corrupt(
             what,
             offset,
             len_bytes,
             format!("the image ends after {n} bytes of it"),
-        ));
+        ),
+        Err(error) => failed(error),
     }
-    Ok(())
 }
 
 /// Reads the header; answers it with its CRC.

@@ -124,6 +124,68 @@ fn a_sink_that_does_not_read_proves_nothing_about_the_bytes() {
     dir.check();
 }
 
+/// Whichever read fails: nothing is lost, and the next try succeeds.
+#[test]
+fn a_sink_that_fails_at_any_read() {
+    let dir = Empty::new();
+    let (memory, plans) = memory();
+    let memory = Arc::new(memory);
+    let path = dir.path();
+    for stages in ["", "ordered,"] {
+        let mut n = 0;
+        let n_reads = loop {
+            n += 1;
+            let spec = spec(
+                &format!("{stages}disk:fail_read={n}:path={}", path.display()),
+                2,
+            );
+            let image = checkpoint(&spec, &memory, &plans).unwrap();
+            let into = Arc::new(Memory::default());
+            let first = restore(&image, &into);
+            if let Err(error) = &first {
+                assert!(matches!(error, PipelineError::Sink { .. }), "{n}: {error}");
+                assert!(!error.is_corrupt());
+                restore(&image, &into).unwrap();
+            }
+            assert!(into.pages() == memory.pages(), "{n}");
+            image.remove().unwrap();
+            if first.is_ok() {
+                break n - 1;
+            }
+        };
+        // Header, footer, sections and blocks with a head each, twelve chunks.
+        assert!(n_reads > 20, "{n_reads}");
+    }
+    dir.check();
+}
+
+/// A pipe or a network gives what it has; only at the end of the image is there no more.
+#[test]
+fn a_sink_that_reads_in_small_pieces() {
+    let dir = Empty::new();
+    let (memory, plans) = memory();
+    let memory = Arc::new(memory);
+    let path = dir.path();
+    let spec = spec(
+        &format!("lz4,disk:max_read=1000:path={}", path.display()),
+        2,
+    );
+    let image = checkpoint(&spec, &memory, &plans).unwrap();
+    let into = Arc::new(Memory::default());
+    restore(&image, &into).unwrap();
+    assert!(into.pages() == memory.pages());
+    let len = std::fs::metadata(&path).unwrap().len();
+    std::fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(len - 1)
+        .unwrap();
+    assert!(restore(&image, &into).unwrap_err().is_corrupt());
+    image.remove().unwrap();
+    dir.check();
+}
+
 #[test]
 fn stages_that_break_the_rules() {
     let cases = [

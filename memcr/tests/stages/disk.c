@@ -3,7 +3,8 @@
  *
  *   cc -shared -fPIC -DNAME='"disk"' -DCAPABILITIES=... -DTHREADS=...
  *
- * Parameters: path of the file; fail_write, the number of the write (from 1) that fails;
+ * Parameters: path of the file; fail_write, fail_read, the number of the write or read
+ * (from 1) that fails; max_read, most bytes that one read answers;
  * fail_step (none, open, commit, remove, read); caller, a thread that must never call;
  * hang (none, open, write, commit, remove, read, len, chunk), the step that does not come
  * back until somebody opens the FIFO PATH.fifo for writing. The step chunk is the write or
@@ -30,6 +31,9 @@ struct disk {
     int committed;
     long caller;
     long fail_write;
+    long fail_read;
+    long n_reads;
+    long max_read;
     long n_writes;
     uint64_t next;
     char path[1024];
@@ -84,6 +88,10 @@ static int32_t create(const memcr_host *host, const memcr_key_value *params, siz
             snprintf(disk->path, sizeof disk->path, "%s", params[i].value);
         if (!strcmp(params[i].key, "caller"))
             disk->caller = atol(params[i].value);
+        if (!strcmp(params[i].key, "fail_read"))
+            disk->fail_read = atol(params[i].value);
+        if (!strcmp(params[i].key, "max_read"))
+            disk->max_read = atol(params[i].value);
         if (!strcmp(params[i].key, "fail_write"))
             disk->fail_write = atol(params[i].value);
         if (!strcmp(params[i].key, "hang"))
@@ -166,7 +174,11 @@ static int32_t sink_read_at(memcr_handle handle, uint64_t offset, uint8_t *out, 
     ssize_t n;
 
     hang_at(disk, cap > 8192 ? "chunk" : "read");
+    if (disk->max_read && cap > (size_t)disk->max_read)
+        cap = (size_t)disk->max_read;
     n = pread(disk->fd, out, cap, (off_t)offset);
+    if (__atomic_add_fetch(&disk->n_reads, 1, __ATOMIC_SEQ_CST) == disk->fail_read)
+        return fail(err, MEMCR_CODE_IO, "one read of the test device fails");
     if (n < 0 || !strcmp(disk->fail_step, "read"))
         return fail(err, MEMCR_CODE_IO, "the test device does not read");
     *out_len = (size_t)n;
@@ -222,6 +234,8 @@ static const memcr_param params[] = {
      .default_value = "none",
      .choices = "none|open|write|commit|remove|read|len|chunk",
      .help = "step that hangs"},
+    {.name = "fail_read", .kind = MEMCR_PARAM_INTEGER, .max = 1 << 20, .help = "read that fails"},
+    {.name = "max_read", .kind = MEMCR_PARAM_INTEGER, .max = 1 << 20, .help = "longest read"},
 };
 
 static const memcr_stage_table table = {
@@ -234,7 +248,7 @@ static const memcr_stage_table table = {
     .version = "1.0.0",
     .summary = "a sink for tests",
     .params = params,
-    .n_params = 5,
+    .n_params = 7,
     .param_size = sizeof(memcr_param),
     .create = create,
     .destroy = destroy,
