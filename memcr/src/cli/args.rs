@@ -138,7 +138,8 @@ pub struct Common {
     #[arg(long, value_name = "STAGE.KEY=VALUE", global = true, action = ArgAction::Append)]
     pub set: Vec<String>,
 
-    /// Directory with the journals of held processes [default: /run/memcr for root]
+    /// Directory with the journals of held processes [default: /run/memcr for root,
+    /// $XDG_RUNTIME_DIR/memcr or /tmp/memcr-UID for others]
     #[arg(long, value_name = "DIR", global = true)]
     pub state_dir: Option<PathBuf>,
 

@@ -245,9 +245,9 @@ impl From<CheckpointError> for Failure {
                 source: Refusal::Permission { .. },
                 ..
             } => Some(PERMISSION_HINT.to_owned()),
-            CheckpointError::NoGuard { pid, .. } => {
-                Some(format!("`memcr -p {pid}` holds it as long as memcr runs"))
-            }
+            CheckpointError::NoGuard { pid, .. } => Some(format!(
+                "it takes a userfaultfd, see `memcr check`; `memcr -p {pid}` holds it as long as memcr runs"
+            )),
             CheckpointError::Journal { source, .. } => journal_hint(source),
             CheckpointError::NotReady { source, .. } => source.hint().map(str::to_owned),
             CheckpointError::Undone { source, .. } => match &**source {
@@ -262,8 +262,20 @@ impl From<CheckpointError> for Failure {
 
 impl From<RestoreError> for Failure {
     fn from(error: RestoreError) -> Self {
-        Self::new(not_restored(&error), error)
+        let hint = match &error {
+            RestoreError::Corrupt { pid, .. } => Some(damaged_hint(*pid)),
+            _ => None,
+        };
+        Self::new(not_restored(&error), error).with_hint(hint.as_deref())
     }
+}
+
+/// Who follows a hint must not lose by it what `--on-corrupt hold` has saved.
+fn damaged_hint(pid: i32) -> String {
+    format!(
+        "when the image is repaired, `memcr restore {pid} --on-corrupt hold` tries again; \
+         without --on-corrupt hold a damaged image costs the process its life"
+    )
 }
 
 impl From<AdoptError> for Failure {
@@ -285,6 +297,7 @@ impl From<AdoptError> for Failure {
                 ..
             } => Some(PERMISSION_HINT.to_owned()),
             AdoptError::Held { source, .. } => source.hint().map(str::to_owned),
+            AdoptError::Corrupt { pid, .. } => Some(damaged_hint(*pid)),
             AdoptError::Journal(error) => journal_hint(error),
             _ => None,
         };

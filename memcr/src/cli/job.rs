@@ -206,7 +206,8 @@ fn bring_back(mut held: Held, cancel: &Cancel, args: &Args) -> Result<RestoreRep
         if cancel.reason().is_some() {
             last_tries -= 1;
         }
-        if last_tries == 0 || is_damaged {
+        // Another copy of the image may come while it waits; without us, if it can.
+        if last_tries == 0 || (is_damaged && held.has_guard()) {
             return Err(give_up(held, reason));
         }
         tracing::error!(
@@ -238,12 +239,12 @@ fn give_up(held: Held, reason: Failure) -> Failure {
             "process {pid} was killed: it cannot run without its memory, which memcr could not give back"
         )));
     }
-    let hint = match held.park() {
+    let held_by_itself = held.park();
+    reason.or_hint(&match held_by_itself {
         Ok(_) => format!("process {pid} stays held; `memcr restore {pid}` tries again"),
         Err(error) => format!(
             "process {pid} stays held ({}); `memcr recover {pid}` tries again",
             Failure::said(&error)
         ),
-    };
-    reason.with_hint(Some(&hint))
+    })
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -55,8 +56,11 @@ impl StateDir {
     /// our caller, her environment decides nothing.
     #[must_use]
     pub fn default_path() -> PathBuf {
+        let uid = geteuid().as_raw();
         let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !sys::is_secure());
-        path_for(geteuid().as_raw(), runtime_dir.map(PathBuf::from))
+        // That of somebody else, as `su` leaves it in the environment, is not for us.
+        let is_ours = |dir: &PathBuf| dir.metadata().is_ok_and(|meta| meta.uid() == uid);
+        path_for(uid, runtime_dir.map(PathBuf::from).filter(is_ours))
     }
 
     /// Opens `explicit`, else the directory of this user; makes it where there is none.
