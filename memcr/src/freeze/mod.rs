@@ -162,7 +162,7 @@ impl Frozen {
         self.target.pid
     }
 
-    /// The threads, in the order in which they were found (the first one first).
+    /// The threads: the first one of the process first, the others as they were found.
     #[must_use]
     pub fn tids(&self) -> &[i32] {
         &self.tids

@@ -43,7 +43,9 @@ enum Timeout {
     Timespec(usize),
 }
 
-/// The calls that signal(7) lists, and io_uring_enter(2), which behaves alike.
+/// The calls that signal(7) lists, and others that behave alike: io_uring_enter(2),
+/// sendfile(2) and splice(2) on sockets with a timeout, fallocate(2) on tmpfs, which takes
+/// back what it had begun.
 fn timeout_of(call: u64) -> Option<Timeout> {
     match call {
         nr::EPOLL_WAIT | nr::EPOLL_PWAIT => Some(Timeout::Millis(3)),
@@ -61,6 +63,7 @@ fn timeout_of(call: u64) -> Option<Timeout> {
         nr::WRITE | nr::WRITEV | nr::SENDTO | nr::SENDMSG | nr::SENDMMSG | nr::CONNECT => {
             Some(Timeout::None)
         }
+        nr::SENDFILE | nr::SPLICE | nr::FALLOCATE => Some(Timeout::None),
         _ => None,
     }
 }

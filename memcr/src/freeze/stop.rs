@@ -113,6 +113,8 @@ impl Frozen {
             self.stopping.push(self.tids.remove(first));
             return Ok(false);
         }
+        // Where it could not be attached to at once, it was found behind others.
+        self.tids[..=first].rotate_right(1);
         Ok(status.number("Threads") == Some(self.tids.len() as u64))
     }
 

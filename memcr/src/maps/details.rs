@@ -1,8 +1,9 @@
 //! `/proc/PID/smaps` (proc_pid_smaps(5)): flags and resident size of every mapping.
 //!
-//! Reading it walks all page tables (some 10 ms per GiB), so it is read before the
-//! freeze. Frozen, [`Details::of`] answers only for a mapping that still has the same
-//! bounds; the caller reads the file again when one is missing.
+//! Reading it walks all page tables (some 15 ms per GiB), so it is read before the
+//! freeze, and again on the frozen target only if a thread has run since: the flags may
+//! be others then, which nothing else tells. [`Details::of`] answers only for a mapping
+//! that still has the same bounds.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead};

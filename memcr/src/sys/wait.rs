@@ -41,8 +41,12 @@ pub fn take_end(tid: i32) -> bool {
     // A tracee's stop is told whatever was asked for (wait_task_stopped() of
     // kernel/exit.c), and is told once: so look first, and take only what is an end.
     match look(tid, libc::WNOWAIT) {
-        // Nothing follows an end: what is taken is what was seen.
-        Ok(libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED) => look(tid, 0).is_ok(),
+        // Nothing follows an end: what is taken is what was seen, by us or, a moment
+        // before, by another thread of ours.
+        Ok(libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED) => {
+            let _ = look(tid, 0);
+            true
+        }
         Ok(_) => false,
         Err(_) => true,
     }

@@ -55,6 +55,9 @@ pub mod nr {
     pub const SENDTO: u64 = libc::SYS_sendto as u64;
     pub const SENDMSG: u64 = libc::SYS_sendmsg as u64;
     pub const SENDMMSG: u64 = libc::SYS_sendmmsg as u64;
+    pub const SENDFILE: u64 = libc::SYS_sendfile as u64;
+    pub const SPLICE: u64 = libc::SYS_splice as u64;
+    pub const FALLOCATE: u64 = libc::SYS_fallocate as u64;
 }
 
 /// The general registers of a stopped thread: `NT_PRSTATUS` of ptrace(2).

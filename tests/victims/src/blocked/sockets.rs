@@ -18,6 +18,8 @@ pub(super) const CALLS: &[(&str, Make)] = &[
     ("recvmsg_timeout", recvmsg_timeout),
     ("send_timeout", send_timeout),
     ("tcp_recv_timeout", tcp_recv_timeout),
+    ("splice_timeout", splice_timeout),
+    ("sendfile_timeout", sendfile_timeout),
 ];
 
 fn again(answer: Answer) -> bool {
@@ -120,13 +122,51 @@ fn recvmsg_timeout(ms: u64) -> io::Result<Call> {
     })
 }
 
-/// A socket whose buffer is full.
-fn send_timeout(ms: u64) -> io::Result<Call> {
+/// A pair whose first socket takes nothing more.
+fn full_pair(ms: u64) -> io::Result<(UnixStream, UnixStream)> {
     let (mut near, far) = UnixStream::pair()?;
     near.set_nonblocking(true)?;
     while near.write(&[0; 4096]).is_ok() {}
     near.set_nonblocking(false)?;
     limit(near.as_raw_fd(), libc::SO_SNDTIMEO, ms)?;
+    Ok((near, far))
+}
+
+fn splice_timeout(ms: u64) -> io::Result<Call> {
+    let (near, far) = UnixStream::pair()?;
+    far.set_read_timeout(Some(Duration::from_millis(ms)))?;
+    let (reader, writer) = crate::sys::pipe()?;
+    let body = move || {
+        let _open = (&near, &reader);
+        let (from, to) = (far.as_raw_fd(), writer.as_raw_fd());
+        // SAFETY: neither has an offset.
+        answer(unsafe { libc::splice(from, null_mut(), to, null_mut(), 1, 0) } as i64)
+    };
+    Ok(Call {
+        body: Box::new(body),
+        ends: Ends::Due,
+        right: again,
+    })
+}
+
+fn sendfile_timeout(ms: u64) -> io::Result<Call> {
+    let (near, far) = full_pair(ms)?;
+    let file = std::fs::File::open("/proc/self/exe")?;
+    let body = move || {
+        let _open = &far;
+        let (to, from) = (near.as_raw_fd(), file.as_raw_fd());
+        // SAFETY: the file's own offset is used.
+        answer(unsafe { libc::sendfile(to, from, null_mut(), 1) } as i64)
+    };
+    Ok(Call {
+        body: Box::new(body),
+        ends: Ends::Due,
+        right: again,
+    })
+}
+
+fn send_timeout(ms: u64) -> io::Result<Call> {
+    let (near, far) = full_pair(ms)?;
     let body = move || {
         let _open = &far;
         // SAFETY: one readable byte.
