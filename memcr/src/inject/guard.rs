@@ -46,6 +46,8 @@ const BYTE_AT: u64 = 16;
 const IOVEC_AT: u64 = 32;
 const CONTROL_AT: u64 = 64;
 const HEADER_AT: u64 = 128;
+/// No argument: where the context's number is noted until the journal knows it.
+const MADE_AT: u64 = 256;
 /// `CMSG_SPACE(sizeof(int))`: length, level, type, one descriptor, padding.
 const CONTROL_LEN: usize = 24;
 
@@ -180,12 +182,14 @@ pub fn leftovers(
     };
     let pair = read(parasite.scratch() + PAIR_AT)?;
     let device = received(&read(parasite.scratch() + CONTROL_AT)?);
-    let made = memory.read_u64(parasite.first_answer())? as i32;
+    let made = read(parasite.scratch() + MADE_AT)?;
+    let answered = memory.read_u64(parasite.first_answer())? as i32;
     let candidates = [
         (number(&pair), "socket:"),
         (number(&pair[4..]), "socket:"),
         (device.unwrap_or(-1), "/dev/userfaultfd"),
-        (made, "anon_inode:[userfaultfd]"),
+        (number(&made), "anon_inode:[userfaultfd]"),
+        (answered, "anon_inode:[userfaultfd]"),
     ];
     // 0 is where nothing was written, and nobody's guard.
     let open = candidates
@@ -214,6 +218,9 @@ fn make_by_device(borrowed: &mut Borrowed<'_>, device: &OwnedFd) -> Result<i32> 
             nr::IOCTL,
             [device as u64, IOC_NEW, flags, 0, 0, 0],
         );
+        if let Ok(number) = made {
+            borrowed.write_scratch(MADE_AT, &number.to_ne_bytes())?;
+        }
         close_all(borrowed, &[device])?;
         made
     });
