@@ -43,6 +43,8 @@ pub struct GuardedMemory {
     context: Arc<Userfault>,
     changes: RwLock<Vec<Change>>,
     skipped_bytes: AtomicU64,
+    /// It may end, and its memory with it: then there is nothing to be given back.
+    is_child: bool,
 }
 
 impl GuardedMemory {
@@ -53,6 +55,7 @@ impl GuardedMemory {
             context,
             changes: RwLock::default(),
             skipped_bytes: AtomicU64::new(0),
+            is_child: false,
         }
     }
 
@@ -70,17 +73,21 @@ impl GuardedMemory {
         for range in ranges {
             for (place, _) in self.pieces(*range) {
                 match self.context.unregister(place) {
-                    // EINVAL, ENOENT: nothing is mapped there any more.
-                    Err(error)
-                        if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) =>
-                    {
-                        return Err(error);
-                    }
+                    Err(error) if !self.is_over(&error) => return Err(error),
                     _ => {}
                 }
             }
         }
         Ok(())
+    }
+
+    /// There is nothing that could be guarded any more.
+    fn is_over(&self, error: &io::Error) -> bool {
+        match error.raw_os_error() {
+            Some(libc::EINVAL | libc::ENOENT) => true,
+            Some(libc::ESRCH | libc::ENOMEM) => self.is_child,
+            _ => false,
+        }
     }
 
     /// Provides the pages of `run`, at their places of now.
@@ -116,6 +123,7 @@ impl GuardedMemory {
                     continue;
                 }
                 Err((Some(libc::ENOENT), _)) => Ok(self.skip(place.len_bytes)),
+                Err((Some(libc::ESRCH), _)) if self.is_child => Ok(self.skip(run.len_bytes)),
                 Err((Some(libc::EAGAIN), _)) => {
                     drop(changes);
                     rustix::thread::sched_yield();
@@ -145,6 +153,7 @@ impl GuardedMemory {
             context: Arc::new(context),
             changes: RwLock::new(changes.clone()),
             skipped_bytes: AtomicU64::new(0),
+            is_child: true,
         }
     }
 }

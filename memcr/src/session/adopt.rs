@@ -11,7 +11,9 @@
 //!
 //! The target is not frozen while pages come back, unless its own drop was under way:
 //! somebody may have continued it, and a thread that waits for a page inside of the kernel
-//! stops for nobody before it has got it.
+//! stops for nobody before it has got it. One that was continued is told to stop, so that
+//! it does not fork and move on for ever meanwhile; whatever its threads are in the middle
+//! of, they finish.
 //!
 //! | journal says | what is missing | what is done |
 //! |---|---|---|
@@ -37,7 +39,8 @@ use crate::pipeline::{
 };
 use crate::restore::{OnCorrupt, RestoreReport, prepare, remove_all};
 use crate::sys::proc_mem::ProcMem;
-use crate::sys::procfs;
+use crate::sys::procfs::{self, Status};
+use crate::sys::tgkill;
 
 /// What became of a session that was adopted.
 #[derive(Debug)]
@@ -190,14 +193,18 @@ pub fn restore(
         orphan.stop_drop()?;
     }
     journal.update(|record| record.state = State::Restoring)?;
-    let stats = match orphan.bring_back(&image, &mut journal, progress) {
+    let fate = orphan.fate(on_corrupt);
+    let stats = match orphan.bring_back(&image, progress) {
         Ok(stats) => stats,
-        Err(error) => return Err(orphan.failed(error, on_corrupt, image, journal)),
+        Err(error) => return Err(fate.failed(error, image, journal)),
     };
     clock.done("populate");
     let rss_after_bytes = procfs::rss_bytes(pid);
     let huge = huge_runs(&orphan.record);
-    let pidfd = orphan.release()?;
+    let pidfd = match orphan.release(&image, &mut journal) {
+        Ok(pidfd) => pidfd,
+        Err(error) => return Err(fate.failed(error, image, journal)),
+    };
     clock.done("release");
     put_huge_pages_back(pidfd.as_fd(), &huge);
     clock.done("huge pages");
@@ -302,6 +309,10 @@ struct Orphan {
     record: Record,
     guarded: Guarded,
     pidfd: OwnedFd,
+    /// Whether job control is to find it stopped.
+    was_stopped: bool,
+    /// As long as its threads may change the layout of its memory.
+    watcher: Option<Watcher>,
     /// Once its threads are in ptrace stops of ours.
     frozen: Option<Box<Frozen>>,
 }
@@ -330,12 +341,30 @@ impl Orphan {
         let failed = |source| AdoptError::Guard { pid, source };
         let guarded = Guarded::fetch(target.as_fd(), &record).map_err(failed)?;
         let pidfd = target.as_fd().try_clone_to_owned().map_err(failed)?;
-        Ok(Self {
+        let mut orphan = Self {
+            was_stopped: record.was_stopped,
             record,
             guarded,
             pidfd,
+            watcher: None,
             frozen: None,
-        })
+        };
+        orphan.stop_again();
+        Ok(orphan)
+    }
+
+    /// Somebody has continued it: then it is to run afterwards, but not now. A SIGSTOP to
+    /// each thread, as one to the process might be somebody else's wish.
+    fn stop_again(&mut self) {
+        let pid = self.record.pid;
+        if Status::of_process(pid).is_ok_and(|status| status.state() == 'T') {
+            return;
+        }
+        self.was_stopped = false;
+        for tid in procfs::tids(pid).unwrap_or_default() {
+            // Gone meanwhile: then it does nothing any more.
+            let _ = tgkill(pid, tid, libc::SIGSTOP);
+        }
     }
 
     /// Its first thread may be dropping pages still: it is stopped, and put back to where
@@ -351,41 +380,55 @@ impl Orphan {
     fn bring_back(
         &mut self,
         image: &OpenImage,
-        journal: &mut Journal,
         progress: &Arc<Progress>,
     ) -> std::result::Result<DecodeStats, StepError> {
-        let watcher = self.watch(Heed::Everything)?;
+        self.watcher = Some(self.watch(Heed::Everything)?);
         let stats = populate(image, self.guarded.memory(), progress)?;
-        while let Some(child) = watcher.next_child() {
-            populate(image, &child, &Arc::default())?;
-            child
-                .unguard(&ranges(&self.record))
-                .map_err(|source| self.take_down_failed(TakeDownError::Unregister(source)))?;
-        }
-        self.guarded
-            .unguard(journal)
-            .map_err(|error| self.take_down_failed(error))?;
+        self.serve_children(image)?;
+        // Whoever waits for a page that never was goes on, and can be frozen.
+        let ended = self.guarded.memory().unguard(&ranges(&self.record));
+        ended.map_err(|error| self.not_unguarded(error))?;
         Ok(stats)
     }
 
+    /// Children that were forked meanwhile lack the pages that their parent lacked then.
+    fn serve_children(&self, image: &OpenImage) -> std::result::Result<(), StepError> {
+        while let Some(child) = self.watcher.as_ref().and_then(Watcher::next_child) {
+            tracing::info!("a child of process {} gets its memory too", self.record.pid);
+            populate(image, &child, &Arc::default())?;
+            let ended = child.unguard(&ranges(&self.record));
+            ended.map_err(|error| self.not_unguarded(error))?;
+        }
+        Ok(())
+    }
+
     /// With all memory back: takes out of the target what held it, and lets it run.
-    fn release(mut self) -> Result<OwnedFd> {
+    fn release(
+        mut self,
+        image: &OpenImage,
+        journal: &mut Journal,
+    ) -> std::result::Result<OwnedFd, StepError> {
         let pid = self.record.pid;
         self.freeze()?;
+        // Of the last moment before it was frozen: children, and where its memory went.
+        self.serve_children(image)?;
         let Self {
             record,
             guarded,
             pidfd,
+            was_stopped,
+            watcher,
             frozen,
         } = self;
+        drop(watcher);
+        let take_down = |source| AdoptError::TakeDown { pid, source };
+        guarded.unguard(journal).map_err(take_down)?;
         let Some(mut frozen) = frozen else {
             return Ok(pidfd);
         };
-        frozen.inherit(record.was_stopped, &record.owed);
+        frozen.inherit(was_stopped, &record.owed);
         let site = find_site(pid)?;
-        guarded
-            .take_down(&mut frozen, site)
-            .map_err(|source| AdoptError::TakeDown { pid, source })?;
+        guarded.take_down(&mut frozen, site).map_err(take_down)?;
         let released = frozen.release();
         released.map_err(|source| AdoptError::Freeze { pid, source })?;
         Ok(pidfd)
@@ -395,7 +438,7 @@ impl Orphan {
         self.freeze()?;
         let pid = self.record.pid;
         let mut frozen = self.frozen.ok_or(AdoptError::TargetExited { pid })?;
-        frozen.inherit(self.record.was_stopped, &[]);
+        frozen.inherit(self.was_stopped, &[]);
         Ok(*frozen)
     }
 
@@ -422,13 +465,31 @@ impl Orphan {
         })
     }
 
-    fn failed(
-        self,
-        error: StepError,
-        on_corrupt: OnCorrupt,
-        image: OpenImage,
-        journal: Journal,
-    ) -> AdoptError {
+    fn fate(&self, on_corrupt: OnCorrupt) -> Fate {
+        Fate {
+            record: self.record.clone(),
+            pidfd: self.pidfd.try_clone(),
+            on_corrupt,
+        }
+    }
+
+    fn not_unguarded(&self, source: io::Error) -> AdoptError {
+        AdoptError::TakeDown {
+            pid: self.record.pid,
+            source: TakeDownError::Unregister(source),
+        }
+    }
+}
+
+/// What becomes of a target whose restore failed.
+struct Fate {
+    record: Record,
+    pidfd: io::Result<OwnedFd>,
+    on_corrupt: OnCorrupt,
+}
+
+impl Fate {
+    fn failed(self, error: StepError, image: OpenImage, journal: Journal) -> AdoptError {
         let pid = self.record.pid;
         let has_ended = target(&self.record).is_err();
         let source = match error {
@@ -439,12 +500,14 @@ impl Orphan {
             StepError::Adopt(error) => return error,
             StepError::Pipeline(source) => Box::new(source),
         };
-        match on_corrupt {
+        match self.on_corrupt {
             _ if !source.is_corrupt() => AdoptError::Held { pid, source },
             OnCorrupt::Hold => AdoptError::Corrupt { pid, source },
             OnCorrupt::Kill => {
                 // A process that we have a descriptor of can only have ended already.
-                let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+                let _ = self
+                    .pidfd
+                    .map(|pidfd| pidfd_send_signal(&pidfd, Signal::KILL));
                 if let Some(left) = remove_all(image, journal) {
                     tracing::warn!(
                         "of process {pid}, which was killed, something stays behind: {left}"
@@ -452,13 +515,6 @@ impl Orphan {
                 }
                 AdoptError::Lost { pid, source }
             }
-        }
-    }
-
-    fn take_down_failed(&self, source: TakeDownError) -> AdoptError {
-        AdoptError::TakeDown {
-            pid: self.record.pid,
-            source,
         }
     }
 }
