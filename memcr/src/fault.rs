@@ -83,6 +83,12 @@ pub const POINTS: &[(&str, &str)] = &[
         "restore.released",
         "the target runs; image and journal are about to be removed",
     ),
+    ("journal.write", "a record is about to be written"),
+    (
+        "journal.replace",
+        "a written record is about to take the place of the old one",
+    ),
+    ("journal.remove", "the journal is about to be removed"),
     (
         "sink.open",
         "a new image, or an existing one, is about to be opened",

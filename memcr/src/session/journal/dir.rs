@@ -16,6 +16,7 @@ use rustix::process::geteuid;
 use super::lock::{self, Lock, Taken};
 use super::record::Unread;
 use super::{Journal, JournalError, Record, Standing, State};
+use crate::fault;
 use crate::sys;
 
 /// Longest journal, bytes. One of 60,000 mappings, each a range of the guard and one of
@@ -297,28 +298,30 @@ impl StateDir {
                 max_bytes: MAX_LEN_BYTES,
             });
         }
-        let done = self
-            .write_new(pid, &bytes)
-            .and_then(|()| renameat(self, new_name(pid), self, name(pid)).map_err(io::Error::from));
-        done.map_err(|error| {
+        self.replace(pid, &bytes).map_err(|error| {
             let _ = unlinkat(self, new_name(pid), AtFlags::empty());
             failed(error)
         })
     }
 
-    fn write_new(&self, pid: i32, bytes: &[u8]) -> io::Result<()> {
+    fn replace(&self, pid: i32, bytes: &[u8]) -> io::Result<()> {
+        fault::point("journal.write")?;
         // Left behind by one who died in here, if anything.
         let _ = unlinkat(self, new_name(pid), AtFlags::empty());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = openat(self, new_name(pid), flags, Mode::RUSR | Mode::WUSR)?;
-        File::from(fd).write_all(bytes)
+        File::from(fd).write_all(bytes)?;
+        fault::point("journal.replace")?;
+        Ok(renameat(self, new_name(pid), self, name(pid))?)
     }
 
     pub(super) fn unlink(&self, pid: i32) -> Result<()> {
+        let failed = |error| io_error("remove", &self.path.join(name(pid)), error);
+        fault::point("journal.remove").map_err(failed)?;
         let _ = unlinkat(self, new_name(pid), AtFlags::empty());
         match unlinkat(self, name(pid), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(io_error("remove", &self.path.join(name(pid)), error.into())),
+            Err(error) => Err(failed(error.into())),
         }
     }
 }
