@@ -10,7 +10,9 @@ use memcr::pipeline::{Cancel, OpenImage, Pipeline, PipelineError, StageSpec};
 use memcr::sink::{ImageError, ImageReader, inspect};
 
 use crate::reseal::reseal;
-use crate::support::{HUGE, Memory, PAGE, PLAIN, checkpoint, content, plans, spec, stages};
+use crate::support::{
+    HUGE, Memory, PAGE, PLAIN, checkpoint, content, forget_keys, plans, spec, stages,
+};
 
 /// An image file and its bytes.
 struct Image {
@@ -38,6 +40,13 @@ fn image(stages: &str, kind: &str, n_pages: usize) -> Image {
         path,
         bytes,
         open,
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        // Its directory goes by itself; nobody else takes its key away.
+        forget_keys(&self.open);
     }
 }
 

@@ -130,6 +130,7 @@ fn nothing_at_all_is_an_image_too() {
         assert_eq!((image.facts().n_chunks, image.facts().n_pages), (0, 0));
         restore(&image, &Arc::new(Memory::default())).unwrap();
         image.verify(Cancel::new(), Arc::default()).unwrap();
+        image.remove().unwrap();
     }
 }
 

@@ -248,6 +248,12 @@ pub(crate) fn restore(image: &OpenImage, into: &Arc<Memory>) -> Result<DecodeSta
     decoder.finish()
 }
 
+/// Takes away what stages keep for an image that a test does not remove.
+pub(crate) fn forget_keys(image: &OpenImage) {
+    let id = u128::from_str_radix(&image.facts().image_id, 16).unwrap();
+    memcr::sys::keyring::forget(&id.to_be_bytes()).unwrap();
+}
+
 /// Says that a test cannot run here for want of a kernel feature. The built-in harness
 /// counts it as passed; with `MEMCR_TEST_REQUIRE=all` it fails.
 pub(crate) fn skip(feature: &str, reason: &dyn std::fmt::Display) {
