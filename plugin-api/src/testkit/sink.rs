@@ -18,6 +18,7 @@ pub(super) fn check(subject: &Subject, dir: Option<&Scratch>) {
     sink.keeps_an_empty_image();
     sink.forgets_without_commit(&image);
     sink.removes_before_commit(&image);
+    sink.keeps_one_beside_another();
     sink.refuses_unknown_locators();
 }
 
@@ -86,6 +87,30 @@ impl SinkSuite<'_> {
         self.check_empty("sink_remove before commit")?;
         drop(writer);
         self.check_empty("destroy after sink_remove")
+    }
+
+    /// A process with the pid of another one, or the same again: whoever comes later must
+    /// not take away what the first may need.
+    fn keeps_one_beside_another(&self) -> Option<()> {
+        let (subject, images) = (self.subject, [random(5000, 5), random(6000, 6)]);
+        let mut locators = Vec::new();
+        for (n, image) in (5..).zip(&images) {
+            let len = image.len() as u64;
+            let writer = self.open_new(n, image.len())?;
+            self.write(&writer, image)?;
+            subject.expect("sink_commit of a second image", writer.commit(len, len))?;
+            locators.push(self.locator(&writer)?);
+        }
+        if locators[0] == locators[1] {
+            subject.notice("an image takes the place of another one of the same pid");
+        }
+        for (locator, image) in locators.iter().zip(&images) {
+            let reader = subject.create()?;
+            subject.expect("sink_open of one of two", reader.open_existing(locator))?;
+            self.read_back(&reader, image, "of one of two images")?;
+            subject.expect("sink_remove of one of two", reader.remove())?;
+        }
+        self.check_empty("sink_remove of both images")
     }
 
     fn refuses_unknown_locators(&self) -> Option<()> {

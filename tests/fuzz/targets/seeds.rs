@@ -60,6 +60,7 @@ fn seed(dir: &Path, stages: &str, n_chunks: u64) {
         stages: specs,
         workers: None,
         chunk_len_bytes: 16 << 10,
+        ..PipelineSpec::default()
     };
     let setup = EncodeSetup {
         pid: 1,

@@ -24,6 +24,7 @@ const WRONG_LEN: u32 = 7;
 const CALLS_MISSING_IO: u32 = 8;
 const FINDS_ANYTHING: u32 = 9;
 const FAILS_BEYOND_THE_END: u32 = 10;
+const HAS_ONE_NAME: u32 = 11;
 
 struct Sick<const FAULT: u32> {
     dir: PathBuf,
@@ -61,9 +62,17 @@ impl<const FAULT: u32> Sink for Sick<FAULT> {
     }
 
     fn open_new(&mut self, image: &NewImage) -> Result<()> {
-        let path = self.dir.join(format!("image-{}", image.id[0]));
+        let name = match FAULT {
+            HAS_ONE_NAME => "image".to_owned(),
+            _ => format!("image-{}", image.id[0]),
+        };
+        let path = self.dir.join(name);
         let mut options = File::options();
-        let file = options.read(true).write(true).create_new(true).open(&path);
+        options.read(true).write(true);
+        let file = match FAULT {
+            HAS_ONE_NAME => options.create(true).truncate(true).open(&path),
+            _ => options.create_new(true).open(&path),
+        };
         let file = file.map_err(|error| StageError::io("cannot make the image", &error))?;
         if FAULT == LEAVES_A_NOTE {
             fs::write(self.dir.join("note"), "seen").unwrap();
@@ -197,5 +206,6 @@ finds! {
     a_wrong_length: WRONG_LEN, "sink_len before commit is";
     a_missing_image_by_another_name: CALLS_MISSING_IO, "answers -3, not NOT_FOUND";
     an_image_that_nobody_wrote: FINDS_ANYTHING, "found an image by the locator";
+    an_image_that_takes_the_place_of_another: HAS_ONE_NAME, "takes the place of another one";
     an_error_beyond_the_end: FAILS_BEYOND_THE_END, "is beyond";
 }
