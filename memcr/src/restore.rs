@@ -159,7 +159,6 @@ pub fn restore(
         Ok(stats) => stats,
         Err(error) => return Err(failed(held, on_corrupt, error)),
     };
-    let rss_after_bytes = procfs::rss_bytes(pid);
     let truncated_bytes = held.memory.truncated_bytes();
     let Held {
         mut frozen,
@@ -180,6 +179,7 @@ pub fn restore(
         put_huge_pages_back(pidfd.as_fd(), &huge.runs);
         clock.done("huge pages");
     }
+    let rss_after_bytes = procfs::rss_bytes(pid);
     // With all bytes back nobody needs it any more, whatever became of the release.
     let image_left = remove_all(image, journal);
     clock.done("remove image");

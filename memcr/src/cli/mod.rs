@@ -81,6 +81,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     // Before there is a second thread. Should it fail, waits are slower and no less right.
     let _ = sys::wait::block_sigchld();
     sys::heap::keep_small();
+    sys::last_words::listen();
     log::init(args.common.verbose, args.common.quiet);
     let mut out = Out::default();
     let done = dispatch(args, &mut out);

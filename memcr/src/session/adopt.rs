@@ -199,7 +199,6 @@ pub fn restore(
         Err(error) => return Err(fate.failed(error, image, journal)),
     };
     clock.done("populate");
-    let rss_after_bytes = procfs::rss_bytes(pid);
     let huge = huge_runs(&orphan.record);
     let pidfd = match orphan.release(&image, &mut journal) {
         Ok(pidfd) => pidfd,
@@ -208,6 +207,7 @@ pub fn restore(
     clock.done("release");
     put_huge_pages_back(pidfd.as_fd(), &huge);
     clock.done("huge pages");
+    let rss_after_bytes = procfs::rss_bytes(pid);
     let image_left = remove_all(image, journal);
     clock.done("remove image");
     Ok(Adopted::Restored(RestoreReport {

@@ -10,6 +10,7 @@ pub mod features;
 pub mod heap;
 pub mod kcmp;
 pub mod keyring;
+pub mod last_words;
 pub mod pagemap;
 pub mod proc_mem;
 pub mod process_vm;

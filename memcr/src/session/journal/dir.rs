@@ -17,7 +17,7 @@ use super::lock::{self, Lock, Taken};
 use super::record::Unread;
 use super::{Journal, JournalError, Record, Standing, State};
 use crate::fault;
-use crate::sys;
+use crate::sys::{self, last_words};
 
 /// Longest journal, bytes. One of 60,000 mappings, each a range of the guard and one of
 /// huge pages, has 4 MB.
@@ -116,6 +116,7 @@ impl StateDir {
             lock = journal.lock;
         }
         self.write(&record)?;
+        last_words::say(record.last_words());
         Ok(Journal {
             dir: self.clone(),
             record,

@@ -30,6 +30,7 @@ pub use record::{
     Standing, State, VERSION,
 };
 
+use crate::sys::last_words;
 use lock::Lock;
 
 /// A journal that we have locked: the record of one session, on file and in memory.
@@ -64,6 +65,7 @@ impl Journal {
         change(&mut record);
         self.dir.write(&record)?;
         self.record = record;
+        last_words::say(self.record.last_words());
         Ok(())
     }
 
@@ -73,6 +75,7 @@ impl Journal {
     /// [`JournalError::Io`]: the file stays behind.
     pub fn remove(self) -> Result<(), JournalError> {
         let removed = self.dir.unlink(self.record.pid);
+        last_words::nothing();
         // Only now: who gets the lock must find no journal any more.
         drop(self.lock);
         removed

@@ -212,6 +212,19 @@ impl Record {
         now().saturating_sub(self.since)
     }
 
+    /// What somebody at the terminal has to know should memcr crash now.
+    pub(super) fn last_words(&self) -> String {
+        let pid = self.pid;
+        let fate = match (self.state, &self.guard) {
+            (State::Storing, _) => format!("process {pid} runs on, nothing of it was taken"),
+            (_, Some(_)) => {
+                format!("process {pid} is held: `memcr recover {pid}` gives it its memory back")
+            }
+            (_, None) => format!("`memcr recover {pid}` ends the session with process {pid}"),
+        };
+        format!("memcr: crashed, most likely in a stage plugin; {fate}\n")
+    }
+
     /// Whether there still is the process that this is about.
     #[must_use]
     pub fn standing(&self) -> Standing {
