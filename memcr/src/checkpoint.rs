@@ -194,9 +194,7 @@ fn store(
     if options.verify {
         if let Err(error) = image.verify(options.cancel.clone(), Arc::default()) {
             // Nobody needs an image that does not read back.
-            return Err(image
-                .remove()
-                .map_or_else(StepError::from, |()| error.into()));
+            return Err(image.remove_after(error).into());
         }
         clock.done("verify");
     }

@@ -277,25 +277,15 @@ impl Encoder {
             return Ok(());
         }
         open::forget_keys(&self.header.image_id);
-        let removed = self.foreman.with_sink(remove);
-        if !matches!(removed, Err(PipelineError::Stalled { .. })) {
-            return removed;
-        }
-        // Not a failure beside the one that stopped the work: as a rule the image has no
-        // name yet, and goes with this process at the latest.
-        tracing::warn!("the sink does not come back; the image goes when it does");
-        let shift = Arc::clone(&self.shift);
-        self.foreman.post(move |_| {
-            // The sink has its handle to itself for this.
-            shift.stop.calls().wait_for_sink();
-            if let Err(error) = shift.chain.sink().and_then(remove) {
-                tracing::error!(
-                    "an image that was given up stays behind: {}",
-                    causes(&error)
-                );
+        match open::remove_image(&self.foreman) {
+            // Not a failure beside the one that stopped the work: as a rule the image has
+            // no name yet, and goes with this process at the latest.
+            Err(PipelineError::Stalled { .. }) => {
+                tracing::warn!("the sink does not come back; the image goes when it does");
+                Ok(())
             }
-        });
-        Ok(())
+            removed => removed,
+        }
     }
 }
 
@@ -336,7 +326,7 @@ impl Shift {
         let created = ImageWriter::create(&store, header, &recipe);
         let writer = created.map_err(|e| {
             let failure = sink_error(&sink.alias, "cannot write the head of the image", e);
-            failure.after(remove(sink))
+            failure.after(open::remove(sink))
         })?;
         // Stages that must be read in order are written in order: the order of the file
         // is that of the indices then.
@@ -444,12 +434,6 @@ impl WriteImage for Wanted<'_> {
 pub(super) fn turnstiles(chain: &Chain) -> Arc<[Option<Turnstile>]> {
     let wants = |link: &Link| (!link.can(capability::INDEPENDENT_CHUNKS)).then(Turnstile::new);
     chain.links.iter().map(wants).collect()
-}
-
-fn remove(sink: &Link) -> Result<()> {
-    sink.handle
-        .sink_remove()
-        .map_err(|e| sink_error(&sink.alias, "cannot remove the image", e))
 }
 
 fn header(setup: &EncodeSetup, chunk_len: u32) -> Result<Header> {

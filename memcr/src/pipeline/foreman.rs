@@ -44,6 +44,11 @@ pub(super) struct Floor {
 }
 
 impl Floor {
+    /// The sink of his chain.
+    pub(super) fn sink(&self) -> Result<&Link> {
+        self.chain()?.sink()
+    }
+
     fn chain(&self) -> Result<&Arc<Chain>> {
         let missing = || PipelineError::Panicked("the foreman has no chain".into());
         self.chain.as_ref().ok_or_else(missing)
@@ -187,7 +192,7 @@ impl Foreman {
         &self,
         job: impl FnOnce(&Link) -> Result<R> + Send + 'static,
     ) -> Result<R> {
-        self.run_in_sink(|floor| job(floor.chain()?.sink()?))
+        self.run_in_sink(|floor| job(floor.sink()?))
     }
 }
 

@@ -15,8 +15,9 @@ use crate::pages::{ChunkClass, PageRun, PopulatePages};
 use crate::pipeline::chain::{Blueprint, Workers};
 use crate::pipeline::crew::Stop;
 use crate::pipeline::decode::{self, DecodeSetup, DecodeStats, Decoder};
+use crate::pipeline::error::causes;
 use crate::pipeline::foreman::Foreman;
-use crate::pipeline::links::{Chain, SinkStore, sink_error};
+use crate::pipeline::links::{Chain, Link, SinkStore, sink_error};
 use crate::pipeline::{Cancel, LinkDescription, PipelineError, Place, Progress, Result};
 use crate::sink::layout::{Footer, Header};
 use crate::sink::{
@@ -180,7 +181,8 @@ impl OpenImage {
     /// Removes the image, and the keys that its stages kept. Nothing of it stays behind.
     ///
     /// # Errors
-    /// When something stays behind; says what.
+    /// When something stays behind; says what. An image whose sink does not come back
+    /// goes when it does, if this process still is there.
     pub fn remove(self) -> Result<()> {
         forget_keys(&self.footer.image_id);
         if let Source::Elsewhere(_, Some(path)) = &self.source {
@@ -188,11 +190,12 @@ impl OpenImage {
             return std::fs::remove_file(path)
                 .map_err(|e| sink_error("file", "cannot remove the image", source(e)));
         }
-        self.foreman.with_sink(|sink| {
-            sink.handle
-                .sink_remove()
-                .map_err(|e| sink_error(&sink.alias, "cannot remove the image", e))
-        })
+        remove_image(&self.foreman)
+    }
+
+    /// Removes the image because of `failure`: the same, and what stays behind.
+    pub(crate) fn remove_after(self, failure: PipelineError) -> PipelineError {
+        failure.after(self.remove())
     }
 }
 
@@ -202,6 +205,29 @@ pub(super) fn forget_keys(image_id: &[u8; 16]) {
     if let Err(error) = keyring::forget(image_id) {
         tracing::warn!("a key of an image that is removed stays in the user keyring: {error}");
     }
+}
+
+/// Removes the image of the foreman's sink, or leaves it to him if the sink hangs.
+pub(super) fn remove_image(foreman: &Foreman) -> Result<()> {
+    let removed = foreman.with_sink(remove);
+    if matches!(removed, Err(PipelineError::Stalled { .. })) {
+        let calls = Arc::clone(foreman.calls());
+        foreman.post(move |floor| {
+            // The sink has its handle to itself for this.
+            calls.wait_for_sink();
+            if let Err(error) = floor.sink().and_then(remove) {
+                tracing::error!("an image stays behind: {}", causes(&error));
+            }
+        });
+    }
+    removed
+}
+
+/// On the foreman: removes the image of a sink.
+pub(super) fn remove(sink: &Link) -> Result<()> {
+    sink.handle
+        .sink_remove()
+        .map_err(|e| sink_error(&sink.alias, "cannot remove the image", e))
 }
 
 /// A destination that takes everything.
