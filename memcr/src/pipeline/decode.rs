@@ -26,7 +26,8 @@ use crate::pipeline::crew::{Crew, Halt, Stop, Turnstile, answer, guard};
 use crate::pipeline::foreman::Foreman;
 use crate::pipeline::links::Chain;
 use crate::pipeline::open::chain_image_error;
-use crate::pipeline::{Cancel, PipelineError, Place, Progress, Result, bench, encode};
+use crate::pipeline::shift::turnstiles;
+use crate::pipeline::{Cancel, PipelineError, Place, Progress, Result, bench};
 use crate::sink::frame::IndexEntry;
 use crate::sink::{ImageError, ImageReader, IndexCursor};
 
@@ -120,7 +121,7 @@ impl Decoder {
                     &tools.chain,
                     &tools.common,
                     tools.reader.max_chunk_bytes(),
-                    &encode::turnstiles(&tools.chain),
+                    &turnstiles(&tools.chain),
                 )
             },
             move |number, mut bench| {
@@ -165,7 +166,7 @@ impl Decoder {
         let pass = Arc::new(Pass {
             select: Box::new(select),
             cursor: Mutex::new((IndexCursor::new(Arc::clone(&self.shift.reader)), 0)),
-            turnstiles: encode::turnstiles(&self.shift.chain),
+            turnstiles: turnstiles(&self.shift.chain),
             stats: Mutex::new(DecodeStats::default()),
         });
         let sent = self

@@ -12,25 +12,21 @@
 
 use std::sync::Arc;
 
-use memcr_plugin_api::abi::{capability, code};
-use memcr_plugin_api::sink::NewImage;
+use memcr_plugin_api::abi::code;
 use memcr_plugin_api::stage::StageError;
 
 use crate::pages::{ChunkPlan, FetchPages, PageRun};
-use crate::pipeline::bench::{self, Bench, Common};
+use crate::pipeline::bench::Bench;
 use crate::pipeline::chain::Blueprint;
-use crate::pipeline::crew::{Crew, Halt, Stop, Turnstile};
+use crate::pipeline::crew::{Crew, Stop};
 use crate::pipeline::error::causes;
 use crate::pipeline::foreman::Foreman;
-use crate::pipeline::links::{Chain, Link, SinkStore, sink_error};
-use crate::pipeline::queue::{Job, Queue};
+use crate::pipeline::links::Chain;
+use crate::pipeline::queue::Job;
+use crate::pipeline::shift::Shift;
 use crate::pipeline::{Cancel, OpenImage, PipelineError, Place, Progress, Result, open};
-use crate::sink::frame::{CHUNK_HEAD_LEN, INDEX_ENTRY_LEN, RUN_LEN};
-use crate::sink::layout::{Footer, Header, VERSION, this_arch};
-use crate::sink::{ImageMeta, ImageWriter, TargetIdentity, WriteImage};
-
-/// Room in the sink for header, tables and footer of a target with some thousand VMAs.
-const TABLES_LEN: u64 = 512 << 10;
+use crate::sink::layout::{Header, VERSION, this_arch};
+use crate::sink::{ImageMeta, TargetIdentity};
 
 /// What an encoder needs to know before the freeze.
 pub struct EncodeSetup {
@@ -64,23 +60,6 @@ pub struct Encoder {
     ended: bool,
     /// Held back until the next one comes: the last chunk must know that it is.
     held: Option<ChunkPlan>,
-}
-
-/// What the workers share.
-struct Shift {
-    chain: Arc<Chain>,
-    common: Common,
-    fetch: Arc<dyn FetchPages + Send + Sync>,
-    progress: Arc<Progress>,
-    stop: Arc<Stop>,
-    queue: Queue,
-    turnstiles: Arc<[Option<Turnstile>]>,
-    /// For a sink that must be written in order, and for stages that must be read so.
-    sink_turn: Option<Turnstile>,
-    /// Only places are handed out in order, writes need not be.
-    anywhere: bool,
-    store: SinkStore,
-    writer: ImageWriter,
 }
 
 /// See [`crate::pipeline::Pipeline::prepare_encode`].
@@ -150,10 +129,9 @@ impl Encoder {
         let target = meta.target.clone();
         self.n_vmas = meta.vmas.len() as u64;
         let stop = Arc::clone(&self.shift.stop);
-        let written = self.foreman.run_until(&stop, move |_| {
-            let written = shift.writer.write_meta(&shift.wanted(), &meta);
-            written.map_err(|e| shift.sink_failed("cannot write the VMA table", e))
-        });
+        let written = self
+            .foreman
+            .run_until(&stop, move |_| shift.write_meta(&meta));
         written.map_err(|failure| self.shift.first(failure).after(self.end()))?;
         self.target = Some(target);
         Ok(())
@@ -300,142 +278,6 @@ impl Drop for Encoder {
     }
 }
 
-impl Shift {
-    /// On the foreman: begins the stages, opens the sink, writes the head. Answers the
-    /// shift and its number of workers.
-    fn open(
-        chain: &Arc<Chain>,
-        setup: EncodeSetup,
-        stop: Stop,
-        header: &Header,
-        workers: super::chain::Workers,
-    ) -> Result<(Arc<Self>, usize)> {
-        let common = Common::of(header);
-        let n_workers = workers.number(chain, bench::buffer_len(chain, &common)?);
-        let expected_len = setup.expected_len_bytes;
-        let image = common.image(chain, expected_len);
-        let new = NewImage {
-            id: header.image_id,
-            pid: u64::from(setup.pid),
-            expected_len: sink_len(chain, header, expected_len)?,
-            compressed: chain.any(capability::COMPRESSES),
-        };
-        let sink = chain.sink()?;
-        let store = SinkStore(Arc::clone(&sink.handle));
-        let recipe = chain.begin_encode(&image, &new)?.encode();
-        let created = ImageWriter::create(&store, header, &recipe);
-        let writer = created.map_err(|e| {
-            let failure = sink_error(&sink.alias, "cannot write the head of the image", e);
-            failure.after(open::remove(sink))
-        })?;
-        // Stages that must be read in order are written in order: the order of the file
-        // is that of the indices then.
-        let anywhere = sink.can(capability::WRITE_ANYWHERE);
-        let in_order = !anywhere || chain.is_sequential();
-        let shift = Self {
-            fetch: setup.fetch,
-            progress: setup.progress,
-            stop: Arc::new(stop),
-            queue: Queue::new(2 * n_workers),
-            turnstiles: turnstiles(chain),
-            sink_turn: in_order.then(Turnstile::new),
-            anywhere,
-            chain: Arc::clone(chain),
-            common,
-            store,
-            writer,
-        };
-        Ok((Arc::new(shift), n_workers))
-    }
-
-    /// What a worker does until the queue ends or somebody fails.
-    fn work(&self, mut bench: Bench) {
-        while let Ok(Some(job)) = self.queue.pop(&self.stop) {
-            let done = self.one(&mut bench, &job);
-            if self.stop.note(done).is_err() {
-                return;
-            }
-            self.queue.give_back(job.plan.runs);
-        }
-    }
-
-    fn one(&self, bench: &mut Bench, job: &Job) -> std::result::Result<(), Halt> {
-        let sealed = bench.encode(job, &*self.fetch, &self.stop)?;
-        let (raw, stored) = (job.plan.len_bytes(), u64::from(sealed.entry.len));
-        let zero = raw - u64::from(sealed.entry.raw_len);
-        if let Some(turnstile) = &self.sink_turn {
-            turnstile.wait(job.index, &self.stop)?;
-        }
-        let failed = |e| self.sink_failed("cannot write a chunk", e);
-        let offset = self
-            .writer
-            .place(&self.wanted(), sealed.entry)
-            .map_err(failed)?;
-        if let Some(turnstile) = self.sink_turn.as_ref().filter(|_| self.anywhere) {
-            turnstile.pass();
-        }
-        self.wanted()
-            .write_at(offset, sealed.bytes)
-            .map_err(failed)?;
-        if let Some(turnstile) = self.sink_turn.as_ref().filter(|_| !self.anywhere) {
-            turnstile.pass();
-        }
-        self.progress.add(raw, zero, stored);
-        Ok(())
-    }
-
-    /// On the foreman, when all chunks are written.
-    fn finish(&self) -> Result<Footer> {
-        let n_chunks = self.writer.n_chunks();
-        let trailers = self.chain.finish_encode(n_chunks)?;
-        let failed = |e| self.sink_failed("cannot write the end of the image", e);
-        let footer = self.writer.finish(&self.wanted(), &trailers);
-        let footer = footer.map_err(failed)?;
-        let committed = self.store.0.sink_commit(footer.image_len, footer.raw_bytes);
-        committed.map_err(|e| self.sink_failed("cannot commit the image", e))?;
-        Ok(footer)
-    }
-
-    fn wanted(&self) -> Wanted<'_> {
-        Wanted(self)
-    }
-
-    /// Of two failures the one that stopped the work; the other came of it.
-    fn first(&self, failure: PipelineError) -> PipelineError {
-        match self.stop.take() {
-            Ok(()) | Err(PipelineError::Ended(_)) => failure,
-            Err(first) => first,
-        }
-    }
-
-    fn check(&self) -> Result<()> {
-        self.stop.check().or_else(|_| self.stop.take())
-    }
-
-    fn sink_failed(&self, doing: &'static str, error: StageError) -> PipelineError {
-        let alias = self.chain.sink.as_ref().map_or("sink", |sink| &sink.alias);
-        sink_error(alias, doing, error)
-    }
-}
-
-/// The sink, as long as the work goes on. Who comes back late from a stage, or waited for
-/// somebody who did, finds an image that was given up, and writes nothing.
-struct Wanted<'a>(&'a Shift);
-
-impl WriteImage for Wanted<'_> {
-    fn write_at(&self, offset: u64, data: &[u8]) -> std::result::Result<(), StageError> {
-        let given_up = |_| StageError::new(code::INTERNAL, "the image was given up");
-        self.0.stop.check().map_err(given_up)?;
-        self.0.store.write_at(offset, data)
-    }
-}
-
-/// One for each stage that wants its chunks in order.
-pub(super) fn turnstiles(chain: &Chain) -> Arc<[Option<Turnstile>]> {
-    let wants = |link: &Link| (!link.can(capability::INDEPENDENT_CHUNKS)).then(Turnstile::new);
-    chain.links.iter().map(wants).collect()
-}
-
 fn header(setup: &EncodeSetup, chunk_len: u32) -> Result<Header> {
     let mut image_id = [0; 16];
     rustix::rand::getrandom(&mut image_id[..], rustix::rand::GetRandomFlags::empty()).map_err(
@@ -461,19 +303,6 @@ fn header(setup: &EncodeSetup, chunk_len: u32) -> Result<Header> {
         hint: "set the chunk length to a multiple of the page size".into(),
     })?;
     Ok(header)
-}
-
-/// Bytes that the image can take when no stage makes anything shorter; 0: unknown.
-fn sink_len(chain: &Chain, header: &Header, expected_len: u64) -> Result<u64> {
-    if expected_len == 0 {
-        return Ok(0);
-    }
-    let chunk_len = header.chunk_len as usize;
-    let frame = chain.reach(chunk_len)?[chain.links.len()];
-    let n_chunks = expected_len.div_ceil(u64::from(header.chunk_len));
-    let beside = frame.saturating_sub(chunk_len) + CHUNK_HEAD_LEN + INDEX_ENTRY_LEN;
-    let runs = expected_len / u64::from(header.page_size) * RUN_LEN as u64;
-    Ok(expected_len + n_chunks * beside as u64 + runs + TABLES_LEN)
 }
 
 /// The caller broke the order of calls: a defect of memcr, told as an error because the

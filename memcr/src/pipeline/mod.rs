@@ -28,7 +28,7 @@
 //! | `foreman`, `crew`, `queue` | threads: who does what, when it ends, who waits |
 //! | `calls` | who is waited for, and when not any longer |
 //! | `bench`, `zero` | one worker's buffers, and the way of a chunk over them |
-//! | `encode`, `open`, `decode` | the two directions, and the committed image between them |
+//! | `encode`, `shift`, `open`, `decode` | the two directions, and the committed image between them |
 //! | `orphan` | what is left to another memcr |
 //! | `watch`, `error` | how a caller stops and sees the work; what goes wrong |
 
@@ -49,6 +49,7 @@ mod orphan;
 mod params;
 mod queue;
 mod search;
+mod shift;
 mod trust;
 mod watch;
 mod whole;
