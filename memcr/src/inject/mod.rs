@@ -31,13 +31,13 @@
 //! could block, ignore or handle. Where the mapping cannot be had (RLIMIT_AS, a policy
 //! against executable memory) all calls are single ones, and there is no guard.
 
+mod drive;
 mod guard;
 mod region;
 mod saved;
 mod site;
 
 use std::io;
-use std::time::{Duration, Instant};
 
 use memcr_parasite::Entry;
 
@@ -45,18 +45,13 @@ pub use guard::{Guard, GuardError, leftovers};
 pub use region::Parasite;
 pub use site::Site;
 
-use crate::freeze::{self, FreezeError, Frozen};
+use crate::freeze::{FreezeError, Frozen};
 use crate::sys::arch::nr;
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::ptrace::{self, UserDispatch};
-use crate::sys::wait::{self, Pause, WaitStatus};
+use crate::sys::wait::WaitStatus;
+use drive::Resume;
 use saved::{Ids, Saved};
-
-/// How often a remote call that takes long is spoken of. It is waited for as long as the
-/// target lives: a target without CPU time (`cpu.max` of its cgroup), or one that a
-/// cgroup freezer has stopped, comes back, and nothing can be undone in a thread that
-/// runs.
-const SPEAK_EVERY: Duration = Duration::from_secs(10);
 
 /// What can go wrong with a thread that makes calls for us.
 #[derive(Debug, thiserror::Error)]
@@ -377,69 +372,6 @@ impl<'a> Borrowed<'a> {
         Ok(())
     }
 
-    /// Lets the thread run until a stop that `is_end` accepts.
-    fn resume(&mut self, how: Resume, is_end: impl Fn(WaitStatus) -> bool) -> Result<()> {
-        let tid = self.tid;
-        let mut signal = 0;
-        loop {
-            how.resume(tid, signal)
-                .map_err(|source| request("resume", tid, source))?;
-            let status = self.wait()?;
-            let code = ptrace::signal_info(tid).map_or(0, |info| info.si_code);
-            if is_end(status) {
-                return Ok(());
-            }
-            signal = self.pass_over(status, code)?;
-        }
-    }
-
-    /// Waits for the next stop.
-    fn wait(&self) -> Result<WaitStatus> {
-        let tid = self.tid;
-        let mut speak = Instant::now() + SPEAK_EVERY;
-        let mut pause = Pause::default();
-        loop {
-            match wait::try_wait(tid) {
-                Ok(None) if Instant::now() >= speak => {
-                    tracing::warn!("still waiting for a remote call in thread {tid}");
-                    speak += SPEAK_EVERY;
-                }
-                // Killed together with the others, it reports nothing before they were
-                // waited for, which the release or the end does.
-                Ok(None) if pause.is_long() && freeze::is_dead(self.frozen.pid(), tid) => {
-                    return Err(InjectError::TargetExited(self.frozen.pid()));
-                }
-                Ok(None) => pause.wait(),
-                Ok(Some(WaitStatus::Exited(_) | WaitStatus::Signaled(_))) | Err(_) => {
-                    return Err(InjectError::TargetExited(self.frozen.pid()));
-                }
-                Ok(Some(status)) => return Ok(status),
-            }
-        }
-    }
-
-    /// Another stop than the one waited for; answers the signal to go on with. SIGSTOP,
-    /// which gets past every mask, is delivered: the process counts as stopped from now
-    /// on, but a tracee that is told to goes on all the same. A SIGTRAP that somebody
-    /// sent is kept for the release.
-    fn pass_over(&mut self, status: WaitStatus, code: i32) -> Result<libc::c_int> {
-        match status {
-            WaitStatus::SignalStop(libc::SIGSTOP) => Ok(libc::SIGSTOP),
-            // It would be raised again for ever.
-            WaitStatus::SignalStop(signal) if signal != libc::SIGTRAP && is_raised(code) => {
-                Err(InjectError::Faulted {
-                    tid: self.tid,
-                    signal,
-                })
-            }
-            WaitStatus::SignalStop(signal) => {
-                self.frozen.swallowed.push((self.tid, signal));
-                Ok(0)
-            }
-            _ => Ok(0),
-        }
-    }
-
     fn put_back(&mut self) -> Result<()> {
         if std::mem::replace(&mut self.given_back, true) {
             return Ok(());
@@ -447,16 +379,6 @@ impl<'a> Borrowed<'a> {
         self.saved
             .restore(self.tid, &self.memory)
             .and_then(|()| self.settle())
-    }
-
-    /// From wherever the last call left the thread into an event stop: only from there
-    /// does the kernel restart the interrupted call that the registers describe.
-    fn settle(&mut self) -> Result<()> {
-        let tid = self.tid;
-        ptrace::interrupt(tid).map_err(|source| request("interrupt", tid, source))?;
-        self.resume(Resume::Freely, |status| {
-            matches!(status, WaitStatus::EventStop(libc::PTRACE_EVENT_STOP, _))
-        })
     }
 }
 
@@ -466,28 +388,6 @@ impl Drop for Borrowed<'_> {
             tracing::warn!("{error}");
         }
     }
-}
-
-/// How a thread is let run.
-#[derive(Debug, Clone, Copy)]
-enum Resume {
-    ToSyscall,
-    Freely,
-}
-
-impl Resume {
-    fn resume(self, tid: i32, signal: libc::c_int) -> io::Result<()> {
-        match self {
-            Self::ToSyscall => ptrace::cont_to_syscall(tid, signal),
-            Self::Freely => ptrace::cont(tid, signal),
-        }
-    }
-}
-
-/// The code of a signal raised by an instruction, not sent by anybody: positive
-/// (sigaction(2)).
-fn is_raised(code: i32) -> bool {
-    code > 0
 }
 
 fn request(what: &'static str, tid: i32, source: io::Error) -> InjectError {

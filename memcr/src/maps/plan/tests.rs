@@ -1,0 +1,204 @@
+//! Plans of page tables that are written as letters.
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::maps::vma;
+
+/// A page table from a string, one letter a page, from address 0x1000 on.
+struct Letters(&'static str);
+
+impl PageTable for Letters {
+    fn occupied(&self, start: u64, end: u64, regions: &mut Vec<Region>) -> io::Result<u64> {
+        let mut addr = start;
+        for letter in self.0[(start / 0x1000 - 1) as usize..(end / 0x1000 - 1) as usize].bytes() {
+            let categories = match letter {
+                b'.' => 0,
+                b'H' => category::PRESENT | category::HUGE,
+                b'Z' => category::PRESENT | category::PFNZERO,
+                _ => category::PRESENT,
+            };
+            match regions.last_mut() {
+                Some(last) if last.end == addr && last.categories == categories => {
+                    last.end += 0x1000
+                }
+                _ if letter == b'.' => {}
+                _ => regions.push(Region {
+                    start: addr,
+                    end: addr + 0x1000,
+                    categories,
+                }),
+            }
+            addr += 0x1000;
+        }
+        Ok(end)
+    }
+
+    fn entries(&self, addr: u64, out: &mut [u64]) -> io::Result<()> {
+        let letters = &self.0.as_bytes()[(addr / 0x1000 - 1) as usize..];
+        for (entry, letter) in out.iter_mut().zip(letters) {
+            *entry = match letter {
+                b'P' | b'H' => 1 << 63 | 1 << 56,
+                b'F' | b'Z' => 1 << 63,
+                b'C' => 1 << 63 | 1 << 61,
+                b'S' => 1 << 62,
+                b'G' => 1 << 62 | 1 << 58,
+                _ => 0,
+            };
+        }
+        Ok(())
+    }
+}
+
+fn plan(
+    letters: &'static str,
+    line: &str,
+    policy: Policy,
+    chunk_pages: u64,
+) -> (Vec<ChunkPlan>, PlanSummary) {
+    let options = PlanOptions {
+        policy,
+        chunk_len_bytes: chunk_pages * 0x1000,
+        page_len_bytes: 0x1000,
+        force_proc_mem: false,
+        keep: Vec::new(),
+    };
+    let mut chunks = Vec::new();
+    let table = Letters(letters);
+    let mut planner = Planner::new(options, &table, |plan| {
+        chunks.push(plan);
+        Ok::<(), io::Error>(())
+    });
+    let end = 0x1000 + letters.len() * 0x1000;
+    let vma = vma::parse(format!("1000-{end:x} {line}").as_bytes())
+        .unwrap()
+        .remove(0);
+    planner
+        .add(
+            &vma,
+            &VmaDetails {
+                rss_bytes: 7,
+                ..Default::default()
+            },
+        )
+        .unwrap();
+    let summary = planner.finish().unwrap();
+    (chunks, summary)
+}
+
+fn pages(runs: impl IntoIterator<Item = PageRun>) -> Vec<(u64, u64)> {
+    runs.into_iter()
+        .map(|run| (run.addr.0 / 0x1000 - 1, run.len_bytes / 0x1000))
+        .collect()
+}
+
+const ANON: &str = "rw-p 0 00:00 0";
+const FILE: &str = "rw-p 0 08:01 5 /lib/x";
+
+#[test]
+fn the_picture_above_holds() {
+    let (chunks, summary) = plan("PPZP..PFPPSP", ANON, Policy::default(), 64);
+    assert_eq!(chunks.len(), 1);
+    assert_eq!(
+        pages(chunks[0].runs.clone()),
+        [(0, 2), (3, 1), (6, 1), (8, 2), (11, 1)]
+    );
+    let drops = pages(summary.drops.iter().map(|drop| drop.run));
+    // The zero page may be covered: giving it back changes nothing.
+    assert_eq!(drops, [(0, 7), (8, 2), (11, 1)]);
+    assert_eq!(summary.planned_bytes, 7 * 0x1000);
+    assert_eq!(summary.left_bytes[&LeftBecause::ForkShared], 0x1000);
+    assert_eq!(summary.left_bytes[&LeftBecause::Swapped], 0x1000);
+}
+
+#[test]
+fn chunks_are_cut_at_their_length_and_filled() {
+    let (chunks, _) = plan("PPPPP.PP", ANON, Policy::default(), 3);
+    let runs: Vec<_> = chunks
+        .iter()
+        .map(|chunk| pages(chunk.runs.clone()))
+        .collect();
+    assert_eq!(runs, [vec![(0, 3)], vec![(3, 2), (6, 1)], vec![(7, 1)]]);
+}
+
+#[test]
+fn huge_and_small_pages_are_chunks_of_their_own() {
+    let (chunks, summary) = plan("PHHP", ANON, Policy::default(), 8);
+    assert_eq!(summary.huge.len(), 1);
+    let huge: Vec<_> = chunks.iter().filter(|chunk| chunk.class.huge).collect();
+    assert_eq!(pages(huge[0].runs.clone()), [(1, 2)]);
+    let small: Vec<_> = chunks.iter().filter(|chunk| !chunk.class.huge).collect();
+    assert_eq!(pages(small[0].runs.clone()), [(0, 1), (3, 1)]);
+}
+
+#[test]
+fn clean_file_pages_stay_unless_asked() {
+    let (chunks, summary) = plan("CPPC", FILE, Policy::default(), 8);
+    assert!(
+        !chunks[0].class.elide_zero,
+        "a dropped page of zeros would show the file"
+    );
+    assert_eq!(pages(summary.drops.iter().map(|drop| drop.run)), [(1, 2)]);
+    assert_eq!(summary.left_bytes[&LeftBecause::CleanFile], 2 * 0x1000);
+    let all = Policy {
+        drop_file_pages: true,
+        ..Default::default()
+    };
+    let (chunks, summary) = plan("CPPC", FILE, all, 8);
+    assert_eq!(pages(chunks[0].runs.clone()), [(1, 2)]);
+    assert_eq!(pages(summary.drops.iter().map(|drop| drop.run)), [(0, 4)]);
+    assert_eq!(summary.drop_only_bytes, 2 * 0x1000);
+}
+
+#[test]
+fn a_page_of_zeros_over_a_file_stays() {
+    // KSM puts the shared page of zeros over a copied page that holds zeros: dropped,
+    // the file would show.
+    let (_, summary) = plan("PZP", FILE, Policy::default(), 8);
+    let drops = pages(summary.drops.iter().map(|drop| drop.run));
+    assert_eq!(drops, [(0, 1), (2, 1)]);
+}
+
+#[test]
+fn copied_pages_of_code_stay_and_clean_ones_go() {
+    let policy = Policy {
+        drop_file_pages: true,
+        override_protection: true,
+        ..Default::default()
+    };
+    let (chunks, summary) = plan("CPC", "r-xp 0 08:01 5 /lib/x", policy, 8);
+    assert!(chunks.is_empty());
+    let drops = pages(summary.drops.iter().map(|drop| drop.run));
+    assert_eq!(drops, [(0, 1), (2, 1)]);
+    assert_eq!(summary.left_bytes[&LeftBecause::Code], 0x1000);
+}
+
+#[test]
+fn guard_regions_are_counted_as_what_they_are() {
+    let (_, summary) = plan("PGP", ANON, Policy::default(), 8);
+    let drops = pages(summary.drops.iter().map(|drop| drop.run));
+    assert_eq!(drops, [(0, 1), (2, 1)]);
+    assert_eq!(summary.left_bytes[&LeftBecause::Guard], 0x1000);
+}
+
+#[test]
+fn a_mapping_that_stays_counts_with_its_resident_size() {
+    let (chunks, summary) = plan(
+        "PP",
+        "rw-s 0 00:01 9 /memfd:x (deleted)",
+        Policy::default(),
+        8,
+    );
+    assert!(chunks.is_empty() && summary.drops.is_empty());
+    assert_eq!(summary.left_bytes[&LeftBecause::SharedMapping], 7);
+}
+
+#[test]
+fn protection_decides_the_way_in() {
+    let policy = Policy {
+        override_protection: true,
+        ..Default::default()
+    };
+    let (chunks, _) = plan("P", "---p 0 00:00 0", policy, 8);
+    assert!(chunks[0].class.through_proc_mem);
+    let (chunks, _) = plan("P", ANON, Policy::default(), 8);
+    assert!(!chunks[0].class.through_proc_mem);
+}
