@@ -97,7 +97,7 @@ pub(crate) fn fetch(image_id: &[u8; 16]) -> Result<MasterKey> {
         )
         .hint("it is kept for the user who made the image, until the machine stops; for an image that outlives that set key_file")),
         Err(error) => Err(StageError::new(
-            code::UNSUPPORTED,
+            refusal(error),
             format!(
                 "the key of this image was ephemeral, and the keyring cannot be asked for it: {}",
                 text(error)
@@ -158,6 +158,13 @@ fn is_absent(error: KeyError) -> bool {
         error,
         KeyError::KeyDoesNotExist | KeyError::KeyExpired | KeyError::KeyRevoked
     )
+}
+
+fn refusal(error: KeyError) -> i32 {
+    match error {
+        KeyError::AccessDenied | KeyError::PermissionDenied => code::PERMISSION,
+        _ => code::UNSUPPORTED,
+    }
 }
 
 /// A failure of a keyring for people.
