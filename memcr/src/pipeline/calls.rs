@@ -100,6 +100,8 @@ pub(crate) struct What {
     chunk: Option<u64>,
     /// Time it may take beside the limit.
     extra: Duration,
+    /// Only waits until another call into the same plugin or handle is back.
+    waits: bool,
 }
 
 impl What {
@@ -108,6 +110,14 @@ impl What {
         Self {
             chunk: Some(index),
             ..name.into()
+        }
+    }
+
+    /// A call that must not be made beside another one.
+    pub(crate) fn turn() -> Self {
+        Self {
+            waits: true,
+            ..Self::from("waiting for another call into it")
         }
     }
 
@@ -126,6 +136,7 @@ impl From<&'static str> for What {
             name,
             chunk: None,
             extra: Duration::ZERO,
+            waits: false,
         }
     }
 }
@@ -207,13 +218,14 @@ impl Calls {
         }
     }
 
-    /// The oldest call, if nothing came back for the limit.
+    /// The oldest call, if nothing came back for the limit. Who waits for another call is
+    /// named only if that one is not of this pipeline.
     pub(super) fn stalled(&self) -> Option<PipelineError> {
         let limit = self.limit?;
         let mut log = guard(&self.log);
         log.look();
         let waiting = || log.calls.iter().filter(|call| !call.left);
-        let oldest = waiting().min_by_key(|call| call.since)?;
+        let oldest = waiting().min_by_key(|call| (call.what.waits, call.since))?;
         let extra = waiting().map(|call| call.what.extra).max()?;
         let quiet = log.watched - oldest.since.max(log.last_back);
         (quiet >= limit + extra).then(|| oldest.stalled(log.watched))
@@ -345,6 +357,20 @@ mod tests {
         let _call = calls.enter(&Who::sink("file"), "sink_open");
         pass(&calls, 1000);
         assert!(calls.stalled().is_none());
+    }
+
+    #[test]
+    fn who_holds_the_plugin_is_named_before_who_waits_for_it() {
+        let calls = Calls::new(Some(LIMIT));
+        let stage = Who::stage("solo");
+        let _waits = calls.enter(&stage, What::turn());
+        pass(&calls, 100);
+        let hung = calls.enter(&stage, What::chunk("encode", 2));
+        pass(&calls, 950);
+        assert!(text(calls.stalled()).starts_with("stage `solo`: encode of chunk 2"));
+        drop(hung);
+        pass(&calls, 950);
+        assert!(text(calls.stalled()).starts_with("stage `solo`: waiting for another call"));
     }
 
     #[test]

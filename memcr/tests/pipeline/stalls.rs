@@ -259,6 +259,21 @@ impl PopulatePages for Gate {
     }
 }
 
+/// One call over all handles: so another pipeline cannot use the plugin either, and says so.
+#[test]
+fn a_plugin_that_hangs_in_another_pipeline() {
+    let (place, other) = (Place::new(), Place::new());
+    let stage = "stage `hangs_in_plugin`";
+    let begin = Instant::now();
+    let stored = store(&place.spec("hangs_in_plugin,", "none"));
+    must_be_stalled(begin, stored, &format!("{stage}: encode of chunk 0"));
+    assert!(!place.image().exists());
+    let begin = Instant::now();
+    let stored = store(&other.spec("hangs_in_plugin,", "none"));
+    let wanted = format!("{stage}: waiting for another call into it");
+    must_be_stalled(begin, stored, &wanted);
+}
+
 #[test]
 fn without_a_limit_only_the_user_ends_it() {
     let place = Place::new();

@@ -382,6 +382,7 @@ fn build_c_stages(dir: &Path) {
     for (name, threads) in [
         ("SOLO_IN_PLUGIN", "MEMCR_THREADS_SERIAL"),
         ("SOLO_IN_HANDLE", "MEMCR_THREADS_PER_HANDLE"),
+        ("HANGS_IN_PLUGIN", "MEMCR_THREADS_SERIAL"),
     ] {
         let defines = [("ODD", name), ("THREADS", threads)];
         compile(

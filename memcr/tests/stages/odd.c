@@ -26,7 +26,8 @@ enum {
     DECODES_SHORT,   /* decode gives fewer bytes */
     DECODES_TOO_MUCH, /* decode says it wrote more than there is room for */
     SOLO_IN_PLUGIN,  /* takes chunks in any order, but one call at a time over all handles */
-    SOLO_IN_HANDLE   /* the same, one call at a time on each handle */
+    SOLO_IN_HANDLE,  /* the same, one call at a time on each handle */
+    HANGS_IN_PLUGIN  /* encode does not come back; one call at a time over all handles */
 };
 
 #define SOLO (ODD == SOLO_IN_PLUGIN || ODD == SOLO_IN_HANDLE)
@@ -143,6 +144,8 @@ static int32_t encode(memcr_handle handle, memcr_worker worker, const memcr_chun
     int32_t code;
 
     (void)worker;
+    while (ODD == HANGS_IN_PLUGIN)
+        pause();
     if (ODD == PASSES)
         return MEMCR_CODE_PASS;
     if (ODD == UNKNOWN_ANSWER)

@@ -68,7 +68,7 @@ impl Handle {
             .collect();
         let mut raw = ptr::null_mut();
         let plugin = plugin.clone();
-        let serial = serial_lock(&plugin);
+        let serial = serial_lock(&plugin, &watch);
         let create = needed(plugin.0.table.create)?;
         let under_way = watch.enter("create");
         // SAFETY: HOST is static, `pairs` and their texts live beyond the call, `raw` and
@@ -369,6 +369,11 @@ impl Handle {
         Ok(out)
     }
 
+    fn handle_lock(&self) -> Option<MutexGuard<'_, ()>> {
+        let is_alone = self.description().threads == ThreadModel::PerHandle;
+        is_alone.then(|| lock_watched(&self.lock, &self.watch))
+    }
+
     fn enter(&self, what: impl Into<What>, f: impl FnOnce(*mut abi::Error) -> i32) -> Result<()> {
         let what = what.into();
         match self.enter_coded(what, f)? {
@@ -387,10 +392,8 @@ impl Handle {
         f: impl FnOnce(*mut abi::Error) -> i32,
     ) -> Result<i32> {
         let what = what.into();
-        let _serial = serial_lock(&self.plugin);
-        let _alone =
-            (self.description().threads == ThreadModel::PerHandle).then(|| lock(&self.lock));
-        // Who waits for a lock is not under way: who holds it is to be named.
+        let _serial = serial_lock(&self.plugin, &self.watch);
+        let _alone = self.handle_lock();
         let _under_way = self.watch.enter(what);
         if self.dead.load(Relaxed) {
             let message = format!(
@@ -409,7 +412,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let _serial = serial_lock(&self.plugin);
+        let _serial = serial_lock(&self.plugin, &self.watch);
         let _under_way = self.watch.enter("destroy");
         if let Some(destroy) = self.plugin.0.table.destroy {
             // SAFETY: handle is live until here, and its workers are gone: each keeps the
@@ -439,9 +442,8 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         let handle = &self.handle;
-        let _serial = serial_lock(&handle.plugin);
-        let _alone =
-            (handle.description().threads == ThreadModel::PerHandle).then(|| lock(&handle.lock));
+        let _serial = serial_lock(&handle.plugin, &handle.watch);
+        let _alone = handle.handle_lock();
         let _under_way = handle.watch.enter("worker_destroy");
         if let Some(f) = handle.plugin.0.table.worker_destroy {
             // SAFETY: made by worker_create of this handle, ended only here.
@@ -450,8 +452,15 @@ impl Drop for Worker {
     }
 }
 
-fn serial_lock(plugin: &Plugin) -> Option<MutexGuard<'_, ()>> {
-    (plugin.0.description.threads == ThreadModel::Serial).then(|| lock(&plugin.0.serial))
+fn serial_lock<'a>(plugin: &'a Plugin, watch: &Watch) -> Option<MutexGuard<'a, ()>> {
+    let is_serial = plugin.0.description.threads == ThreadModel::Serial;
+    is_serial.then(|| lock_watched(&plugin.0.serial, watch))
+}
+
+/// Waiting is known as a call: who holds the lock may be in another pipeline.
+fn lock_watched<'a>(mutex: &'a Mutex<()>, watch: &Watch) -> MutexGuard<'a, ()> {
+    let _waits = watch.enter(What::turn());
+    lock(mutex)
 }
 
 /// The locks hold no data, so a panic of ours while one was held broke none.
