@@ -111,8 +111,8 @@ pub enum RestoreError {
         /// The proof.
         source: Box<PipelineError>,
     },
-    /// All memory is back, but the guard could not be taken down.
-    #[error("process {pid} has its memory back and is held")]
+    /// All memory is back, but what held the target could not be taken out of it.
+    #[error("process {pid} has its memory back, but is not rid of what held it")]
     TakeDown {
         /// The target.
         pid: i32,
@@ -180,8 +180,12 @@ pub fn restore(
         clock.done("huge pages");
     }
     let rss_after_bytes = procfs::rss_bytes(pid);
-    // With all bytes back nobody needs it any more, whatever became of the release.
-    let image_left = remove_all(image, journal);
+    // With all bytes back nobody needs it any more, whatever became of the release. The
+    // journal tells what is left in the target, if something is.
+    let image_left = match &taken_down {
+        Ok(()) => remove_all(image, journal),
+        Err(_) => image.remove().err().map(|error| error.to_string()),
+    };
     clock.done("remove image");
     let error = match (taken_down, released) {
         (_, Err(FreezeError::TargetExited(pid))) => {

@@ -264,6 +264,7 @@ impl From<RestoreError> for Failure {
     fn from(error: RestoreError) -> Self {
         let hint = match &error {
             RestoreError::Corrupt { pid, .. } => Some(damaged_hint(*pid)),
+            RestoreError::TakeDown { pid, .. } => Some(leftover_hint(*pid)),
             _ => None,
         };
         Self::new(not_restored(&error), error).with_hint(hint.as_deref())
@@ -276,6 +277,10 @@ fn damaged_hint(pid: i32) -> String {
         "when the image is repaired, `memcr restore {pid} --on-corrupt hold` tries again; \
          without --on-corrupt hold a damaged image costs the process its life"
     )
+}
+
+fn leftover_hint(pid: i32) -> String {
+    format!("`memcr recover {pid}` takes the rest out")
 }
 
 impl From<AdoptError> for Failure {
@@ -298,6 +303,7 @@ impl From<AdoptError> for Failure {
             } => Some(PERMISSION_HINT.to_owned()),
             AdoptError::Held { source, .. } => source.hint().map(str::to_owned),
             AdoptError::Corrupt { pid, .. } => Some(damaged_hint(*pid)),
+            AdoptError::TakeDown { pid, .. } => Some(leftover_hint(*pid)),
             AdoptError::Journal(error) => journal_hint(error),
             _ => None,
         };

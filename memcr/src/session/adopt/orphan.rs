@@ -206,9 +206,9 @@ pub(super) struct Fate {
 impl Fate {
     pub(super) fn failed(self, error: StepError, image: OpenImage, journal: Journal) -> AdoptError {
         let pid = self.record.pid;
-        let has_ended = target(&self.record).is_err();
+        let ended = matches!(target(&self.record), Err(AdoptError::TargetExited { .. }));
         let source = match error {
-            _ if has_ended => {
+            _ if ended => {
                 let _ = remove_all(image, journal);
                 return AdoptError::TargetExited { pid };
             }
