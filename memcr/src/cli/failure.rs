@@ -169,6 +169,14 @@ fn no_session(error: &JournalError) -> Exit {
     }
 }
 
+/// A journal that was adopted and cannot be written now. Another directory would not help.
+fn is_unwritten(error: &JournalError) -> bool {
+    matches!(
+        error,
+        JournalError::Io { .. } | JournalError::TooLong { .. }
+    )
+}
+
 fn journal_hint(error: &JournalError) -> Option<String> {
     Some(match error {
         JournalError::Held { record } if record.parked => {
@@ -293,7 +301,7 @@ impl From<AdoptError> for Failure {
                 ..
             } => Exit::Permission,
             AdoptError::Image { .. } => Exit::Internal,
-            AdoptError::Journal(error) => no_session(error),
+            AdoptError::Journal(error) if !is_unwritten(error) => no_session(error),
             _ => Exit::RestoreFailed,
         };
         let hint = match &error {
@@ -304,7 +312,7 @@ impl From<AdoptError> for Failure {
             AdoptError::Held { source, .. } => source.hint().map(str::to_owned),
             AdoptError::Corrupt { pid, .. } => Some(damaged_hint(*pid)),
             AdoptError::TakeDown { pid, .. } => Some(leftover_hint(*pid)),
-            AdoptError::Journal(error) => journal_hint(error),
+            AdoptError::Journal(error) if !is_unwritten(error) => journal_hint(error),
             _ => None,
         };
         Self::new(exit, error).with_hint(hint.as_deref())
