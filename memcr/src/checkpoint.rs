@@ -43,7 +43,7 @@ use crate::session::{Held, HugePages, PhaseClock};
 use crate::sink::hex;
 use crate::sys::{features, page_size, userfaultfd};
 use describe::{describe, needed};
-use error::causes;
+pub(crate) use error::causes;
 use take_away::take_away;
 
 /// What a checkpoint and the way back have open at once, at most a dozen, and as much

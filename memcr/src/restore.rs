@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::checkpoint::causes;
 use crate::fault;
 use crate::freeze::{FreezeError, Missing};
 use crate::inject::{Borrowed, InjectError};
@@ -227,9 +228,13 @@ pub fn give_up(held: Held) {
 /// Removes what a session leaves on disk: the image first, because without its journal
 /// nobody would find it.
 pub(crate) fn remove_all(image: OpenImage, journal: Journal) -> Option<String> {
+    let locator = journal.record().image.as_ref();
+    let locator = locator.map_or_else(String::new, |image| image.locator.clone());
     let passed = fault::point("restore.released").map_err(|error| error.to_string());
-    let image = image.remove().map_err(|error| error.to_string());
-    let journal = journal.remove().map_err(|error| error.to_string());
+    let image = image
+        .remove()
+        .map_err(|error| format!("{locator}: {}", causes(&error)));
+    let journal = journal.remove().map_err(|error| causes(&error));
     passed.and(image).and(journal).err()
 }
 
@@ -271,7 +276,7 @@ fn bring_back(
         .update(|record| record.state = State::Restoring)
     {
         // It says that the target is held, and what follows from that is the same.
-        tracing::warn!("{error}");
+        tracing::warn!("{}", causes(&error));
     }
     let stats = match &held.guarded {
         Some(guarded) => {

@@ -113,7 +113,7 @@ impl From<PipelineError> for StepError {
 }
 
 /// An error and its causes, in one line.
-pub(super) fn causes(error: &dyn Error) -> String {
+pub(crate) fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -93,7 +93,7 @@ pub(super) fn remarks(report: &RestoreReport) {
         );
     }
     if let Some(left) = &report.image_left {
-        tracing::warn!("the image stays behind: {left}");
+        tracing::warn!("something of the session stays behind: {left}");
     }
 }
 
