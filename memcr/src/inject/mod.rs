@@ -28,7 +28,9 @@
 //!
 //! Single calls stop at system call entry and exit (PTRACE_SYSCALL), tables at the SIGSTOP
 //! that the thread sends itself at their end: neither raises a signal that the target
-//! could block, ignore or handle. Where the mapping cannot be had (RLIMIT_AS, a policy
+//! could block, ignore or handle. A SIGCONT that somebody sends in that moment takes the
+//! SIGSTOP away; then the nudge behind it stops the thread, before it goes back to code of
+//! its own. Where the mapping cannot be had (RLIMIT_AS, a policy
 //! against executable memory) all calls are single ones, and there is no guard.
 
 mod drive;
@@ -296,8 +298,8 @@ impl<'a> Borrowed<'a> {
 
     fn disturb(&self) -> Result<()> {
         let tid = self.tid;
-        // SIGKILL and SIGSTOP are kept out by the kernel.
-        ptrace::set_signal_mask(tid, u64::MAX)
+        // All but the nudge. SIGKILL and SIGSTOP are kept out by the kernel.
+        ptrace::set_signal_mask(tid, !(1 << (self.ids.nudge - 1)))
             .map_err(|source| request("set the signal mask of", tid, source))?;
         if let Some((addr, _)) = self.saved.critical_section {
             let cleared = self.memory.write(addr, &[0; 8]);
@@ -348,11 +350,18 @@ impl<'a> Borrowed<'a> {
             .with_entry(parasite.address(), parasite.entries(), n_entries);
         ptrace::set_registers(tid, &regs)
             .map_err(|source| request("set registers of", tid, source))?;
-        let stop = parasite.entry(part.len());
+        let ends = [(0, libc::SIGSTOP), (1, self.ids.nudge)].map(|(i, signal)| {
+            (
+                WaitStatus::SignalStop(signal),
+                parasite.entry(part.len() + i),
+            )
+        });
         self.resume(Resume::Freely, |status| {
             let at = || ptrace::registers(tid).ok().flatten();
-            status == WaitStatus::SignalStop(libc::SIGSTOP)
-                && at().is_some_and(|regs| parasite.is_in(regs.pc()) && regs.entry() == stop)
+            ends.iter().any(|(end, _)| status == *end)
+                && at().is_some_and(|regs| {
+                    parasite.is_in(regs.pc()) && ends.contains(&(status, regs.entry()))
+                })
         })?;
         parasite
             .unload(&self.memory, part)

@@ -14,8 +14,9 @@ use crate::sys::proc_mem::ProcMem;
 /// Calls in one table: 64 KiB of it. A target fragmented into 100,000 runs then takes
 /// a hundred stops, and its table no memory worth speaking of.
 const CAPACITY: usize = 1024;
-/// Entries that the host puts behind those asked for: the stop, the mask, the dispatch.
-pub(super) const N_LAST: usize = 3;
+/// Entries that the host puts behind those asked for: the stop, the nudge, the mask, the
+/// dispatch.
+pub(super) const N_LAST: usize = 4;
 /// Entries of the caller in one table.
 pub(super) const BATCH: usize = CAPACITY - N_LAST;
 /// Offset of the buffer for arguments in memory; it ends where the entries begin.

@@ -83,16 +83,16 @@ impl Saved {
         self.regs.way_back(self.aborted(memory))
     }
 
-    /// The calls at the end of each table: the stop, at which we take over, then what the
+    /// The calls at the end of each table: the stop, at which we take over; the nudge, at
+    /// which we do if somebody's SIGCONT took the stop away before it came; then what the
     /// thread does without us: its mask and its dispatch, in this order, because with the
     /// dispatch on it could make no more call of ours.
     pub(super) fn last_entries(&self, ids: Ids, mask_at: u64) -> Vec<Entry> {
         let call = |nr, args| Entry { nr, args, ret: 0 };
+        let send = |signal: i32| call(nr::TGKILL, [ids.pid, ids.tid, signal as u64, 0, 0, 0]);
         let mut last = vec![
-            call(
-                nr::TGKILL,
-                [ids.pid, ids.tid, libc::SIGSTOP as u64, 0, 0, 0],
-            ),
+            send(libc::SIGSTOP),
+            send(ids.nudge),
             call(
                 nr::RT_SIGPROCMASK,
                 [libc::SIG_SETMASK as u64, mask_at, 0, 8, 0, 0],
@@ -145,11 +145,18 @@ impl Saved {
     }
 }
 
-/// The ids by which a thread knows itself, in its own pid namespace.
+/// Signals that do nothing by default (signal(7)), but are told to a tracer.
+const NUDGES: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
+
+/// The ids by which a thread knows itself, in its own pid namespace, and its nudge: a
+/// signal that stops it for its tracer and that no SIGCONT takes away, unlike SIGSTOP.
+/// Without a tracer nothing comes of it: it is one that the target neither handles nor
+/// blocks, if there is one of the kind.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ids {
     pid: u64,
     tid: u64,
+    pub(super) nudge: i32,
 }
 
 impl Ids {
@@ -158,7 +165,10 @@ impl Ids {
         let status = Status::of_thread(pid, tid).map_err(|_| InjectError::TargetExited(pid))?;
         let last =
             |name| -> Option<u64> { status.field(name)?.split_whitespace().last()?.parse().ok() };
+        let used = status.signals("SigCgt") | status.signals("SigBlk");
+        let free = NUDGES.into_iter().find(|it| used & 1 << (it - 1) == 0);
         Ok(Self {
+            nudge: free.unwrap_or(libc::SIGURG),
             pid: last("NStgid").unwrap_or(pid as u64),
             tid: last("NSpid").unwrap_or(tid as u64),
         })
