@@ -192,6 +192,11 @@ pub enum Verb {
         hold: bool,
     },
     /// List the processes that are held
+    ///
+    /// Their states: storing, dropping, held, restoring, which is how far a memcr is that
+    /// works on it; held with no memcr beside it, after `memcr checkpoint`; interrupted,
+    /// because its memcr died, and gone, because the process has ended: `memcr recover`
+    /// finishes both; unknown and damaged, where it cannot be told.
     List,
     /// Show what an image holds: pipeline, target, mappings, totals
     Inspect {
