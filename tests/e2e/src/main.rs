@@ -20,6 +20,7 @@
 //! | `races`     | 1, 2, 3, 6                                                          |
 //! | `refusals`  | 4, 6, 11, 12, 16, 30, 36, and who may not                           |
 //! | `undo`      | failures of every kind that must cost the target nothing            |
+//! | `guard`     | the guard over dropped memory, and what holds without one            |
 //! | `held`      | what happens while the target is held, also to the image            |
 //! | `parked`    | checkpoint, restore, recover, list as separate commands               |
 //! | `image`     | flipped bits, truncations                                           |
@@ -28,6 +29,7 @@
 
 mod blocked;
 mod common;
+mod guard;
 mod held;
 mod image;
 mod limits;
@@ -67,6 +69,7 @@ fn main() {
         races::tests(),
         refusals::tests(),
         undo::tests(),
+        guard::tests(),
         held::tests(),
         parked::tests(),
         image::tests(),
