@@ -68,6 +68,10 @@ pub enum GuardError {
         /// What the kernel answered.
         source: io::Error,
     },
+    /// A descriptor that was sent to the target did not arrive: it may have no more, or a
+    /// security module has taken it out of the message (recv(2)).
+    #[error("the target was not given the descriptor that was sent to it")]
+    NotReceived,
     /// A call of ours failed.
     #[error("cannot {what}")]
     Own {
@@ -82,6 +86,18 @@ pub enum GuardError {
 }
 
 type Result<T> = std::result::Result<T, GuardError>;
+
+impl GuardError {
+    /// The target may have as many descriptors as it may. One that is received beyond the
+    /// limit is dropped without an error.
+    fn is_of_limit(&self) -> bool {
+        match self {
+            Self::Remote { source, .. } => source.raw_os_error() == Some(libc::EMFILE),
+            Self::NotReceived => true,
+            _ => false,
+        }
+    }
+}
 
 /// A context of the target's memory, and its descriptor in the target.
 #[derive(Debug)]
@@ -100,12 +116,10 @@ impl Guard {
             return Err(GuardError::NoParasite);
         }
         let descriptor = match make_in(borrowed) {
-            Err(GuardError::Remote { source, .. })
-                if source.raw_os_error() == Some(libc::EMFILE) =>
-            {
+            Err(error) if error.is_of_limit() => {
                 let pid = borrowed.frozen.pid();
                 let _limit = LiftedLimit::lift(pid).map_err(|source| GuardError::Own {
-                    what: "lift the target's limit of open files, which is reached,",
+                    what: "lift the target's limit of open files, which is reached",
                     source,
                 })?;
                 make_in(borrowed)?
@@ -282,13 +296,7 @@ fn send(borrowed: &mut Borrowed<'_>, pair: [i32; 2], descriptor: &OwnedFd) -> Re
     call(borrowed, "recvmsg", nr::RECVMSG, args)?;
     let mut bytes = [0; CONTROL_LEN];
     borrowed.read_scratch(CONTROL_AT, &mut bytes)?;
-    received(&bytes).ok_or_else(|| {
-        // A security module may take descriptors out of a message (recv(2)).
-        own(
-            "give a descriptor to the target",
-            io::ErrorKind::PermissionDenied.into(),
-        )
-    })
+    received(&bytes).ok_or(GuardError::NotReceived)
 }
 
 /// The descriptor in a control message of one SCM_RIGHTS with one descriptor.

@@ -12,7 +12,7 @@ use crate::pages::guarded::GuardedMemory;
 use crate::pages::{PageRun, RemoteAddr};
 use crate::sys::collapse::collapse;
 
-use super::journal::{GuardRecord, Journal, JournalError, ParasiteRecord, Record};
+use super::journal::{GuardRecord, Journal, ParasiteRecord, Record};
 
 /// Length of a huge page that the kernel can make of small ones, where its file does not
 /// say it (Documentation/admin-guide/mm/transhuge.rst), bytes.
@@ -42,9 +42,6 @@ pub enum TakeDownError {
     /// Its descriptor could not be closed.
     #[error(transparent)]
     Guard(#[from] GuardError),
-    /// The journal could not be told.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
     /// A fault point.
     #[error("stopped by a fault point")]
     Fault(#[source] io::Error),
@@ -161,7 +158,11 @@ impl Guarded {
             record.guard = None;
             record.leftover = vec![self.guard.descriptor()];
         });
-        Ok(told?)
+        if let Err(error) = told {
+            // With all memory back a journal that says too much is no reason to hold on.
+            tracing::warn!("{error}");
+        }
+        Ok(())
     }
 
     /// Takes all of it out of a frozen target, which then is as it was before: disarmed,

@@ -45,13 +45,14 @@ fn guards(pid: u32) -> usize {
         .count()
 }
 
-fn is_guarded(memcr: Memcr) -> Result<bool> {
-    let finished = memcr.args(["-n", "--json"]).run()?;
+/// One cycle, in which a guard stands, or does not.
+fn expect_guarded(memcr: Memcr, want: bool) -> Result {
+    let finished = memcr.args(["-n", "-v", "--json"]).run()?;
     finished.expect(0)?;
-    let report = finished.json()?;
-    report["checkpoint"]["guarded"]
-        .as_bool()
-        .ok_or_else(|| format!("nothing is said of a guard: {report}").into())
+    let is_guarded = finished.json()?["checkpoint"]["guarded"].as_bool();
+    ensure(is_guarded == Some(want), || {
+        format!("guarded: {is_guarded:?}\n{finished}")
+    })
 }
 
 /// While the target is held it has one descriptor more, afterwards none.
@@ -78,7 +79,7 @@ fn descriptors_are_short() -> Result {
     ensure(status.context("prlimit")?.success(), || "prlimit".into())?;
     let limits = || proc::text(victim.pid(), "limits");
     let (before, limited) = (Snapshot::take(victim.pid())?, limits()?);
-    ensure(is_guarded(rig.memcr(victim.pid()))?, || "no guard".into())?;
+    expect_guarded(rig.memcr(victim.pid()), true)?;
     ensure(limits()? == limited, || "the limit is another one".into())?;
     unharmed(&rig, &mut victim, &before, Allow::default())
 }
@@ -91,7 +92,7 @@ fn no_device() -> Result {
     let memcr = rig
         .memcr(victim.pid())
         .via(&["unshare", "-m", "sh", "-c", NO_DEVICE]);
-    ensure(is_guarded(memcr)?, || "no guard".into())?;
+    expect_guarded(memcr, true)?;
     unharmed(&rig, &mut victim, &before, Allow::default())
 }
 
@@ -102,9 +103,7 @@ fn no_guard_to_be_had() -> Result {
     let mut victim = victim()?;
     let before = Snapshot::take(victim.pid())?;
     let without = |memcr: Memcr| memcr.via(&["unshare", "-m", "sh", "-c", OTHER_DEVICE]);
-    ensure(!is_guarded(without(rig.memcr(victim.pid())))?, || {
-        "a guard made of /dev/null".into()
-    })?;
+    expect_guarded(without(rig.memcr(victim.pid())), false)?;
     let finished = without(rig.checkpoint(victim.pid())).run()?;
     finished.expect(4)?;
     finished.says("was not touched")?;
