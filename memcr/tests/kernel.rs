@@ -205,3 +205,42 @@ fn taking_notice_of_ends_leaves_stops_alone() {
     }
     assert!(wait::take_end(pid));
 }
+
+/// Waits until it sleeps in its read.
+fn wait_until_it_reads(pid: i32) {
+    let reads = format!("{} ", libc::SYS_read);
+    let syscall = || std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
+    while !syscall().starts_with(&reads) {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_process_that_sleeps_is_known_to_have_slept() {
+    // A thread that loses its CPU on the way into the stop counts as one that has run.
+    let has_slept = || {
+        let cat = Cat::start();
+        wait_until_it_reads(cat.pid());
+        let frozen = frozen(cat.pid());
+        let has_slept = frozen.has_slept();
+        frozen.release().unwrap();
+        cat.still_answers();
+        has_slept
+    };
+    assert!((0..5).any(|_| has_slept()));
+}
+
+#[test]
+fn a_process_that_was_woken_is_known_to_have_run() {
+    let mut cat = Cat::start();
+    wait_until_it_reads(cat.pid());
+    let target = Target::examine(cat.pid()).unwrap();
+    cat.0.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    let mut byte = [0];
+    std::io::Read::read_exact(cat.0.stdout.as_mut().unwrap(), &mut byte).unwrap();
+    wait_until_it_reads(cat.pid());
+    let frozen = freeze(target, &Cancel::new()).unwrap();
+    assert!(!frozen.has_slept());
+    frozen.release().unwrap();
+    cat.still_answers();
+}
