@@ -172,6 +172,7 @@ pub fn restore(
     } = held;
     let taken_down = guarded.map_or(Ok(()), |guarded| guarded.take_down(&mut frozen, site));
     let pidfd = frozen.target().as_fd().try_clone_to_owned();
+    let ended = taken_down.is_err() && frozen.has_ended();
     let released = frozen.release();
     clock.done("release");
     if let Ok(pidfd) = pidfd
@@ -185,10 +186,12 @@ pub fn restore(
     // journal tells what is left in the target, if something is.
     let image_left = match &taken_down {
         Ok(()) => remove_all(image, journal),
+        Err(_) if ended => remove_all(image, journal),
         Err(_) => image.remove().err().map(|error| error.to_string()),
     };
     clock.done("remove image");
     let error = match (taken_down, released) {
+        _ if ended => RestoreError::TargetExited { pid, signal: None },
         (_, Err(FreezeError::TargetExited(pid))) => {
             RestoreError::TargetExited { pid, signal: None }
         }

@@ -28,7 +28,7 @@ use crate::checkpoint::{CheckpointOptions, checkpoint};
 use crate::pipeline::{Cancel, LinkDescription, Pipeline, Progress, SearchPath};
 use crate::restore::{self, RestoreError, RestoreReport, restore};
 use crate::session::journal::StateDir;
-use crate::session::{Held, HeldEvent};
+use crate::session::{Held, HeldEvent, ParkError};
 
 /// What the user is asked when the target is held. Others wait for these words.
 const PROMPT: &str = "press enter to restore";
@@ -95,9 +95,12 @@ pub(super) fn run(order: &Order<'_>, out: &mut Out) -> Result<(), Failure> {
 /// `checkpoint PID`: takes the memory of a process away and leaves the process held.
 pub(super) fn park(order: &Order<'_>, out: &mut Out) -> Result<(), Failure> {
     let Taken { held, stages, .. } = order.take(true)?;
-    let taken = held.park().map_err(|error| {
-        let again = format!("`memcr recover {}` finishes the session", order.pid);
-        Failure::new(Exit::Internal, error).with_hint(Some(&again))
+    let taken = held.park().map_err(|error| match error {
+        ParkError::TargetExited(_) => Failure::new(Exit::TargetGone, error),
+        error => {
+            let again = format!("`memcr recover {}` finishes the session", order.pid);
+            Failure::new(Exit::Internal, error).with_hint(Some(&again))
+        }
     })?;
     if order.args.common.json {
         out.json(&json!({

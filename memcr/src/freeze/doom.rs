@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Frozen;
-use crate::sys::procfs::Status;
+use crate::sys::procfs::{self, Status};
 use crate::sys::ptrace;
 use crate::sys::wait::{self, Pause, WaitStatus};
 
@@ -80,6 +80,13 @@ impl Frozen {
     fn is_leader_dead(&self) -> bool {
         Status::of_process(self.pid()).map_or(true, |status| matches!(status.state(), 'Z' | 'X'))
     }
+}
+
+/// The same for a process that stands still without us: it ends when it is continued.
+#[must_use]
+pub fn doom_of_parked(pid: i32) -> Option<Doom> {
+    let tids = procfs::tids(pid).unwrap_or_default();
+    tids.into_iter().find_map(|tid| doom_of(pid, tid))
 }
 
 fn doom_of(pid: i32, tid: i32) -> Option<Doom> {

@@ -27,7 +27,7 @@ use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 pub use arm::Missing;
-pub use doom::Doom;
+pub use doom::{Doom, doom_of_parked};
 pub use target::{Refusal, Target};
 
 use crate::pipeline::Cancel;

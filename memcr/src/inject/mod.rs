@@ -18,11 +18,11 @@
 //! With the parasite in place an orphaned thread cures itself: its registers, mask and
 //! dispatch lie in the parasite's data, and the code loads them when its calls are made
 //! (`memcr_parasite`). Before that it stops the process, so that nothing runs until
-//! somebody has looked after it. What remains are the calls made without the parasite:
-//! the two that map it and the one that unmaps it, some 20 µs each. A thread that was let
-//! go in one of them would go on behind a `syscall` instruction that is not its own, with
-//! registers that are not its own either; so for these calls alone the kernel is told to
-//! kill the target should we die (PTRACE_O_EXITKILL). The alternatives were worse: there
+//! somebody has looked after it. What remains is the time without the parasite: around
+//! the two calls that map it and the one that unmaps it, some 20 µs each. A thread that
+//! was let go then would go on behind a `syscall` instruction that is not its own, with
+//! registers and a mask that are not its own either; so for that time alone the kernel is
+//! told to kill the target should we die (PTRACE_O_EXITKILL). The alternatives were worse: there
 //! is no memory in a target that is nobody's, where its registers could be kept before
 //! we have mapped some (below the stack pointer there may be another stack, as in Go).
 //!
@@ -135,32 +135,37 @@ impl<'a> Borrowed<'a> {
         // From here on a failure drops `borrowed`, which puts everything back.
         // The SIGSTOP at the end of a table takes a SIGCONT with it that somebody sent.
         borrowed.frozen.keep_cont();
-        borrowed.disturb()?;
-        if let Some(parasite) = parasite {
-            borrowed.move_in(parasite)?;
+        match parasite {
+            Some(parasite) => borrowed.move_in(parasite)?,
+            None => borrowed.die_with_us(true)?,
         }
+        borrowed.disturb()?;
         Ok(borrowed)
     }
 
-    /// Takes over a thread that was orphaned in the parasite, and leaves it as it was
-    /// before it was borrowed. True if it was there.
+    /// Takes over a thread that was orphaned while it was borrowed, and leaves it as it
+    /// was before: in the parasite, or before it went in. One that has cured itself
+    /// already is left alone.
     ///
     /// # Errors
     /// When its state cannot be read or put back.
-    pub fn rescue(frozen: &mut Frozen, parasite: Parasite) -> Result<bool> {
+    pub fn rescue(frozen: &mut Frozen, parasite: Parasite) -> Result<()> {
         let (pid, tid) = (frozen.pid(), frozen.tids()[0]);
+        let unread = |source| request("read the saved state of", tid, source);
         let memory =
             ProcMem::open(pid).map_err(|source| request("open the memory of", tid, source))?;
-        let regs =
-            ptrace::registers(tid).map_err(|source| request("read registers of", tid, source))?;
-        if !regs.is_some_and(|regs| parasite.is_in(regs.pc())) {
-            return Ok(false);
+        if !parasite.is_lent(&memory).map_err(unread)? {
+            return Ok(());
         }
-        let saved = parasite
-            .saved(&memory)
-            .map_err(|source| request("read the saved state of", tid, source))?;
-        saved.restore(tid, &memory)?;
-        Ok(true)
+        let saved = parasite.saved(&memory).map_err(unread)?;
+        let regs = ptrace::registers(tid).map_err(unread)?;
+        let mask = ptrace::signal_mask(tid).map_err(unread)?;
+        if regs.is_some_and(|regs| parasite.is_in(regs.pc())) {
+            saved.restore(tid, &memory)?;
+        } else if saved::is_masked(mask) {
+            saved.restore_surroundings(tid, &memory)?;
+        }
+        parasite.set_returned(&memory).map_err(unread)
     }
 
     /// Maps the parasite, if it is not there. False: the target may not have such a
@@ -185,6 +190,7 @@ impl<'a> Borrowed<'a> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let answer = self.call(nr::MPROTECT, [data, len, prot as u64, 0, 0, 0])?;
         if answer == 0 && self.move_in(parasite).is_ok() {
+            self.die_with_us(false)?;
             return Ok(true);
         }
         tracing::debug!("the parasite cannot be written (mprotect answered {answer})");
@@ -229,10 +235,13 @@ impl<'a> Borrowed<'a> {
     /// # Errors
     /// When the call could not be made, did not end, or failed.
     pub fn cure(&mut self) -> Result<()> {
-        match self.parasite.take() {
-            Some(parasite) => self.unmap(parasite),
-            None => Ok(()),
-        }
+        let Some(parasite) = self.parasite else {
+            return Ok(());
+        };
+        // Until the thread is given back.
+        self.die_with_us(true)?;
+        self.parasite = None;
+        self.unmap(parasite)
     }
 
     /// Makes one call; answers what the kernel answered, `-errno` on failure.
@@ -245,14 +254,7 @@ impl<'a> Borrowed<'a> {
             self.run(&mut entries)?;
             return Ok(entries[0].ret);
         }
-        self.frozen
-            .die_with_us(self.tid, true)
-            .map_err(|source| request("set options of", self.tid, source))?;
-        let answer = self.single(nr, args);
-        self.frozen
-            .die_with_us(self.tid, false)
-            .map_err(|source| request("set options of", self.tid, source))?;
-        answer
+        self.single(nr, args)
     }
 
     /// Makes all calls of `entries`, in order, whatever each of them answers, and fills
@@ -387,7 +389,19 @@ impl<'a> Borrowed<'a> {
         }
         self.saved
             .restore(self.tid, &self.memory)
-            .and_then(|()| self.settle())
+            .and_then(|()| self.settle())?;
+        match self.parasite {
+            Some(parasite) => parasite
+                .set_returned(&self.memory)
+                .map_err(|source| request("write the saved state of", self.tid, source)),
+            None => self.die_with_us(false),
+        }
+    }
+
+    /// As long as the thread's state is saved nowhere but here.
+    fn die_with_us(&self, on: bool) -> Result<()> {
+        let set = self.frozen.die_with_us(self.tid, on);
+        set.map_err(|source| request("set options of", self.tid, source))
     }
 }
 

@@ -113,6 +113,16 @@ impl Parasite {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no registers were saved"))
     }
 
+    /// Whether the thread whose state is saved is borrowed: nobody has put it back.
+    pub(super) fn is_lent(self, memory: &ProcMem) -> io::Result<bool> {
+        Ok(memory.read_u64(self.data() + HOST + Saved::LENT_AT)? != 0)
+    }
+
+    /// Says that it is not any more.
+    pub(super) fn set_returned(self, memory: &ProcMem) -> io::Result<()> {
+        memory.write(self.data() + HOST + Saved::LENT_AT, &[0; 8])
+    }
+
     /// Writes `entries` (at most [`CAPACITY`]).
     pub(super) fn load(self, memory: &ProcMem, entries: &[Entry]) -> io::Result<()> {
         let words = entries.iter().flat_map(|entry| {

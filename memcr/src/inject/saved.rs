@@ -30,7 +30,9 @@ pub(super) struct Saved {
 
 impl Saved {
     /// Words in the form that is kept in the target.
-    pub(super) const N_WORDS: usize = 1 + N_REGS + 1 + 4 + 2;
+    pub(super) const N_WORDS: usize = 2 + N_REGS + 1 + 4 + 2;
+    /// Offset of the word that says whether the thread is borrowed now, bytes.
+    pub(super) const LENT_AT: u64 = 8;
 
     pub(super) fn read(tid: i32, memory: &ProcMem) -> Result<Self> {
         let regs =
@@ -64,6 +66,13 @@ impl Saved {
 
     /// Puts everything back. Everything is tried; the first failure is reported.
     pub(super) fn restore(&self, tid: i32, memory: &ProcMem) -> Result<()> {
+        let regs = ptrace::set_registers(tid, &self.regs);
+        let regs = regs.map_err(|source| request("put back the registers of", tid, source));
+        regs.and(self.restore_surroundings(tid, memory))
+    }
+
+    /// The same but for the registers.
+    pub(super) fn restore_surroundings(&self, tid: i32, memory: &ProcMem) -> Result<()> {
         let section = self.critical_section.map_or(Ok(()), |(addr, value)| {
             memory.write(addr, &value.to_ne_bytes())
         });
@@ -73,8 +82,7 @@ impl Saved {
             Ok(())
         };
         let mask = ptrace::set_signal_mask(tid, self.mask);
-        let regs = ptrace::set_registers(tid, &self.regs);
-        let first = regs.and(mask).and(dispatch).and(section);
+        let first = mask.and(dispatch).and(section);
         first.map_err(|source| request("put back the state of", tid, source))
     }
 
@@ -109,7 +117,7 @@ impl Saved {
     }
 
     pub(super) fn to_words(&self) -> Vec<u64> {
-        let mut words = vec![MAGIC];
+        let mut words = vec![MAGIC, 1];
         words.extend(self.regs.to_words());
         words.push(self.mask);
         words.extend(self.dispatch.to_words());
@@ -119,10 +127,11 @@ impl Saved {
     }
 
     /// Offset of the mask in the words, bytes.
-    pub(super) const MASK_AT: u64 = (1 + N_REGS as u64) * 8;
+    pub(super) const MASK_AT: u64 = (2 + N_REGS as u64) * 8;
 
     pub(super) fn from_words(words: &[u64]) -> Option<Self> {
         let (magic, rest) = words.split_first()?;
+        let (_lent, rest) = rest.split_first()?;
         let (regs, rest) = rest.split_first_chunk::<N_REGS>()?;
         let (mask, rest) = rest.split_first()?;
         let (dispatch, rest) = rest.split_first_chunk::<4>()?;
@@ -143,6 +152,13 @@ impl Saved {
         let (start, len, abort) = (word(8)?, word(16)?, word(24)?);
         (self.regs.pc().wrapping_sub(start) < len).then_some(abort)
     }
+}
+
+/// Whether a thread has the mask of a borrowed one: everything blocked but the nudge, and
+/// what the kernel lets nobody block.
+pub(super) fn is_masked(mask: u64) -> bool {
+    let free = NUDGES.iter().chain(&[libc::SIGKILL, libc::SIGSTOP]);
+    free.fold(mask, |mask, signal| mask | 1 << (signal - 1)) == u64::MAX
 }
 
 /// Signals that do nothing by default (signal(7)), but are told to a tracer.

@@ -25,14 +25,16 @@ mod error;
 mod orphan;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 pub use error::AdoptError;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, pidfd_send_signal};
 
 use super::journal::{Journal, Record, State};
 use super::{PhaseClock, put_huge_pages_back};
-use crate::freeze::{Refusal, Target, freeze_again};
+use crate::freeze::{Doom, Refusal, Target, doom_of_parked, freeze_again};
 use crate::inject::{Borrowed, Parasite, Site, leftovers};
 use crate::maps::vma::{self, Vma};
 use crate::pipeline::{Cancel, Pipeline, PipelineSpec, Progress, SearchPath};
@@ -51,6 +53,12 @@ pub enum Adopted {
 }
 
 type Result<T> = std::result::Result<T, AdoptError>;
+
+/// How long a target may take to end by a signal that is pending.
+const DEATH_TIME: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
+};
 
 /// Brings back what is missing of the target of `journal`, and lets it run on. `pipeline`
 /// is loaded as the journal says.
@@ -73,13 +81,21 @@ pub fn restore(
         bury(journal, search)?;
         return Ok(Adopted::NothingMissing);
     }
+    if let Some(doom) = doom_of_parked(pid) {
+        let_die(&target, doom);
+        bury(journal, search)?;
+        return Err(AdoptError::TargetExited { pid });
+    }
     let mut orphan = Orphan::take(record, &target)?;
     let image = open(pipeline, &orphan.record)?;
     clock.done("open image");
     if orphan.record.state == State::Dropping {
         orphan.stop_drop()?;
     }
-    journal.update(|record| record.state = State::Restoring)?;
+    if let Err(error) = journal.update(|record| record.state = State::Restoring) {
+        // It says that the target is held, and what follows from that is the same.
+        tracing::warn!("{error}");
+    }
     let fate = orphan.fate(on_corrupt);
     let stats = match orphan.bring_back(&image, progress) {
         Ok(stats) => stats,
@@ -106,6 +122,25 @@ pub fn restore(
         truncated_bytes: 0,
         image_left,
     }))
+}
+
+/// A signal that ends the target is pending: it is not worth a restore. Continued, it takes
+/// the signal, and what else it would do waits for its memory.
+fn let_die(target: &Target, doom: Doom) {
+    let pid = target.pid;
+    // It can only have ended already.
+    let _ = pidfd_send_signal(target, Signal::CONT);
+    if !has_ended(target.as_fd(), DEATH_TIME) {
+        let _ = pidfd_send_signal(target, Signal::KILL);
+        has_ended(target.as_fd(), DEATH_TIME);
+    }
+    tracing::info!("signal {} has ended process {pid}", doom.signal);
+}
+
+/// Waits for the end of the process behind `pidfd`, but not for long.
+fn has_ended(pidfd: BorrowedFd<'_>, patience: Timespec) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&patience)), Ok(1..))
 }
 
 /// With nothing missing: takes out of the target what a memcr has left there that died

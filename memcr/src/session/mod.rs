@@ -27,12 +27,13 @@ pub(crate) use guarded::{Guarded, put_huge_pages_back};
 pub use hold::{HeldEvent, HoldError};
 pub use report::CheckpointReport;
 
-use crate::freeze::Frozen;
+use crate::freeze::{FreezeError, Frozen};
 use crate::inject::Site;
 use crate::pages::PageRun;
 use crate::pages::remote::RemoteMemory;
 use crate::pipeline::OpenImage;
-use journal::{Journal, JournalError};
+use crate::restore::remove_all;
+use journal::Journal;
 
 /// A target whose memory is in an image.
 pub struct Held {
@@ -62,12 +63,12 @@ pub enum ParkError {
     /// There is no guard over its missing memory.
     #[error("process {0} has no guard: without memcr it would run on wrong memory")]
     NoGuard(i32),
-    /// The journal cannot be written.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
+    /// It ended; nothing of the session is left.
+    #[error("process {0} ended while it was held")]
+    TargetExited(i32),
     /// A thread could not be let go.
     #[error(transparent)]
-    Freeze(#[from] crate::freeze::FreezeError),
+    Freeze(#[from] FreezeError),
 }
 
 impl Held {
@@ -99,18 +100,32 @@ impl Held {
             mut frozen,
             guarded,
             mut journal,
+            image,
             report,
             ..
         } = self;
+        let pid = frozen.pid();
         if guarded.is_none() {
-            return Err(ParkError::NoGuard(frozen.pid()));
+            return Err(ParkError::NoGuard(pid));
         }
         let owed = frozen.take_owed();
-        journal.update(|record| {
+        let told = journal.update(|record| {
             record.parked = true;
             record.owed = owed;
-        })?;
-        frozen.park()?;
-        Ok(report)
+        });
+        if let Err(error) = told {
+            // What it says already is enough to restore the target.
+            tracing::warn!("{error}");
+        }
+        match frozen.park() {
+            Ok(()) => Ok(report),
+            Err(FreezeError::TargetExited(_)) => {
+                if let Some(left) = remove_all(image, journal) {
+                    tracing::warn!("of process {pid}, which has ended, something stays: {left}");
+                }
+                Err(ParkError::TargetExited(pid))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }

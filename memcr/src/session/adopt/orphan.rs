@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use rustix::process::{Signal, pidfd_send_signal};
 
-use super::{AdoptError, Result, read_vmas, target};
+use rustix::event::Timespec;
+
+use super::{AdoptError, Result, has_ended, read_vmas, target};
 use crate::freeze::{Frozen, Missing, Target, freeze_again};
 use crate::inject::{Borrowed, Site};
 use crate::pages::guarded::{GuardedMemory, Heed, Watcher};
@@ -196,6 +198,12 @@ impl Orphan {
     }
 }
 
+/// How long after a failure the end of the target is waited for that may be behind it.
+const A_MOMENT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000_000,
+};
+
 /// What becomes of a target whose restore failed.
 pub(super) struct Fate {
     record: Record,
@@ -206,7 +214,9 @@ pub(super) struct Fate {
 impl Fate {
     pub(super) fn failed(self, error: StepError, image: OpenImage, journal: Journal) -> AdoptError {
         let pid = self.record.pid;
-        let ended = matches!(target(&self.record), Err(AdoptError::TargetExited { .. }));
+        // A process that is being killed answers oddly for a moment before it is gone.
+        let pidfd = self.pidfd.as_ref().ok();
+        let ended = pidfd.is_some_and(|pidfd| has_ended(pidfd.as_fd(), A_MOMENT));
         let source = match error {
             _ if ended => {
                 let _ = remove_all(image, journal);
