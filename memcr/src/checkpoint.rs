@@ -35,7 +35,9 @@ use crate::maps::vma;
 use crate::pages::give_back::GivenBack;
 use crate::pages::remote::RemoteMemory;
 use crate::pages::table::KernelPageTable;
-use crate::pipeline::{Cancel, EncodeSetup, Encoder, OpenImage, Pipeline, PipelineError, Progress};
+use crate::pipeline::{
+    Cancel, EncodeSetup, Encoder, OpenImage, Pipeline, PipelineError, Progress, causes,
+};
 use crate::restore::{self, OnCorrupt};
 pub use crate::session::CheckpointReport;
 use crate::session::journal::{ImageRecord, Journal, Record, StateDir};
@@ -43,7 +45,6 @@ use crate::session::{Held, HugePages, PhaseClock};
 use crate::sink::hex;
 use crate::sys::{features, page_size, userfaultfd};
 use describe::{describe, needed};
-pub(crate) use error::causes;
 use take_away::take_away;
 
 /// What a checkpoint and the way back have open at once, at most a dozen, and as much

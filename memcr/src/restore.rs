@@ -19,13 +19,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::checkpoint::causes;
 use crate::fault;
 use crate::freeze::{FreezeError, Missing};
 use crate::inject::{Borrowed, InjectError};
 use crate::pages::PopulatePages;
 use crate::pipeline::{
-    Cancel, DecodeSetup, DecodeStats, Decoder, OpenImage, PipelineError, Progress,
+    Cancel, DecodeSetup, DecodeStats, Decoder, OpenImage, PipelineError, Progress, causes,
 };
 use crate::session::journal::{Journal, State};
 use crate::session::{Held, Phase, PhaseClock, TakeDownError, put_huge_pages_back};

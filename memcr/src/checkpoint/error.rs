@@ -1,6 +1,5 @@
 //! Why a checkpoint did not come about, and what became of the target.
 
-use std::error::Error;
 use std::io;
 
 use crate::freeze::{FreezeError, Refusal};
@@ -110,16 +109,4 @@ impl From<PipelineError> for StepError {
     fn from(error: PipelineError) -> Self {
         Self::Pipeline(Box::new(error))
     }
-}
-
-/// An error and its causes, in one line.
-pub(crate) fn causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

@@ -6,12 +6,12 @@ use crate::maps::plan::DropRun;
 use crate::pages::PageRun;
 use crate::pages::give_back::{GivenBack, give_back};
 use crate::pages::guarded::{Heed, Watcher};
-use crate::pipeline::OpenImage;
+use crate::pipeline::{OpenImage, causes};
 use crate::session::journal::{ImageRecord, State};
 use crate::session::{Guarded, Held};
 use crate::sys::procfs;
 
-use super::error::{StepError, causes};
+use super::error::StepError;
 use super::pass;
 
 /// Drops `drops`, which lie in `mappings` as far as they are anonymous memory, and which

@@ -205,7 +205,7 @@ fn seconds(waited: &Duration) -> String {
 }
 
 /// An error and its causes, for a log line.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {}", causes(source)),
         None => error.to_string(),

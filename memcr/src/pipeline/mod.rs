@@ -62,6 +62,7 @@ pub use describe::{
     Door, LinkDescription, ParamDescription, ParamType, StageDescription, StageKind, ThreadModel,
 };
 pub use encode::{EncodeSetup, Encoder};
+pub(crate) use error::causes;
 pub use error::{LoadError, PipelineError, Place, Result};
 pub use load::Plugin;
 pub use open::OpenImage;

@@ -61,6 +61,14 @@ fn plan(
         force_proc_mem: false,
         keep: Vec::new(),
     };
+    plan_with(options, letters, line)
+}
+
+fn plan_with(
+    options: PlanOptions,
+    letters: &'static str,
+    line: &str,
+) -> (Vec<ChunkPlan>, PlanSummary) {
     let mut chunks = Vec::new();
     let table = Letters(letters);
     let mut planner = Planner::new(options, &table, |plan| {
@@ -201,4 +209,36 @@ fn protection_decides_the_way_in() {
     assert!(chunks[0].class.through_proc_mem);
     let (chunks, _) = plan("P", ANON, Policy::default(), 8);
     assert!(!chunks[0].class.through_proc_mem);
+}
+
+#[test]
+fn pages_that_are_needed_stay_and_are_not_stored() {
+    let options = PlanOptions {
+        policy: Policy::default(),
+        chunk_len_bytes: 64 * 0x1000,
+        page_len_bytes: 0x1000,
+        force_proc_mem: false,
+        // The third page, and one beside the mapping.
+        keep: vec![run_of(0x3000, 0x4000), run_of(0x9000, 0xa000)],
+    };
+    let (chunks, summary) = plan_with(options, "PPPPP", ANON);
+    assert_eq!(pages(chunks[0].runs.clone()), [(0, 2), (3, 2)]);
+    let drops = pages(summary.drops.iter().map(|drop| drop.run));
+    assert_eq!(drops, [(0, 2), (3, 2)]);
+    assert_eq!(summary.left_bytes[&LeftBecause::Needed], 0x1000);
+}
+
+#[test]
+fn no_guard_stands_over_copies_of_file_pages() {
+    let policy = Policy {
+        guarded: true,
+        drop_file_pages: true,
+        ..Policy::default()
+    };
+    let (chunks, summary) = plan("CPC", FILE, policy, 64);
+    assert!(chunks.is_empty() && summary.mappings.is_empty());
+    assert_eq!(summary.left_bytes[&LeftBecause::FileCopy], 0x1000);
+    assert!(summary.drops.iter().all(|drop| drop.is_file));
+    let (_, summary) = plan("PP", ANON, policy, 64);
+    assert_eq!(pages(summary.mappings), [(0, 2)]);
 }
