@@ -29,10 +29,11 @@ use memcr_parasite::Entry;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
+use super::limit::LiftedLimit;
 use super::{Borrowed, InjectError, Parasite};
 use crate::sys::arch::nr;
 use crate::sys::proc_mem::ProcMem;
-use crate::sys::rlimit::{self, Limit};
+use crate::sys::rlimit::Resource;
 use crate::sys::userfaultfd::{self, IOC_NEW, Userfault};
 
 /// Descriptors that the target has open at once while a guard is made: the pair, the
@@ -118,7 +119,8 @@ impl Guard {
         let descriptor = match make_in(borrowed) {
             Err(error) if error.is_of_limit() => {
                 let pid = borrowed.frozen.pid();
-                let _limit = LiftedLimit::lift(pid).map_err(|source| GuardError::Own {
+                let limit = LiftedLimit::lift(pid, Resource::Descriptors, N_DESCRIPTORS);
+                let _limit = limit.map_err(|source| GuardError::Own {
                     what: "lift the target's limit of open files, which is reached",
                     source,
                 })?;
@@ -338,29 +340,6 @@ fn take_from(pidfd: BorrowedFd<'_>, descriptor: i32) -> io::Result<OwnedFd> {
 
 fn bytes_of(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
-}
-
-/// A target that has as many descriptors as it may have gets a few more for the moment: the
-/// limit counts when a descriptor is made, not afterwards.
-struct LiftedLimit {
-    pid: i32,
-    before: Limit,
-}
-
-impl LiftedLimit {
-    fn lift(pid: i32) -> io::Result<Self> {
-        let before = rlimit::nofile(pid)?;
-        let soft = before.0.saturating_add(N_DESCRIPTORS);
-        rlimit::set_nofile(pid, (soft, before.1.max(soft)))?;
-        Ok(Self { pid, before })
-    }
-}
-
-impl Drop for LiftedLimit {
-    fn drop(&mut self) {
-        // A lower limit may always be set; a target that is gone has none.
-        let _ = rlimit::set_nofile(self.pid, self.before);
-    }
 }
 
 #[cfg(test)]

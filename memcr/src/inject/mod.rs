@@ -35,6 +35,7 @@
 
 mod drive;
 mod guard;
+mod limit;
 mod region;
 mod saved;
 mod site;
@@ -49,10 +50,13 @@ pub use site::Site;
 
 use crate::freeze::{FreezeError, Frozen};
 use crate::sys::arch::nr;
+use crate::sys::page_size;
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::ptrace::{self, UserDispatch};
+use crate::sys::rlimit::Resource;
 use crate::sys::wait::WaitStatus;
 use drive::Resume;
+use limit::LiftedLimit;
 use saved::{Ids, Saved};
 
 /// What can go wrong with a thread that makes calls for us.
@@ -180,7 +184,13 @@ impl<'a> Borrowed<'a> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let prot = libc::PROT_READ | libc::PROT_EXEC;
         let args = [0, Parasite::LEN, prot as u64, flags as u64, u64::MAX, 0];
-        let address = self.call(nr::MMAP, args)?;
+        let mut address = self.call(nr::MMAP, args)?;
+        if address == -i64::from(libc::ENOMEM) {
+            // Its limit may be reached (RLIMIT_AS); where not, the answer is the same.
+            let more = Parasite::LEN.next_multiple_of(page_size());
+            let _limit = LiftedLimit::lift(self.frozen.pid(), Resource::Mappings, more);
+            address = self.call(nr::MMAP, args)?;
+        }
         if address < 0 {
             tracing::debug!("no room for the parasite (mmap answered {address}): single calls");
             return Ok(false);
