@@ -16,12 +16,16 @@ const MEMCR_RSS_KIB: u64 = 16 << 10;
 /// and private.
 pub(crate) fn hold(rig: &Rig, victim: &Victim, memcr: Memcr) -> Result<Held> {
     let held = memcr.hold()?;
-    let image = rig.image(victim.pid());
-    let mode = std::fs::metadata(&image).context(image.display())?.mode() & 0o7777;
+    expect_private(&rig.image(victim.pid()))?;
+    Ok(held)
+}
+
+/// The image is there, for its owner alone.
+pub(crate) fn expect_private(image: &Path) -> Result {
+    let mode = std::fs::metadata(image).context(image.display())?.mode() & 0o7777;
     ensure(mode == 0o600, || {
         format!("{} has mode {mode:o}", image.display())
-    })?;
-    Ok(held)
+    })
 }
 
 /// How much of the target's own memory a checkpoint must free, of what the test says can
@@ -132,9 +136,21 @@ impl PublicCopy {
 
     /// memcr on `pid` as that user.
     pub(crate) fn memcr(&self, pid: u32, pipeline: &str) -> Memcr {
-        Memcr::on(pid)
-            .store(pipeline, &self.dir().join("images"))
-            .state_dir(&self.dir().join("images/state"))
+        self.ours(Memcr::on(pid).store(pipeline, &self.dir().join("images")))
+    }
+
+    /// `memcr checkpoint` as that user.
+    pub(crate) fn checkpoint(&self, pid: u32, pipeline: &str) -> Memcr {
+        self.ours(Memcr::checkpoint(pid).store(pipeline, &self.dir().join("images")))
+    }
+
+    /// `memcr restore` as that user.
+    pub(crate) fn restore(&self, pid: u32) -> Memcr {
+        self.ours(Memcr::restore(pid))
+    }
+
+    fn ours(&self, memcr: Memcr) -> Memcr {
+        memcr
             .program(&self.dir().join("memcr"))
             .env("MEMCR_STAGE_PATH", self.dir().join("stages"))
             .state_dir(&self.state_dir())

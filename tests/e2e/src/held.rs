@@ -1,10 +1,10 @@
 //! What happens while the target is held: to memcr, and to the image.
 
-use crate::common::{Rig, hold, unharmed};
+use crate::common::{Rig, expect_freed, hold, unharmed};
 use crate::{table, test};
 use libtest_mimic::Trial;
 use memcr_harness::wait::until;
-use memcr_harness::{Allow, Held, Result, Snapshot, Victim, ensure, proc};
+use memcr_harness::{Allow, Held, Result, Snapshot, Victim, ensure, proc, require};
 use rustix::process::Signal;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -52,22 +52,23 @@ fn ended_by(signal: Signal) -> Result {
     unharmed(&rig, &mut victim, &before, Allow::default())
 }
 
-/// Until there is a guard that outlives memcr, the target dies with it rather than run
-/// on missing memory.
+/// memcr dies: the target stands still without its memory, and another memcr brings it
+/// back.
 fn kill() -> Result {
+    require("userfaultfd")?;
     let rig = Rig::new()?;
     let mut victim = Victim::start("memory", &["size=16M", "threads=3"])?;
-    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    let (pid, before) = (victim.pid(), Snapshot::take(victim.pid())?);
+    let held = hold(&rig, &victim, rig.memcr(pid))?;
     held.signal(Signal::KILL)?;
     held.finish()?;
-    let status = victim.exit_status()?;
-    ensure(status.signal() == Some(Signal::KILL.as_raw()), || {
-        format!("the target ended with {status}")
-    })
+    expect_freed(&before, pid, 16 << 10)?;
+    rig.recover(pid).run()?.expect(0)?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
 }
 
-/// Between the death of memcr and that of the target no thread may run: the kernel lets
-/// go of one after the other.
+/// Between the death of memcr and the recovery no thread may see what is not there: the
+/// kernel lets go of one after the other.
 fn kill_is_never_late() -> Result {
     for _ in 0..4 {
         let rig = Rig::new()?;
@@ -76,7 +77,8 @@ fn kill_is_never_late() -> Result {
         let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
         held.signal(Signal::KILL)?;
         held.finish()?;
-        victim.exit_status()?;
+        rig.recover(victim.pid()).run()?.expect(0)?;
+        victim.verify()?;
         let seen = std::fs::read(rig.dir().join("seen"))?;
         ensure(seen[0] == 0, || "a thread ran without its memory".into())?;
     }
@@ -219,10 +221,12 @@ fn file_truncated() -> Result {
 
 /// The directory with the image goes, and with it the name that would be removed.
 fn directory_removed() -> Result {
-    let rig = Rig::new()?;
+    let (rig, elsewhere) = (Rig::new()?, Rig::new()?);
     let mut victim = Victim::start("memory", &["size=8M"])?;
     let before = Snapshot::take(victim.pid())?;
-    let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+    // The journal is not in it.
+    let memcr = rig.memcr(victim.pid()).state_dir(&elsewhere.state_dir());
+    let held = hold(&rig, &victim, memcr)?;
     std::fs::remove_dir_all(rig.dir())?;
     held.release()?;
     before.still(victim.pid(), Allow::default())?;

@@ -22,7 +22,7 @@
 //! | `undo`      | failures of every kind that must cost the target nothing            |
 //! | `guard`     | the guard over dropped memory, and what holds without one            |
 //! | `held`      | what happens while the target is held, also to the image            |
-//! | `parked`    | checkpoint, restore, recover, list as separate commands               |
+//! | `parked`    | `checkpoint` and `restore` as two commands, nothing in between      |
 //! | `image`     | flipped bits, truncations                                           |
 //! | `limits`    | 34, 35, 38, 40                                                      |
 //! | `programs`  | 42: redis, CPython, Node, a JVM                                     |

@@ -140,6 +140,7 @@ fn rss_file() -> Result {
         less_rss: true,
         facts: &["maps ", "smaps "],
         threads: false,
+        ..Allow::default()
     };
     before.still(victim.pid(), allow)?;
     victim.verify()?;

@@ -288,6 +288,7 @@ fn interpreter(command: Command, name: &str, freed_kib: u64) -> Result {
         less_rss: true,
         facts: &["maps ", "smaps ", "file timers"],
         threads: true,
+        ..Allow::default()
     };
     before.still(victim.pid(), allow)?;
     rig.expect_clean()?;

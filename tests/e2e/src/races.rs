@@ -56,6 +56,7 @@ fn clone_storm(n_cycles: usize, args: &[&str]) -> Result {
             threads: true,
             facts,
             less_rss: true,
+            ..Allow::default()
         },
     );
     rig.expect_clean()?;

@@ -130,6 +130,17 @@ impl Rig {
         left
     }
 
+    /// Removes the images and journals that are here, as a person would.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn wipe(&self) -> Result {
+        for name in self.left() {
+            std::fs::remove_file(self.dir().join(name))?;
+        }
+        Ok(())
+    }
+
     /// Fails if any image or journal is left.
     ///
     /// # Errors

@@ -70,6 +70,8 @@ pub struct Allow {
     /// Resident memory may be less than before (clean file pages were dropped, or pages
     /// that nobody has touched again).
     pub less_rss: bool,
+    /// Resident memory comes and goes without memcr.
+    pub any_rss: bool,
     /// Names of facts, by prefix, that may differ.
     pub facts: &'static [&'static str],
     /// Threads come and go: only the process as a whole is compared.
@@ -126,6 +128,9 @@ impl Snapshot {
             if was != is && !waived {
                 found.push(format!("{name}: was {was:?}, is {is:?}"));
             }
+        }
+        if allow.any_rss {
+            return found;
         }
         found.extend(more("RSS", self.rss_kib, after.rss_kib));
         found.extend(more(

@@ -23,16 +23,28 @@ pub fn until(what: &str, mut done: impl FnMut() -> bool) -> Result {
 ///
 /// # Errors
 /// `what` after [`DEADLINE`].
-pub fn until_some<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> Result<T> {
+pub fn until_some<T>(what: &str, found: impl FnMut() -> Option<T>) -> Result<T> {
+    within(DEADLINE, what, found)
+}
+
+/// Waits until `found` answers something, for what comes soon or never.
+///
+/// # Errors
+/// `what` after `deadline`.
+pub fn within<T>(
+    deadline: Duration,
+    what: &str,
+    mut found: impl FnMut() -> Option<T>,
+) -> Result<T> {
     let begin = Instant::now();
     loop {
         if let Some(found) = found() {
             return Ok(found);
         }
-        if begin.elapsed() > DEADLINE {
+        if begin.elapsed() > deadline {
             return Err(Trouble::Failed(format!(
                 "waited {} s for: {what}",
-                DEADLINE.as_secs()
+                deadline.as_secs()
             )));
         }
         std::thread::sleep(PACE);
