@@ -80,7 +80,8 @@ impl Transform for Faulty {
                 kind: ParamKind::String,
                 default: Some("none"),
                 required: false,
-                recorded: true,
+                // Of this run, not of the image: another memcr may fail in another way.
+                recorded: false,
                 help: "which fault",
             },
             ParamSpec {
@@ -91,7 +92,7 @@ impl Transform for Faulty {
                 },
                 default: Some("0"),
                 required: false,
-                recorded: true,
+                recorded: false,
                 help: "index of the first chunk it strikes",
             },
         ],

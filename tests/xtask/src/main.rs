@@ -1,10 +1,11 @@
 //! The two commands of the README, and what they are made of.
 //!
 //! ```text
-//!   cargo xtask demo    host(build) → artifacts(release) → prefix → victim + memcr
-//!   cargo xtask test    host(tests) → fmt, clippy, doc → artifacts(ci) → prefix → unit, e2e, bench, fuzz
-//!   cargo xtask stage   host(build) → artifacts(release) → prefix
-//!   cargo xtask bench   host(build) → artifacts(release) → prefix → bench
+//!   cargo xtask demo      host(build) → artifacts(release) → prefix → victim + memcr
+//!   cargo xtask test      host(tests) → fmt, clippy, doc → artifacts(ci) → prefix → unit, e2e, faults, bench, fuzz
+//!   cargo xtask campaign  host(tests) → artifacts(ci) → prefix → memcr-campaign
+//!   cargo xtask stage     host(build) → artifacts(release) → prefix
+//!   cargo xtask bench     host(build) → artifacts(release) → prefix → bench
 //! ```
 //!
 //! This program depends on nothing, so that it builds where the rest does not yet: what
@@ -24,6 +25,8 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
   demo           take 256 MiB from a sample process and give them back
   test [PART..]  run all tests, or these parts of them (see the list at the end of a run)
+  campaign [ARG..]
+                 kill and fail memcr everywhere; some half an hour, with --quick a minute
   bench [ARG..]  measure memcr beside the machine (`bench --help` tells the arguments)
   stage          build memcr and its stages and put them together in target/memcr";
 
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["demo"] => demo::run(),
         ["test", ref parts @ ..] => suite::run(parts),
+        ["campaign", ref args @ ..] => suite::campaign(args),
         ["bench", ref args @ ..] => bench(args),
         ["stage"] => stage().map(|prefix| println!("{}", prefix.memcr().display())),
         _ => Err(USAGE.into()),

@@ -22,11 +22,10 @@ const PARTS: &[Part] = &[
         check(run::cargo().args(["fmt", "--all", "--check"]))
     }),
     ("clippy", |world| {
-        check(
-            world
-                .cargo("clippy")
-                .args(["--workspace", "--all-targets", "--", "-Dwarnings"]),
-        )
+        let mut clippy = world.cargo("clippy");
+        // With the code that only tests have.
+        clippy.args(["--workspace", "--features", "memcr/fault-points"]);
+        check(clippy.args(["--all-targets", "--", "-Dwarnings"]))
     }),
     ("doc", |world| {
         let mut doc = world.cargo("doc");
@@ -39,6 +38,9 @@ const PARTS: &[Part] = &[
         tests(world.cargo("test").args(["--workspace", "--no-fail-fast"]))
     }),
     ("e2e", |world| tests(&mut world.program("memcr-e2e"))),
+    ("faults", |world| {
+        tests(world.program("memcr-campaign").arg("--quick"))
+    }),
     // Whether the bench works, not how fast anything is: that is for a quiet machine.
     ("bench", |world| {
         tests(world.program("memcr-bench").arg("--smoke"))
@@ -91,6 +93,18 @@ pub(crate) fn run(names: &[&str]) -> Done {
     } else {
         Err("there were failures".into())
     }
+}
+
+/// The whole campaign of kills and failures, with its own arguments.
+///
+/// # Errors
+/// When a target was not right in the end.
+pub(crate) fn campaign(args: &[&str]) -> Done {
+    host::ready_to_test()?;
+    let built = artifacts::build(artifacts::CI, true)?;
+    let prefix = built.stage()?;
+    let world = World { built, prefix };
+    run::visibly(world.program("memcr-campaign").args(args))
 }
 
 impl World {

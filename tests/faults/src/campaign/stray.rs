@@ -1,0 +1,59 @@
+//! SIGCONT from somebody who does not know: a parked target goes on and has to wait at
+//! the first missing page, whatever it was about to do with its memory.
+
+use crate::Campaign;
+use crate::phase::Phase;
+use crate::subject::{Kind, Subject};
+use memcr_harness::Result;
+use rustix::process::Signal;
+use std::time::Duration;
+
+/// What targets do when they go on.
+const HABITS: [(&str, Habit); 4] = [
+    ("patrol", ("patrol", &["size=32M"], &[])),
+    (
+        "mremap",
+        ("patrol", &["size=8M", "habit=mremap"], &["maps", "smaps"]),
+    ),
+    ("dontneed", ("patrol", &["size=8M", "habit=dontneed"], &[])),
+    ("fork", ("forks", &["how=fork", "pause=200"], &[])),
+];
+/// Mode, options, what changes without memcr.
+type Habit = (
+    &'static str,
+    &'static [&'static str],
+    &'static [&'static str],
+);
+/// How long it may go on before it is restored: long enough to come to missing pages.
+const LONGEST: Duration = Duration::from_millis(60);
+
+/// Everything of this kind.
+///
+/// # Errors
+/// When a target cannot be started.
+pub(crate) fn run(campaign: &mut Campaign) -> Result {
+    let n_rounds = campaign.args.choose(40, 4);
+    for (name, (mode, args, changing)) in HABITS {
+        let mut subject = Subject::start(Kind {
+            pipeline: "lz4,file".into(),
+            mode,
+            args,
+            changing,
+            rss_changes: name != "patrol",
+        })?;
+        for i in 0..n_rounds {
+            let at = campaign.random.moment(LONGEST);
+            let outcome = subject.trial(&[0], |subject| {
+                Phase::Restore.prepare(subject)?;
+                subject.victim.signal(Signal::CONT)?;
+                // Not synchronisation: any moment will do.
+                std::thread::sleep(at);
+                subject.rig.restore(subject.pid()).run()
+            })?;
+            let row = format!("stray SIGCONT, {name}");
+            let what = format!("round {i}, restored after {at:?}");
+            campaign.table.count(&row, &what, &outcome);
+        }
+    }
+    Ok(())
+}
