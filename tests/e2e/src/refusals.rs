@@ -34,7 +34,8 @@ pub(crate) fn tests() -> Vec<Trial> {
                 io_under_way("uring", "multishot=1", "requests wait")
             }),
             ("io_uring_polled", || {
-                io_under_way("uring", "kind=polled", "which the kernel runs")
+                // By its thread or by its ring, whichever is seen first.
+                io_under_way("uring", "kind=polled", "the kernel")
             }),
             ("io_uring_own_memory", || {
                 io_under_way("uring", "kind=own", "not mapped by the kernel")
