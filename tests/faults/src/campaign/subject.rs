@@ -167,9 +167,13 @@ impl Subject {
             return self.post_mortem(said);
         }
         if let Err(trouble) = self.victim.verify() {
-            return match proc::lives(pid) && !trouble.to_string().contains("WRONG") {
+            return match proc::lives(pid) {
+                _ if trouble.to_string().contains("WRONG") => {
+                    Outcome::Wrong(format!("{trouble}\n{said}"))
+                }
                 true => Outcome::Lost(format!("{trouble}\n{said}")),
-                false => Outcome::Wrong(format!("{trouble}\n{said}")),
+                // It was on its way out when we looked; how it went decides.
+                false => self.post_mortem(said),
             };
         }
         match self.same(said, codes) {
