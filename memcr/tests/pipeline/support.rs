@@ -331,10 +331,11 @@ fn build_plugins() -> PathBuf {
         "encrypt",
         "passthrough",
         "file",
-        "faulty",
     ] {
         cargo.arg("-p").arg(format!("memcr-stage-{name}"));
     }
+    // The stage that fails on demand lives with the campaign.
+    cargo.args(["-p", "memcr-faults"]);
     assert!(cargo.status().unwrap().success(), "{cargo:?}");
     dir
 }
