@@ -37,7 +37,7 @@ use super::{PhaseClock, put_huge_pages_back};
 use crate::freeze::{Doom, Refusal, Target, doom_of_parked, freeze_again};
 use crate::inject::{Borrowed, Parasite, Site, leftovers};
 use crate::maps::vma::{self, Vma};
-use crate::pipeline::{Cancel, Pipeline, PipelineSpec, Progress, SearchPath};
+use crate::pipeline::{Cancel, OpenImage, Pipeline, PipelineSpec, Progress, SearchPath};
 use crate::restore::{OnCorrupt, RestoreReport, remove_all};
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::procfs;
@@ -53,6 +53,12 @@ pub enum Adopted {
 }
 
 type Result<T> = std::result::Result<T, AdoptError>;
+
+/// How long after a failure the end of the target is waited for that may be behind it.
+const A_MOMENT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000_000,
+};
 
 /// How long a target may take to end by a signal that is pending.
 const DEATH_TIME: Timespec = Timespec {
@@ -76,8 +82,12 @@ pub fn restore(
     let pid = record.pid;
     let mut clock = PhaseClock::start();
     let target = target(&record)?;
+    let pidfd = target.as_fd().try_clone_to_owned();
+    let pidfd = pidfd.map_err(|source| AdoptError::Guard { pid, source })?;
     if record.state == State::Storing || record.guard.is_none() {
-        cure(&record, target)?;
+        if let Err(error) = cure(&record, target) {
+            return Err(or_ended(error, pidfd.as_fd(), journal, search));
+        }
         bury(journal, search)?;
         return Ok(Adopted::NothingMissing);
     }
@@ -86,12 +96,11 @@ pub fn restore(
         bury(journal, search)?;
         return Err(AdoptError::TargetExited { pid });
     }
-    let mut orphan = Orphan::take(record, &target)?;
-    let image = open(pipeline, &orphan.record)?;
+    let (mut orphan, image) = match ready(record, &target, pipeline) {
+        Ok(ready) => ready,
+        Err(error) => return Err(or_ended(error, pidfd.as_fd(), journal, search)),
+    };
     clock.done("open image");
-    if orphan.record.state == State::Dropping {
-        orphan.stop_drop()?;
-    }
     if let Err(error) = journal.update(|record| record.state = State::Restoring) {
         // It says that the target is held, and what follows from that is the same.
         tracing::warn!("{error}");
@@ -137,10 +146,35 @@ fn let_die(target: &Target, doom: Doom) {
     tracing::info!("signal {} has ended process {pid}", doom.signal);
 }
 
+/// A process that is being killed answers oddly for a moment before it is gone: then
+/// nothing that it had of us is needed any more.
+fn or_ended(
+    error: AdoptError,
+    pidfd: BorrowedFd<'_>,
+    journal: Journal,
+    search: &SearchPath,
+) -> AdoptError {
+    let pid = journal.record().pid;
+    if !has_ended(pidfd, A_MOMENT) {
+        return error;
+    }
+    bury(journal, search).map_or_else(|left| left, |()| AdoptError::TargetExited { pid })
+}
+
 /// Waits for the end of the process behind `pidfd`, but not for long.
 fn has_ended(pidfd: BorrowedFd<'_>, patience: Timespec) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
     matches!(poll(&mut fds, Some(&patience)), Ok(1..))
+}
+
+/// Fetches the guard, opens the image, and ends a drop that is under way.
+fn ready(record: Record, target: &Target, pipeline: Pipeline) -> Result<(Orphan, OpenImage)> {
+    let mut orphan = Orphan::take(record, target)?;
+    let image = open(pipeline, &orphan.record)?;
+    if orphan.record.state == State::Dropping {
+        orphan.stop_drop()?;
+    }
+    Ok((orphan, image))
 }
 
 /// With nothing missing: takes out of the target what a memcr has left there that died

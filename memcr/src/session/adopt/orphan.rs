@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use rustix::process::{Signal, pidfd_send_signal};
 
-use rustix::event::Timespec;
-
-use super::{AdoptError, Result, has_ended, read_vmas, target};
+use super::{A_MOMENT, AdoptError, Result, has_ended, read_vmas, target};
 use crate::freeze::{Frozen, Missing, Target, freeze_again};
 use crate::inject::{Borrowed, Site};
 use crate::pages::guarded::{GuardedMemory, Heed, Watcher};
@@ -197,12 +195,6 @@ impl Orphan {
         }
     }
 }
-
-/// How long after a failure the end of the target is waited for that may be behind it.
-const A_MOMENT: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 200_000_000,
-};
 
 /// What becomes of a target whose restore failed.
 pub(super) struct Fate {
