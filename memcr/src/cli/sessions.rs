@@ -21,8 +21,8 @@ use super::failure::Failure;
 use super::out::Out;
 use super::{job, list, progress, report, signals};
 use crate::pipeline::{Cancel, Pipeline, PipelineSpec, Progress, SearchPath, StageSpec};
-use crate::restore::{self, RestoreReport};
-use crate::session::adopt::{self, AdoptError, Adopted};
+use crate::restore::RestoreReport;
+use crate::session::adopt::{self, AdoptError};
 use crate::session::journal::{Entry, Journal, JournalError, Standing, State, StateDir};
 
 /// What the commands need to know beside their target.
@@ -66,17 +66,7 @@ pub(super) fn make_way(dir: &StateDir, pid: i32, search: &SearchPath) -> Result<
     match dir.adopt(pid) {
         Ok(journal) if journal.record().state == State::Storing => {
             tracing::warn!("cleaning up after a memcr that died while it stored process {pid}");
-            let spec = PipelineSpec::from(&journal.record().pipeline);
-            let pipeline = Pipeline::load(&spec, search)?;
-            let progress = Arc::default();
-            adopt::restore(
-                journal,
-                pipeline,
-                search,
-                restore::OnCorrupt::Hold,
-                &progress,
-            )?;
-            Ok(())
+            Ok(adopt::settle(journal, search)?)
         }
         Ok(journal) => Err(JournalError::Held {
             record: Box::new(journal.record().clone()),
@@ -235,6 +225,11 @@ impl Sessions<'_> {
     /// Gives a target back what it lacks and lets it run.
     fn finish(&self, journal: Journal) -> Result<Outcome, Failure> {
         let pid = journal.record().pid;
+        if adopt::misses_nothing(journal.record()) {
+            // Without a stage: the one that crashed may be gone.
+            adopt::settle(journal, &self.search)?;
+            return Ok(Outcome::NothingMissing);
+        }
         let pipeline = Pipeline::load(&self.pipeline(&journal)?, &self.search)
             .map_err(|error| still_held(pid, error.into()))?;
         let progress = Arc::new(Progress::default());
@@ -242,13 +237,9 @@ impl Sessions<'_> {
         let on_corrupt = self.on_corrupt.into();
         let result = adopt::restore(journal, pipeline, &self.search, on_corrupt, &progress);
         drop(line);
-        match result.map_err(|error| still_held(pid, error.into()))? {
-            Adopted::Restored(given_back) => {
-                report::remarks(&given_back);
-                Ok(Outcome::Restored(Box::new(given_back)))
-            }
-            Adopted::NothingMissing => Ok(Outcome::NothingMissing),
-        }
+        let given_back = result.map_err(|error| still_held(pid, error.into()))?;
+        report::remarks(&given_back);
+        Ok(Outcome::Restored(Box::new(given_back)))
     }
 
     /// The pipeline of the checkpoint, with what the user gives along.

@@ -25,7 +25,7 @@ mod error;
 mod orphan;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 pub use error::AdoptError;
@@ -43,15 +43,6 @@ use crate::sys::proc_mem::ProcMem;
 use crate::sys::procfs;
 use orphan::{Orphan, huge_runs, open};
 
-/// What became of a session that was adopted.
-#[derive(Debug)]
-pub enum Adopted {
-    /// Its memory is back and it runs on.
-    Restored(RestoreReport),
-    /// Nothing of its memory was missing: what the session had begun is gone.
-    NothingMissing,
-}
-
 type Result<T> = std::result::Result<T, AdoptError>;
 
 /// How long after a failure the end of the target is waited for that may be behind it.
@@ -67,7 +58,7 @@ const DEATH_TIME: Timespec = Timespec {
 };
 
 /// Brings back what is missing of the target of `journal`, and lets it run on. `pipeline`
-/// is loaded as the journal says.
+/// is loaded as the journal says. Where nothing is missing, see [`settle`].
 ///
 /// # Errors
 /// [`AdoptError`]; the journal stays where it is unless the target has ended.
@@ -77,20 +68,12 @@ pub fn restore(
     search: &SearchPath,
     on_corrupt: OnCorrupt,
     progress: &Arc<Progress>,
-) -> Result<Adopted> {
+) -> Result<RestoreReport> {
     let record = journal.record().clone();
     let pid = record.pid;
     let mut clock = PhaseClock::start();
     let target = target(&record)?;
-    let pidfd = target.as_fd().try_clone_to_owned();
-    let pidfd = pidfd.map_err(|source| AdoptError::Guard { pid, source })?;
-    if record.state == State::Storing || record.guard.is_none() {
-        if let Err(error) = cure(&record, target) {
-            return Err(or_ended(error, pidfd.as_fd(), journal, search));
-        }
-        bury(journal, search)?;
-        return Ok(Adopted::NothingMissing);
-    }
+    let pidfd = duplicate(&target)?;
     if let Some(doom) = doom_of_parked(pid) {
         let_die(&target, doom);
         bury(journal, search)?;
@@ -122,7 +105,7 @@ pub fn restore(
     let rss_after_bytes = procfs::rss_bytes(pid);
     let image_left = remove_all(image, journal);
     clock.done("remove image");
-    Ok(Adopted::Restored(RestoreReport {
+    Ok(RestoreReport {
         pid,
         raw_bytes: stats.raw_bytes,
         stored_bytes: stats.stored_bytes,
@@ -130,7 +113,38 @@ pub fn restore(
         phases: clock.phases().to_vec(),
         truncated_bytes: 0,
         image_left,
-    }))
+    })
+}
+
+/// Whether the target of this session has all its memory: then no stage is needed to
+/// finish it, and [`settle`] does.
+#[must_use]
+pub fn misses_nothing(record: &Record) -> bool {
+    record.state == State::Storing || record.guard.is_none()
+}
+
+/// Finishes a session whose target misses nothing: what stands in the target is taken
+/// out, the image goes. `search` finds the sink of its pipeline.
+///
+/// # Errors
+/// [`AdoptError`].
+pub fn settle(journal: Journal, search: &SearchPath) -> Result<()> {
+    let target = target(journal.record())?;
+    let pidfd = duplicate(&target)?;
+    match cure(journal.record(), target) {
+        Ok(()) => bury(journal, search),
+        Err(error) => Err(or_ended(error, pidfd.as_fd(), journal, search)),
+    }
+}
+
+fn duplicate(target: &Target) -> Result<OwnedFd> {
+    let pid = target.pid;
+    let pidfd = target.as_fd().try_clone_to_owned();
+    pidfd.map_err(|source| AdoptError::System {
+        pid,
+        what: "keep a descriptor of it",
+        source,
+    })
 }
 
 /// A signal that ends the target is pending: it is not worth a restore. Continued, it takes
