@@ -97,23 +97,15 @@ impl Guarded {
         })
     }
 
-    /// Lets it stand over `mappings`. Answers over how many bytes it cannot; nothing may be
-    /// dropped there.
-    ///
-    /// # Errors
-    /// None: what cannot be guarded stays in memory.
-    pub(crate) fn register(&mut self, mappings: &[PageRun]) -> u64 {
-        let mut refused = 0;
+    /// Lets it stand over `mappings`. Where it cannot, nothing may be dropped: see
+    /// [`Guarded::covers`].
+    pub(crate) fn register(&mut self, mappings: &[PageRun]) {
         for &mapping in mappings {
             match self.guard.context().register(mapping) {
                 Ok(()) => self.ranges.push(mapping),
-                Err(error) => {
-                    tracing::debug!("no guard over {mapping}: {error}");
-                    refused += mapping.len_bytes;
-                }
+                Err(error) => tracing::debug!("no guard over {mapping}: {error}"),
             }
         }
-        refused
     }
 
     /// True when all of `run` is within what it stands over.
