@@ -38,9 +38,10 @@ use crate::pages::table::KernelPageTable;
 use crate::pipeline::{
     Cancel, EncodeSetup, Encoder, OpenImage, Pipeline, PipelineError, Progress, causes,
 };
-use crate::restore::{self, OnCorrupt};
+use crate::restore::{self, RestoreOptions};
 pub use crate::session::CheckpointReport;
-use crate::session::journal::{ImageRecord, Journal, Record, StateDir};
+use crate::session::gate::{Barred, Gate, Step};
+use crate::session::journal::{GroupRecord, ImageRecord, Journal, Record, StateDir};
 use crate::session::{Held, HugePages, PhaseClock};
 use crate::sink::hex;
 use crate::sys::{features, page_size, userfaultfd};
@@ -70,6 +71,10 @@ pub struct CheckpointOptions {
     /// Without a guard nothing is to be dropped. Otherwise the kernel is told to kill the
     /// target should we die.
     pub needs_guard: bool,
+    /// Which group of processes it is a member of, if it is checkpointed as one with others.
+    pub group: Option<GroupRecord>,
+    /// Where it waits for these others.
+    pub gate: Arc<dyn Gate>,
     /// Stops the work.
     pub cancel: Cancel,
     /// Shows how far it is.
@@ -109,7 +114,11 @@ pub fn checkpoint(
     let memory = Arc::new(RemoteMemory::new(pid));
     let prepared = prepare(pipeline, options, &details, &memory)
         .and_then(|encoder| announce(&mut journal, &encoder).map(|()| encoder));
-    let encoder = match prepared {
+    let ready = prepared.and_then(|encoder| match options.gate.pass(Step::Prepared) {
+        Ok(()) => Ok(encoder),
+        Err(source) => Err(CheckpointError::Barred { pid, source }),
+    });
+    let encoder = match ready {
         Ok(encoder) => encoder,
         Err(error) => return Err(forget(journal, error)),
     };
@@ -166,6 +175,7 @@ fn store(
 ) -> Result<Stored, StepError> {
     let pid = frozen.pid();
     pass("checkpoint.frozen")?;
+    options.gate.pass(Step::Frozen)?;
     let proc_mem = memory.open()?;
     let vmas = vma::parse(&std::fs::read(format!("/proc/{pid}/maps"))?)?;
     let site = Site::find(pid, &vmas, proc_mem)?;
@@ -199,6 +209,9 @@ fn store(
         }
         clock.done("verify");
     }
+    if let Err(barred) = options.gate.pass(Step::Stored) {
+        return Err(unwanted(image, barred));
+    }
     Ok(Stored {
         image,
         site,
@@ -224,11 +237,12 @@ fn begin_journal(
     options: &CheckpointOptions,
 ) -> Result<Journal, CheckpointError> {
     let pid = options.pid;
-    let record =
+    let mut record =
         Record::begin(pid, pipeline.portable_spec()).map_err(|_| CheckpointError::Refused {
             pid,
             source: Refusal::NoSuchProcess(pid),
         })?;
+    record.group = options.group.clone();
     let journal = options.state_dir.begin(record);
     journal.map_err(|source| CheckpointError::Journal { pid, source })
 }
@@ -387,7 +401,7 @@ fn let_go(mut frozen: Frozen, error: StepError) -> CheckpointError {
 /// in the target is taken out again.
 fn undo(held: Held, error: StepError) -> CheckpointError {
     let pid = held.pid();
-    match restore::restore(held, OnCorrupt::Kill, &Arc::default()) {
+    match restore::restore(held, &RestoreOptions::default()) {
         Ok(_) => undone(pid, error),
         Err(failure) if failure.held.is_none() && failure.error.is_exit() => {
             CheckpointError::TargetExited { pid }
@@ -398,6 +412,14 @@ fn undo(held: Held, error: StepError) -> CheckpointError {
             source: Box::new(failure.error),
         },
     }
+}
+
+/// A committed image that is not to be used, because one of the others has failed.
+fn unwanted(image: OpenImage, barred: Barred) -> StepError {
+    if let Err(left) = image.remove() {
+        tracing::warn!("{}", causes(&left));
+    }
+    barred.into()
 }
 
 /// A failure before anything was begun that a journal has to tell of.

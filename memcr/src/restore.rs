@@ -26,6 +26,7 @@ use crate::pages::PopulatePages;
 use crate::pipeline::{
     Cancel, DecodeSetup, DecodeStats, Decoder, OpenImage, PipelineError, Progress, causes,
 };
+use crate::session::gate::{Gate, Open, Step};
 use crate::session::journal::{Journal, State};
 use crate::session::{Held, Phase, PhaseClock, TakeDownError, put_huge_pages_back};
 use crate::sys::arch::nr;
@@ -58,6 +59,27 @@ pub enum OnCorrupt {
     Kill,
     /// Hold it: somebody may have another copy of the image.
     Hold,
+}
+
+/// How to restore.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// What becomes of a target whose image is damaged.
+    pub on_corrupt: OnCorrupt,
+    /// Where it waits for others before the target is let go.
+    pub gate: Arc<dyn Gate>,
+    /// Shows how far it is.
+    pub progress: Arc<Progress>,
+}
+
+impl Default for RestoreOptions {
+    fn default() -> Self {
+        Self {
+            on_corrupt: OnCorrupt::default(),
+            gate: Arc::new(Open),
+            progress: Arc::default(),
+        }
+    }
 }
 
 /// A restore that failed, and what can still be tried.
@@ -145,19 +167,15 @@ impl RestoreError {
 ///
 /// # Errors
 /// With the target held as before where another try makes sense.
-pub fn restore(
-    mut held: Held,
-    on_corrupt: OnCorrupt,
-    progress: &Arc<Progress>,
-) -> Result<RestoreReport, RestoreFailure> {
+pub fn restore(mut held: Held, options: &RestoreOptions) -> Result<RestoreReport, RestoreFailure> {
     let pid = held.pid();
     if let Some(signal) = held.ended() {
         return Err(gone(held, signal));
     }
     let mut clock = PhaseClock::start();
-    let stats = match bring_back(&mut held, progress, &mut clock) {
+    let stats = match bring_back(&mut held, &options.progress, &mut clock) {
         Ok(stats) => stats,
-        Err(error) => return Err(failed(held, on_corrupt, error)),
+        Err(error) => return Err(failed(held, options.on_corrupt, error)),
     };
     let truncated_bytes = held.memory.truncated_bytes();
     let Held {
@@ -172,6 +190,7 @@ pub fn restore(
     let taken_down = guarded.map_or(Ok(()), |guarded| guarded.take_down(&mut frozen, site));
     let pidfd = frozen.target().as_fd().try_clone_to_owned();
     let ended = taken_down.is_err() && frozen.has_ended();
+    wait_for_others(options);
     let released = frozen.release();
     clock.done("release");
     if let Ok(pidfd) = pidfd
@@ -209,6 +228,14 @@ pub fn restore(
         }
     };
     Err(RestoreFailure { error, held: None })
+}
+
+/// With all memory back nothing keeps a target but the others that it is one with; should
+/// they be no more, it goes on alone.
+pub(crate) fn wait_for_others(options: &RestoreOptions) {
+    if let Err(barred) = options.gate.pass(Step::Restored) {
+        tracing::debug!("not waiting for the others: {barred}");
+    }
 }
 
 /// Gives a held target up: it cannot run without its memory, nor stand still without us.

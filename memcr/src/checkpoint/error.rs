@@ -8,6 +8,7 @@ use crate::maps::MapsError;
 use crate::pages::give_back::DropError;
 use crate::pipeline::PipelineError;
 use crate::restore::RestoreError;
+use crate::session::gate::Barred;
 use crate::session::journal::JournalError;
 
 /// Why a checkpoint did not come about. The target runs, unless the text says otherwise.
@@ -44,6 +45,14 @@ pub enum CheckpointError {
         pid: i32,
         /// Why not.
         source: Box<PipelineError>,
+    },
+    /// It was not to go on. The target was not touched.
+    #[error("the checkpoint of process {pid} was not begun")]
+    Barred {
+        /// The target.
+        pid: i32,
+        /// Why not.
+        source: Barred,
     },
     /// The target ended by itself.
     #[error("process {pid} ended during the checkpoint")]
@@ -100,6 +109,9 @@ pub enum StepError {
     /// Writing the journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// It was not to go on.
+    #[error(transparent)]
+    Barred(#[from] Barred),
     /// A fault point.
     #[error("stopped by a fault point")]
     Fault(#[source] io::Error),

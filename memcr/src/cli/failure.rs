@@ -12,6 +12,7 @@ use crate::freeze::{FreezeError, Refusal};
 use crate::pipeline::{CancelReason, LoadError, PipelineError};
 use crate::restore::RestoreError;
 use crate::session::adopt::AdoptError;
+use crate::session::gate::Barred;
 use crate::session::journal::JournalError;
 use crate::sink::ImageError;
 
@@ -240,10 +241,12 @@ impl From<CheckpointError> for Failure {
             CheckpointError::Refused { .. } | CheckpointError::NoGuard { .. } => Exit::Refused,
             CheckpointError::Journal { source, .. } => no_session(source),
             CheckpointError::NotReady { source, .. } => not_ready(source),
+            CheckpointError::Barred { source, .. } => barred(source),
             CheckpointError::TargetExited { .. } => Exit::TargetGone,
             CheckpointError::Undone { source, .. } => match &**source {
                 StepError::Pipeline(error) => undone(error),
                 StepError::Freeze(FreezeError::Cancelled(_)) => Exit::Aborted,
+                StepError::Barred(source) => barred(source),
                 _ => Exit::Undone,
             },
             CheckpointError::NotUndone { source, .. } => not_restored(source),
@@ -342,6 +345,13 @@ fn undone(error: &PipelineError) -> Exit {
         PipelineError::Cancelled(CancelReason::TargetGone) => Exit::TargetGone,
         PipelineError::Cancelled(_) => Exit::Aborted,
         _ => Exit::Undone,
+    }
+}
+
+fn barred(barred: &Barred) -> Exit {
+    match barred {
+        Barred::Cancelled(_) => Exit::Aborted,
+        Barred::Denied(_) => Exit::Permission,
     }
 }
 

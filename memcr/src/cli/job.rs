@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::args::Args;
 use super::config::Choice;
@@ -24,11 +24,12 @@ use super::failure::Failure;
 use super::interactive::{self, Line};
 use super::out::Out;
 use super::{compat, progress, report, sessions, signals};
-use crate::checkpoint::{CheckpointOptions, checkpoint};
+use crate::checkpoint::{CheckpointOptions, CheckpointReport, checkpoint};
 use crate::pipeline::{Cancel, LinkDescription, Pipeline, Progress, SearchPath};
-use crate::restore::{self, RestoreError, RestoreReport, restore};
-use crate::session::journal::StateDir;
-use crate::session::{Held, HeldEvent, ParkError};
+use crate::restore::{self, RestoreError, RestoreOptions, RestoreReport, restore};
+use crate::session::gate::Gate;
+use crate::session::journal::{GroupRecord, StateDir};
+use crate::session::{Held, HeldEvent, LOOK_EVERY, ParkError};
 
 /// What the user is asked when the target is held. Others wait for these words.
 const PROMPT: &str = "press enter to restore";
@@ -41,22 +42,27 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const LAST_TRIES: u32 = 3;
 
 /// A process whose memory is to be taken away, and how.
-pub(super) struct Order<'a> {
-    pub(super) args: &'a Args,
-    pub(super) pid: u32,
+pub(crate) struct Order<'a> {
+    pub(crate) args: &'a Args,
+    pub(crate) pid: u32,
     /// Where journals are.
-    pub(super) state_dir: &'a Path,
+    pub(crate) state_dir: &'a Path,
     /// Where plugins are.
-    pub(super) search: &'a SearchPath,
+    pub(crate) search: &'a SearchPath,
     /// What the configuration and the flags come to.
-    pub(super) choice: &'a Choice,
+    pub(crate) choice: &'a Choice,
+    /// Of which group it is a member.
+    pub(crate) group: Option<GroupRecord>,
+    /// Where it waits for the others of that.
+    pub(crate) gate: Arc<dyn Gate>,
 }
 
 /// A process that is held.
-struct Taken {
-    held: Held,
-    stages: Vec<LinkDescription>,
+pub(crate) struct Taken {
+    pub(crate) held: Held,
+    pub(crate) stages: Vec<LinkDescription>,
     cancel: Cancel,
+    pub(crate) watch: signals::Watch,
 }
 
 /// `-p PID`: takes the memory of a process away, waits, and gives it back.
@@ -69,6 +75,7 @@ pub(super) fn run(order: &Order<'_>, out: &mut Out) -> Result<(), Failure> {
         mut held,
         stages,
         cancel,
+        ..
     } = order.take(false)?;
     let taken = held.report().clone();
     if !args.common.json {
@@ -79,17 +86,23 @@ pub(super) fn run(order: &Order<'_>, out: &mut Out) -> Result<(), Failure> {
     }
     let given_back = bring_back(held, &cancel, args)?;
     if args.common.json {
-        out.json(&json!({
-            "ok": true,
-            "exit_code": Exit::Ok.code(),
-            "pipeline": stages,
-            "checkpoint": taken,
-            "restore": given_back,
-        }));
+        let mut answer = answer(&stages, &taken);
+        answer["restore"] = json!(given_back);
+        out.json(&answer);
     } else {
         report::restore(&given_back, out);
     }
     Ok(())
+}
+
+/// What a checkpoint that worked answers with `--json`.
+pub(crate) fn answer(stages: &[LinkDescription], taken: &CheckpointReport) -> Value {
+    json!({
+        "ok": true,
+        "exit_code": Exit::Ok.code(),
+        "pipeline": stages,
+        "checkpoint": taken,
+    })
 }
 
 /// `checkpoint PID`: takes the memory of a process away and leaves the process held.
@@ -103,12 +116,7 @@ pub(super) fn park(order: &Order<'_>, out: &mut Out) -> Result<(), Failure> {
         }
     })?;
     if order.args.common.json {
-        out.json(&json!({
-            "ok": true,
-            "exit_code": Exit::Ok.code(),
-            "pipeline": stages,
-            "checkpoint": taken,
-        }));
+        out.json(&answer(&stages, &taken));
     } else {
         report::checkpoint(&taken, &stages, out);
     }
@@ -117,10 +125,10 @@ pub(super) fn park(order: &Order<'_>, out: &mut Out) -> Result<(), Failure> {
 
 impl Order<'_> {
     /// Checkpoints. `parks`: memcr is not to stay.
-    fn take(&self, parks: bool) -> Result<Taken, Failure> {
+    pub(crate) fn take(&self, parks: bool) -> Result<Taken, Failure> {
         let cancel = Cancel::new();
         // Before any other thread: those of plugins must have the signals blocked too.
-        let limit = signals::watch(&cancel, self.args.job.timeout).map_err(not_watched)?;
+        let watch = signals::watch(&cancel, self.args.job.timeout).map_err(not_watched)?;
         let state_dir = StateDir::open(Some(self.state_dir))?;
         sessions::make_way(&state_dir, self.pid.cast_signed(), self.search)?;
         let pipeline = Pipeline::load(&self.choice.spec, self.search)
@@ -134,6 +142,8 @@ impl Order<'_> {
             state_dir,
             verify: self.args.job.verify,
             needs_guard: parks,
+            group: self.group.clone(),
+            gate: self.gate.clone(),
             cancel: cancel.clone(),
             progress: Arc::new(Progress::default()),
         };
@@ -141,11 +151,12 @@ impl Order<'_> {
         let line = progress::Line::start("checkpoint", &options.progress, wanted);
         let result = checkpoint(pipeline, &options);
         drop(line);
-        limit.disarm();
+        watch.disarm();
         Ok(Taken {
             held: result?,
             stages,
             cancel,
+            watch,
         })
     }
 }
@@ -169,7 +180,7 @@ fn wait(held: &mut Held, cancel: &Cancel, as_json: bool, out: &mut Out) {
     }
     let stdin = std::io::stdin();
     loop {
-        match held.wait(std::os::fd::AsFd::as_fd(&stdin), cancel) {
+        match held.wait(std::os::fd::AsFd::as_fd(&stdin), LOOK_EVERY, cancel) {
             Ok(HeldEvent::Wake) if interactive::take(&stdin) == Line::Begun => {}
             Ok(HeldEvent::Wake | HeldEvent::TargetExited(_)) => return,
             Ok(HeldEvent::Cancelled(reason)) => return tracing::info!("{reason}: restoring"),
@@ -189,9 +200,12 @@ fn bring_back(mut held: Held, cancel: &Cancel, args: &Args) -> Result<RestoreRep
     let mut pause = PAUSES.0;
     let mut last_tries = LAST_TRIES;
     loop {
-        let progress = Arc::new(Progress::default());
-        let line = progress::Line::start("restore", &progress, shows_progress(args));
-        let result = restore(held, args.job.on_corrupt.into(), &progress);
+        let options = RestoreOptions {
+            on_corrupt: args.job.on_corrupt.into(),
+            ..RestoreOptions::default()
+        };
+        let line = progress::Line::start("restore", &options.progress, shows_progress(args));
+        let result = restore(held, &options);
         drop(line);
         let failure = match result {
             Ok(given_back) => {

@@ -31,6 +31,7 @@ mod units;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::FromArgMatches;
 
@@ -41,6 +42,7 @@ use failure::Failure;
 use out::Out;
 
 use crate::pipeline::{Pipeline, SearchPath};
+use crate::session::gate::Open;
 use crate::session::journal::StateDir;
 use crate::sys;
 
@@ -161,6 +163,8 @@ fn with_target(
         state_dir: &state_dir(args, &config),
         search: &search(&config),
         choice: &config::pipeline(&config, &args.job, &args.common.set)?,
+        group: None,
+        gate: Arc::new(Open),
     };
     what(&order, out)
 }

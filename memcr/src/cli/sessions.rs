@@ -20,33 +20,36 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::out::Out;
 use super::{job, list, progress, report, signals};
-use crate::pipeline::{Cancel, Pipeline, PipelineSpec, Progress, SearchPath, StageSpec};
-use crate::restore::RestoreReport;
+use crate::pipeline::{Cancel, Pipeline, PipelineSpec, SearchPath, StageSpec};
+use crate::restore::{RestoreOptions, RestoreReport};
 use crate::session::adopt::{self, AdoptError};
+use crate::session::gate::{Gate, Open};
 use crate::session::journal::{Entry, Journal, JournalError, Standing, State, StateDir};
 
 /// What the commands need to know beside their target.
-pub(super) struct Sessions<'a> {
+pub(crate) struct Sessions<'a> {
     /// Where journals are.
-    pub(super) dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// Where plugins are.
-    pub(super) search: SearchPath,
+    pub(crate) search: SearchPath,
     /// `--set`: keys, for one, that no journal holds.
-    pub(super) overrides: Vec<StageSpec>,
+    pub(crate) overrides: Vec<StageSpec>,
     /// `--workers`.
-    pub(super) workers: Option<u16>,
+    pub(crate) workers: Option<u16>,
     /// `--on-corrupt`.
-    pub(super) on_corrupt: OnCorrupt,
+    pub(crate) on_corrupt: OnCorrupt,
+    /// Where a restored process waits for the others of its group.
+    pub(crate) gate: Arc<dyn Gate>,
     /// Set when somebody wants memcr to end.
-    pub(super) cancel: &'a Cancel,
+    pub(crate) cancel: &'a Cancel,
     /// Whether a progress line is wanted.
-    pub(super) shows_progress: bool,
+    pub(crate) shows_progress: bool,
     /// Whether one JSON object is wanted.
-    pub(super) as_json: bool,
+    pub(crate) as_json: bool,
 }
 
 /// What became of a session.
-enum Outcome {
+pub(crate) enum Outcome {
     /// The target has its memory back and runs.
     Restored(Box<RestoreReport>),
     /// The target had all its memory and ran all the time.
@@ -112,6 +115,7 @@ pub(super) fn with(
         overrides: config::overrides(&args.common.set)?,
         workers: args.job.workers,
         on_corrupt: args.job.on_corrupt,
+        gate: Arc::new(Open),
         cancel: &cancel,
         shows_progress: job::shows_progress(args),
         as_json: args.common.json,
@@ -121,9 +125,14 @@ pub(super) fn with(
 impl Sessions<'_> {
     /// `restore PID`.
     pub(super) fn restore(&self, pid: i32, out: &mut Out) -> Result<(), Failure> {
-        let journal = self.adopt(pid)?;
-        self.finish(journal)?.tell(pid, self.as_json, out);
+        self.bring_back(pid)?.tell(pid, self.as_json, out);
         Ok(())
+    }
+
+    /// Restores the process that is held with no memcr beside it.
+    pub(crate) fn bring_back(&self, pid: i32) -> Result<Outcome, Failure> {
+        let journal = self.adopt_any(pid)?;
+        self.finish(journal)
     }
 
     /// `recover PID`.
@@ -197,7 +206,9 @@ impl Sessions<'_> {
         Ok(())
     }
 
-    fn recover(&self, pid: i32, hold: bool) -> Result<Outcome, Failure> {
+    /// Finishes one session in the direction that loses nothing; `hold`: what can be held
+    /// stays so.
+    pub(crate) fn recover(&self, pid: i32, hold: bool) -> Result<Outcome, Failure> {
         match self.adopt_any(pid) {
             Ok(journal) if hold && can_be_held(&journal) => {
                 adopt::hold(journal)?;
@@ -209,10 +220,6 @@ impl Sessions<'_> {
             }
             Err(error) => Err(error.into()),
         }
-    }
-
-    fn adopt(&self, pid: i32) -> Result<Journal, Failure> {
-        Ok(self.adopt_any(pid)?)
     }
 
     fn adopt_any(&self, pid: i32) -> Result<Journal, JournalError> {
@@ -232,10 +239,13 @@ impl Sessions<'_> {
         }
         let pipeline = Pipeline::load(&self.pipeline(&journal)?, &self.search)
             .map_err(|error| still_held(pid, error.into()))?;
-        let progress = Arc::new(Progress::default());
-        let line = progress::Line::start("restore", &progress, self.shows_progress);
-        let on_corrupt = self.on_corrupt.into();
-        let result = adopt::restore(journal, pipeline, &self.search, on_corrupt, &progress);
+        let options = RestoreOptions {
+            on_corrupt: self.on_corrupt.into(),
+            gate: self.gate.clone(),
+            progress: Arc::default(),
+        };
+        let line = progress::Line::start("restore", &options.progress, self.shows_progress);
+        let result = adopt::restore(journal, pipeline, &self.search, &options);
         drop(line);
         let given_back = result.map_err(|error| still_held(pid, error.into()))?;
         report::remarks(&given_back);
@@ -294,7 +304,7 @@ impl Outcome {
         }
     }
 
-    fn to_json(&self, pid: i32) -> Value {
+    pub(crate) fn to_json(&self, pid: i32) -> Value {
         let word = match self {
             Self::Restored(given_back) => {
                 return json!({ "pid": pid, "outcome": "restored", "restore": given_back });

@@ -4,6 +4,7 @@
 //!   main ── block INT TERM HUP QUIT ──▶ every thread after it inherits the mask
 //!     └── thread "signals": signalfd ──signal──▶ cancel(Interrupted)
 //!                           poll ──deadline──▶ cancel(TimedOut), unless disarmed
+//!                           eventfd ──end()──▶ the thread ends, signals stay pending
 //! ```
 //!
 //! What a signal does depends on when it comes:
@@ -18,13 +19,14 @@
 //! so no call there needs to expect one.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::pipeline::{Cancel, CancelReason};
 
@@ -36,14 +38,39 @@ const ENDING: [Signal; 4] = [
     Signal::SIGQUIT,
 ];
 
-/// The time limit as long as it stands.
-#[derive(Debug, Clone)]
-pub(super) struct Limit(Arc<Mutex<Option<Instant>>>);
+/// The thread that watches. Dropped, it watches on until the process ends.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    limit: Limit,
+    ending: OwnedFd,
+    thread: JoinHandle<()>,
+}
 
-impl Limit {
+impl Watch {
     /// The work is done: the limit no longer counts. Afterwards the token is not set
     /// because of it any more.
-    pub(super) fn disarm(&self) {
+    pub(crate) fn disarm(&self) {
+        self.limit.disarm();
+    }
+
+    /// Ends the thread: what is held for hours needs none. Signals that come later are
+    /// blocked and stay pending.
+    pub(crate) fn end(self) {
+        self.disarm();
+        // It fails only where the counter is full, and then the thread wakes up as well.
+        let _ = rustix::io::write(&self.ending, &1u64.to_ne_bytes());
+        if self.thread.join().is_err() {
+            tracing::warn!("the thread that watched for signals has panicked");
+        }
+    }
+}
+
+/// The time limit as long as it stands.
+#[derive(Debug, Clone)]
+struct Limit(Arc<Mutex<Option<Instant>>>);
+
+impl Limit {
+    fn disarm(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -69,7 +96,7 @@ impl Limit {
 ///
 /// # Errors
 /// When the kernel gives no descriptor or no thread.
-pub(super) fn watch(cancel: &Cancel, limit: Option<Duration>) -> io::Result<Limit> {
+pub(crate) fn watch(cancel: &Cancel, limit: Option<Duration>) -> io::Result<Watch> {
     let status = std::fs::read_to_string("/proc/self/status").map_err(|error| {
         let text = format!("cannot read /proc/self/status: {error}");
         io::Error::new(error.kind(), text)
@@ -80,12 +107,17 @@ pub(super) fn watch(cancel: &Cancel, limit: Option<Duration>) -> io::Result<Limi
     let limit = Limit(Arc::new(Mutex::new(
         limit.and_then(|limit| Instant::now().checked_add(limit)),
     )));
+    let ending = eventfd(0, EventfdFlags::CLOEXEC)?;
+    let end = ending.try_clone()?;
     let (thread_limit, cancel) = (limit.clone(), cancel.clone());
-    // Never joined: it sleeps until the process ends, and holds nothing that matters.
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("signals".into())
-        .spawn(move || wait(&signals, &thread_limit, &cancel))?;
-    Ok(limit)
+        .spawn(move || wait(&signals, &end, &thread_limit, &cancel))?;
+    Ok(Watch {
+        limit,
+        ending,
+        thread,
+    })
 }
 
 /// The signals to watch. Who started us with one ignored (`nohup`, a shell's `&`) meant
@@ -102,15 +134,21 @@ fn wanted(status: &str) -> SigSet {
         .collect()
 }
 
-fn wait(signals: &SignalFd, limit: &Limit, cancel: &Cancel) {
+fn wait(signals: &SignalFd, end: &OwnedFd, limit: &Limit, cancel: &Cancel) {
     loop {
         // Rounded up by a millisecond: waking before the deadline would only mean
         // another round.
         let left = limit.left().map(|left| left + Duration::from_millis(1));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        let mut fds = [PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN)];
+        let mut fds = [
+            PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+            PollFd::new(end, PollFlags::IN),
+        ];
         // An error here (EINTR after a stop and continue) is a round without news.
-        let _ = poll(&mut fds, timeout.as_ref());
+        let heard = poll(&mut fds, timeout.as_ref()).is_ok();
+        if heard && !fds[1].revents().is_empty() {
+            return;
+        }
         limit.enforce(cancel);
         while let Ok(Some(info)) = signals.read_signal() {
             tracing::debug!("signal {} from pid {}", info.ssi_signo, info.ssi_pid);

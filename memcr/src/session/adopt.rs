@@ -26,7 +26,6 @@ mod orphan;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 pub use error::AdoptError;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -37,8 +36,8 @@ use super::{PhaseClock, put_huge_pages_back};
 use crate::freeze::{Doom, Refusal, Target, doom_of_parked, freeze_again};
 use crate::inject::{Borrowed, Parasite, Site, leftovers};
 use crate::maps::vma::{self, Vma};
-use crate::pipeline::{Cancel, OpenImage, Pipeline, PipelineSpec, Progress, SearchPath};
-use crate::restore::{OnCorrupt, RestoreReport, remove_all};
+use crate::pipeline::{Cancel, OpenImage, Pipeline, PipelineSpec, SearchPath};
+use crate::restore::{RestoreOptions, RestoreReport, remove_all};
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::procfs;
 use orphan::{Orphan, huge_runs, open};
@@ -66,8 +65,7 @@ pub fn restore(
     mut journal: Journal,
     pipeline: Pipeline,
     search: &SearchPath,
-    on_corrupt: OnCorrupt,
-    progress: &Arc<Progress>,
+    options: &RestoreOptions,
 ) -> Result<RestoreReport> {
     let record = journal.record().clone();
     let pid = record.pid;
@@ -88,14 +86,14 @@ pub fn restore(
         // It says that the target is held, and what follows from that is the same.
         tracing::warn!("{error}");
     }
-    let fate = orphan.fate(on_corrupt);
-    let stats = match orphan.bring_back(&image, progress) {
+    let fate = orphan.fate(options.on_corrupt);
+    let stats = match orphan.bring_back(&image, &options.progress) {
         Ok(stats) => stats,
         Err(error) => return Err(fate.failed(error, image, journal)),
     };
     clock.done("populate");
     let huge = huge_runs(&orphan.record);
-    let pidfd = match orphan.release(&image, &mut journal) {
+    let pidfd = match orphan.release(&image, &mut journal, options) {
         Ok(pidfd) => pidfd,
         Err(error) => return Err(fate.failed(error, image, journal)),
     };

@@ -18,10 +18,7 @@ use crate::pipeline::{Cancel, CancelReason};
 /// How often pending signals are looked at. Nothing tells that a signal has become
 /// pending at a stopped thread; five looks a second cost next to nothing, and a target
 /// that is to die anyway can wait that long.
-const LOOK_EVERY: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 200_000_000,
-};
+pub const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// What ended a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,16 +41,22 @@ pub enum HoldError {
 }
 
 impl Held {
-    /// Waits until `wake` is readable, `cancel` is set, or the target ends.
+    /// Waits until `wake` is readable, `cancel` is set, or the target ends; looks after
+    /// signals every `pace` ([`LOOK_EVERY`]).
     ///
     /// # Errors
     /// When waiting fails; the target is held as before.
-    pub fn wait(&mut self, wake: BorrowedFd<'_>, cancel: &Cancel) -> Result<HeldEvent, HoldError> {
+    pub fn wait(
+        &mut self,
+        wake: BorrowedFd<'_>,
+        pace: Duration,
+        cancel: &Cancel,
+    ) -> Result<HeldEvent, HoldError> {
         loop {
             if let Some(event) = self.look(cancel) {
                 return Ok(event);
             }
-            if self.is_readable(wake)? {
+            if self.is_readable(wake, pace)? {
                 // The target may have been told to die a moment before.
                 return Ok(self.look(cancel).unwrap_or(HeldEvent::Wake));
             }
@@ -72,18 +75,18 @@ impl Held {
                 PollFlags::IN,
             )];
             // Whatever ends it, a signal included: look again.
-            let _ = poll(&mut fds, Some(&LOOK_EVERY));
+            let _ = poll(&mut fds, Some(&timespec(LOOK_EVERY)));
         }
         None
     }
 
     /// Waits until `wake` or the target's descriptor is readable, or it is time to look.
-    fn is_readable(&self, wake: BorrowedFd<'_>) -> Result<bool, HoldError> {
+    fn is_readable(&self, wake: BorrowedFd<'_>, pace: Duration) -> Result<bool, HoldError> {
         let mut fds = [
             PollFd::new(&wake, PollFlags::IN),
             PollFd::from_borrowed_fd(self.frozen.target().as_fd(), PollFlags::IN),
         ];
-        match poll(&mut fds, Some(&LOOK_EVERY)) {
+        match poll(&mut fds, Some(&timespec(pace))) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(!fds[0].revents().is_empty()),
             Err(error) => Err(HoldError::Poll(error.into())),
         }
@@ -106,4 +109,9 @@ impl Held {
         self.frozen.let_die(doom);
         Some(Some(doom.signal))
     }
+}
+
+/// Paces are far below what a clock can hold.
+fn timespec(pace: Duration) -> Timespec {
+    Timespec::try_from(pace).unwrap_or_default()
 }

@@ -14,6 +14,7 @@
 
 pub mod adopt;
 mod clock;
+pub mod gate;
 mod guarded;
 mod hold;
 pub mod journal;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 pub use clock::{Phase, PhaseClock};
 pub use guarded::TakeDownError;
 pub(crate) use guarded::{Guarded, put_huge_pages_back};
-pub use hold::{HeldEvent, HoldError};
+pub use hold::{HeldEvent, HoldError, LOOK_EVERY};
 pub use report::CheckpointReport;
 
 use crate::freeze::{FreezeError, Frozen};

@@ -16,3 +16,12 @@ pub fn keep_small() {
         libc::mallopt(libc::M_ARENA_MAX, 2);
     }
 }
+
+/// Gives free memory back to the kernel: for a process that will only wait for a long time.
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes a number and works under the locks of the heaps.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -7,6 +7,7 @@
 pub mod arch;
 pub mod collapse;
 pub mod features;
+pub mod fork;
 pub mod heap;
 pub mod kcmp;
 pub mod keyring;

@@ -12,7 +12,7 @@ use crate::inject::{Borrowed, Site};
 use crate::pages::guarded::{GuardedMemory, Heed, Watcher};
 use crate::pages::{PageRun, RemoteAddr};
 use crate::pipeline::{Cancel, DecodeStats, OpenImage, Pipeline, PipelineError, Progress};
-use crate::restore::{OnCorrupt, prepare, remove_all};
+use crate::restore::{OnCorrupt, RestoreOptions, prepare, remove_all, wait_for_others};
 use crate::session::journal::{Journal, Record};
 use crate::session::{Guarded, TakeDownError};
 use crate::sys::proc_mem::ProcMem;
@@ -122,6 +122,7 @@ impl Orphan {
         mut self,
         image: &OpenImage,
         journal: &mut Journal,
+        options: &RestoreOptions,
     ) -> std::result::Result<OwnedFd, StepError> {
         let pid = self.record.pid;
         self.freeze()?;
@@ -144,6 +145,7 @@ impl Orphan {
         frozen.inherit(was_stopped, &record.owed);
         let site = find_site(pid)?;
         guarded.take_down(&mut frozen, site).map_err(take_down)?;
+        wait_for_others(options);
         let released = frozen.release();
         released.map_err(|source| AdoptError::Freeze { pid, source })?;
         Ok(pidfd)

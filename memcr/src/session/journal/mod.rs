@@ -26,8 +26,8 @@ mod tests;
 pub use dir::{Entry, StateDir};
 pub use error::JournalError;
 pub use record::{
-    GuardRecord, ImageRecord, Namespaces, ParasiteRecord, PipelineRecord, Record, StageRecord,
-    Standing, State, VERSION,
+    GroupRecord, GuardRecord, ImageRecord, Namespaces, ParasiteRecord, PipelineRecord, Record,
+    StageRecord, Standing, State, VERSION,
 };
 
 use crate::sys::last_words;

@@ -55,6 +55,9 @@ pub struct Record {
     /// Signals to the process that ours have taken away, to be sent again.
     #[serde(default)]
     pub owed: Vec<i32>,
+    /// The group that it is a member of; `None`: it was checkpointed alone.
+    #[serde(default)]
+    pub group: Option<GroupRecord>,
     /// Resident memory before the freeze.
     pub rss_before_bytes: u64,
     /// Resident memory while held.
@@ -86,6 +89,15 @@ pub struct Namespaces {
     pub pid: u64,
     /// Of clocks: it shifts start times.
     pub time: u64,
+}
+
+/// A member of a group of processes that were checkpointed as one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// What was asked for: `tree:PID` or `cgroup:PATH`.
+    pub name: String,
+    /// Its place in the order in which they were frozen, from 0; they wake in reverse.
+    pub index: u32,
 }
 
 /// A committed image.
@@ -184,6 +196,7 @@ impl Record {
             parasite: None,
             leftover: Vec::new(),
             owed: Vec::new(),
+            group: None,
             rss_before_bytes: procfs::rss_bytes(pid),
             rss_held_bytes: 0,
             huge: Vec::new(),
