@@ -6,9 +6,9 @@
 //! descriptors, same mappings. The target cannot tell, except by the clock.
 //!
 //! ```text
-//! checkpoint   cli → freeze → maps → pages ═chunks⇒ pipeline(encode) ═frames⇒ sink → commit
+//! checkpoint   cli, daemon → freeze → maps → pages ═chunks⇒ pipeline(encode) ═frames⇒ sink → commit
 //!                  → inject(guard) → freeze(arm) → inject(drop) → hold, or park and leave
-//! restore      cli → sink(open, check) ═frames⇒ pipeline(decode) ═chunks⇒ pages(populate)
+//! restore      cli, daemon → sink(open, check) ═frames⇒ pipeline(decode) ═chunks⇒ pages(populate)
 //!                  → inject(take the guard down) → release
 //! ```
 //!
@@ -27,7 +27,9 @@
 //! 4. **Nothing left behind**: after a restore the target has the mappings, protections,
 //!    descriptors, signal state and registers that it had; image, journal and keys are gone.
 //! 5. **Nobody else gets in**: images are private to the user, plugins that another user
-//!    can write are refused, nothing listens anywhere.
+//!    can write are refused. Only the daemon listens, and only where it is told to; it learns
+//!    from the kernel who asks, and does for a user what she could do herself with
+//!    ptrace(2), for root and those whom root names more.
 //! 6. **memcr stays small**: memory is bounded by the chunks in flight, not by the target.
 //!
 //! What can fail, and what takes time for reasons of its own (plugins, the sink's space,
@@ -39,6 +41,7 @@
 //! |---|---|
 //! | [`checkpoint`], [`restore`] | the two stories: one line per phase, one way back |
 //! | [`cli`] | flags, configuration, messages for people |
+//! | `daemon` | clients ask, it may: who may do what, a process for each session, many as one |
 //! | [`fault`] | places where tests kill or fail memcr; not in a normal build |
 //! | [`freeze`] | stops every thread, lets them go as if nothing had been |
 //! | [`inject`] | system calls made by a frozen thread for us |
@@ -49,7 +52,8 @@
 //! | [`sink`] | the image format: writing, checking, reading back |
 //! | [`sys`] | the only raw system calls; `sys::arch` the only code that knows the CPU |
 //!
-//! Beside this crate: `plugin-api` (the stable tables and the safe traits of stages),
+//! Beside this crate: `memcr/wire` (what daemon and clients say to each other),
+//! `memcr/client` (the clients, which can touch no process), `plugin-api` (the stable tables and the safe traits of stages),
 //! `plugins` (the stages), `parasite` (the few instructions that run inside the target).
 //!
 //! What is promised when memcr dies, and how each promise is tested, is in
@@ -63,6 +67,7 @@
 
 pub mod checkpoint;
 pub mod cli;
+mod daemon;
 pub mod fault;
 pub mod freeze;
 pub mod inject;

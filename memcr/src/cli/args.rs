@@ -4,6 +4,7 @@
 //! C memcr means in ours is in `compat`; which flags go together with which
 //! command is in `stray`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -17,14 +18,14 @@ use crate::restore;
 /// With -p: freezes the process, sends its pages through a pipeline of stages into a
 /// sink, drops them from RAM, holds the process until Enter is pressed, and gives every
 /// byte back.
-#[derive(Debug, Parser)]
+#[derive(Debug, Clone, Parser)]
 #[command(
     name = "memcr",
     version,
     after_long_help = Exit::help_table(),
     arg_required_else_help = true,
     disable_help_subcommand = true,
-    override_usage = "memcr -p <PID> [OPTIONS]\n       memcr <COMMAND> [OPTIONS]"
+    override_usage = "memcr -p <PID> [OPTIONS]\n       memcr -l <PORT|PATH> [OPTIONS]\n       memcr <COMMAND> [OPTIONS]"
 )]
 pub struct Args {
     /// What is done without a verb.
@@ -40,18 +41,28 @@ pub struct Args {
 
 /// The main job, and what the C memcr also did without a verb. Flags that say how to
 /// checkpoint are global: `checkpoint` has them too.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub struct Job {
     /// Process to checkpoint
-    #[arg(short, long, value_name = "PID", allow_negative_numbers = true, value_parser = super::compat::pid)]
+    #[arg(short, long, value_name = "PID", allow_negative_numbers = true, value_parser = super::compat::pid,
+          conflicts_with = "listen")]
     pub pid: Option<u32>,
+
+    /// Be the daemon, for clients at this TCP port of 127.0.0.1, or at this UNIX socket;
+    /// may be repeated (same as the command `daemon`)
+    #[arg(global = true, short, long, value_name = "PORT|PATH", action = ArgAction::Append)]
+    pub listen: Vec<OsString>,
+
+    /// Group that owns the daemon's UNIX socket and may act on every process: name or number
+    #[arg(global = true, short = 'g', long, value_name = "GID")]
+    pub listen_gid: Option<String>,
 
     /// Directory for the image: parameter `dir` of the sink
     #[arg(global = true, short, long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
 
     /// Do not wait for Enter: checkpoint, then restore at once
-    #[arg(short, long)]
+    #[arg(global = true, short, long)]
     pub no_wait: bool,
 
     /// Read pages from /proc/PID/mem instead of with process_vm_readv
@@ -88,8 +99,9 @@ pub struct Job {
     #[arg(global = true, long)]
     pub verify: bool,
 
-    /// Undo the checkpoint if it is not complete after so many seconds
-    #[arg(global = true, long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = super::compat::seconds)]
+    /// Undo the checkpoint if it is not complete after so many seconds; of the daemon: give
+    /// up every checkpoint, and answer every restore, by then
+    #[arg(global = true, short = 't', long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = super::compat::seconds)]
     pub timeout: Option<std::time::Duration>,
 
     /// What becomes of a process whose image is damaged
@@ -115,20 +127,32 @@ pub struct Job {
     pub stage_help: Option<String>,
 
     /// Accepted and without effect: the channel to the target has no name
-    #[arg(short = 'S', long, value_name = "DIR", hide_short_help = true)]
+    #[arg(
+        global = true,
+        short = 'S',
+        long,
+        value_name = "DIR",
+        hide_short_help = true
+    )]
     pub parasite_socket_dir: Option<PathBuf>,
 
     /// Accepted and without effect: the channel to the target has no name
-    #[arg(short = 'G', long, value_name = "GID", hide_short_help = true)]
+    #[arg(
+        global = true,
+        short = 'G',
+        long,
+        value_name = "GID",
+        hide_short_help = true
+    )]
     pub parasite_socket_gid: Option<String>,
 
     /// Accepted and without effect: the channel to the target has no name
-    #[arg(short = 'N', long, hide_short_help = true)]
+    #[arg(global = true, short = 'N', long, hide_short_help = true)]
     pub parasite_socket_netns: bool,
 }
 
 /// Flags that stand before or behind a verb.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub struct Common {
     /// Configuration file [default: the first pipeline.toml found]
     #[arg(long, value_name = "FILE", global = true)]
@@ -147,6 +171,16 @@ pub struct Common {
     #[arg(long, global = true)]
     pub json: bool,
 
+    /// Form of the lines on stderr
+    #[arg(
+        long,
+        value_name = "FORM",
+        value_enum,
+        default_value = "text",
+        global = true
+    )]
+    pub log_format: LogFormat,
+
     /// Say more on stderr; twice: everything
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
@@ -157,23 +191,21 @@ pub struct Common {
 }
 
 /// The commands with a name.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum Verb {
     /// Take the memory of a process away and leave the process held
     ///
     /// When it returns, no process of memcr is left. The target is stopped, and would
     /// wait at its first missing page if somebody continued it.
-    Checkpoint {
-        /// Process to checkpoint
-        #[arg(value_name = "PID", allow_negative_numbers = true, value_parser = super::compat::pid)]
-        target: u32,
-    },
+    Checkpoint(Whom),
     /// Give a held process its memory back and let it run
-    Restore {
-        /// Process to restore
-        #[arg(value_name = "PID", allow_negative_numbers = true, value_parser = super::compat::pid)]
-        target: u32,
-    },
+    Restore(Whom),
+    /// Do what clients ask for, until a signal ends it
+    ///
+    /// Listens where -l, or `listen` in the section [daemon] of pipeline.toml, says. Each
+    /// process that it holds has a process of memcr's beside it. Told to end, it leaves
+    /// them held (`on_stop` says otherwise), and the next daemon takes them over.
+    Daemon,
     /// Finish the sessions of a memcr that died
     ///
     /// A process whose memory was not all stored yet runs on with all of it. One whose
@@ -222,6 +254,34 @@ pub enum Verb {
         /// Of this command instead of memcr as a whole
         verb: Option<String>,
     },
+}
+
+/// Which process, or which processes as one.
+#[derive(Debug, Clone, ClapArgs)]
+#[group(required = true, multiple = false)]
+pub struct Whom {
+    /// This process
+    #[arg(value_name = "PID", allow_negative_numbers = true, value_parser = super::compat::pid)]
+    pub target: Option<u32>,
+
+    /// This process and all its descendants, as one: all are frozen before anything of them
+    /// is stored, and all are held or none
+    #[arg(long, value_name = "PID", allow_negative_numbers = true, value_parser = super::compat::pid)]
+    pub tree: Option<u32>,
+
+    /// All processes of this cgroup and of those below it, as one: its path from the root
+    /// of its hierarchy, with the / at its beginning
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<String>,
+}
+
+/// Values of `--log-format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people
+    Text,
+    /// A JSON object in each line
+    Json,
 }
 
 /// Values of `--on-corrupt`.

@@ -70,6 +70,13 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Says which flags were given that change nothing, to whom wants to know (`-v`).
+pub(super) fn say_without_effect(job: &Job) {
+    for flag in without_effect(job) {
+        tracing::info!("{flag} changes nothing: the channel to the target has no name");
+    }
+}
+
 /// The flags given that steer the C memcr's socket to its parasite. Ours has a channel
 /// without a name, so there is nothing to steer.
 #[must_use]

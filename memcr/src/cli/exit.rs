@@ -37,11 +37,13 @@ pub enum Exit {
     Held = 13,
     /// The process is not held; nothing was touched.
     NotHeld = 14,
+    /// The daemon is ending, or has as much to do as it may have; or it cannot be reached.
+    Unavailable = 15,
 }
 
 impl Exit {
     /// Every code, in the order of the numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Ok,
         Self::Internal,
         Self::Usage,
@@ -57,6 +59,7 @@ impl Exit {
         Self::RestoreFailed,
         Self::Held,
         Self::NotHeld,
+        Self::Unavailable,
     ];
 
     /// The number that the shell sees.
@@ -88,6 +91,7 @@ impl Exit {
             Self::RestoreFailed => "the restore failed; the message says what became of the target",
             Self::Held => "the process is held already, or another memcr works on it",
             Self::NotHeld => "the process is not held",
+            Self::Unavailable => "the daemon cannot be reached, or refuses work for now",
         }
     }
 

@@ -11,6 +11,7 @@ use crate::checkpoint::{CheckpointError, StepError};
 use crate::freeze::{FreezeError, Refusal};
 use crate::pipeline::{CancelReason, LoadError, PipelineError};
 use crate::restore::RestoreError;
+use crate::session::ParkError;
 use crate::session::adopt::AdoptError;
 use crate::session::gate::Barred;
 use crate::session::journal::JournalError;
@@ -44,7 +45,7 @@ impl Failure {
 
     /// Of a pipeline that was chosen: a parameter that does not fit is named with the
     /// place where it was given.
-    pub(super) fn of_choice(error: PipelineError, choice: &Choice) -> Self {
+    pub(crate) fn of_choice(error: PipelineError, choice: &Choice) -> Self {
         let origin = match &error {
             PipelineError::Param { stage, key, .. } => choice.origin(stage, key),
             _ => None,
@@ -55,6 +56,26 @@ impl Failure {
                 Self::new(Exit::Plugin, format!("{origin}: {error}")).with_hint(error.hint())
             }
         }
+    }
+
+    /// The failure that an answer tells of, as [`Failure::to_json`] has put it; `None`: it
+    /// tells of none.
+    pub(crate) fn of_answer(answer: &Value) -> Option<Self> {
+        if answer["ok"] == true {
+            return None;
+        }
+        let code = answer["exit_code"].as_u64();
+        let is_it = |exit: &Exit| code == Some(exit.code().into());
+        let exit = Exit::ALL.into_iter().find(is_it).unwrap_or(Exit::Internal);
+        let text = |key: &str| answer["error"][key].as_str();
+        let failure = Self::new(exit, text("message").unwrap_or("no reason was given"));
+        Some(failure.with_hint(text("hint")))
+    }
+
+    /// The same, as a cause of `what`.
+    pub(crate) fn in_context(mut self, what: &str) -> Self {
+        self.error = format!("{what}: {}", self.causes().join(": ")).into();
+        self
     }
 
     /// The same with what the user can do about it.
@@ -85,7 +106,7 @@ impl Failure {
     }
 
     /// An error and its causes in one line, where it is no failure of the command.
-    pub(super) fn said(error: &(dyn Error + 'static)) -> String {
+    pub(crate) fn said(error: &(dyn Error + 'static)) -> String {
         causes(error).join(": ")
     }
 
@@ -159,7 +180,9 @@ impl From<JournalError> for Failure {
 /// Of a session that was not begun or not adopted. Nothing was touched.
 fn no_session(error: &JournalError) -> Exit {
     match error {
-        JournalError::Held { .. } | JournalError::Busy { .. } => Exit::Held,
+        JournalError::Held { .. } | JournalError::Busy { .. } | JournalError::Daemon { .. } => {
+            Exit::Held
+        }
         JournalError::NotHeld { .. } => Exit::NotHeld,
         JournalError::Gone { .. } | JournalError::NoProcess { .. } => Exit::NoProcess,
         JournalError::Unfit { .. } => Exit::Usage,
@@ -195,6 +218,7 @@ fn journal_hint(error: &JournalError) -> Option<String> {
             "if the process of this number is not held, {} may be removed",
             path.display()
         ),
+        JournalError::Daemon { .. } => "a daemon of its own takes a --state-dir of its own".into(),
         JournalError::Newer { .. } => "the memcr that wrote it finishes its session".into(),
         JournalError::Unfit { .. } | JournalError::Io { .. } => {
             "--state-dir DIR names another directory, as does state_dir in pipeline.toml".into()
@@ -319,6 +343,16 @@ impl From<AdoptError> for Failure {
             _ => None,
         };
         Self::new(exit, error).with_hint(hint.as_deref())
+    }
+}
+
+impl From<ParkError> for Failure {
+    fn from(error: ParkError) -> Self {
+        let exit = match &error {
+            ParkError::TargetExited(_) => Exit::TargetGone,
+            _ => Exit::Internal,
+        };
+        Self::new(exit, error)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::pipeline::{Cancel, LinkDescription, Pipeline, Progress, SearchPath};
 use crate::restore::{self, RestoreError, RestoreOptions, RestoreReport, restore};
 use crate::session::gate::Gate;
 use crate::session::journal::{GroupRecord, StateDir};
-use crate::session::{Held, HeldEvent, LOOK_EVERY, ParkError};
+use crate::session::{Held, HeldEvent, LOOK_EVERY};
 
 /// What the user is asked when the target is held. Others wait for these words.
 const PROMPT: &str = "press enter to restore";
@@ -55,6 +55,8 @@ pub(crate) struct Order<'a> {
     pub(crate) group: Option<GroupRecord>,
     /// Where it waits for the others of that.
     pub(crate) gate: Arc<dyn Gate>,
+    /// Stops the work.
+    pub(crate) cancel: Cancel,
 }
 
 /// A process that is held.
@@ -68,9 +70,7 @@ pub(crate) struct Taken {
 /// `-p PID`: takes the memory of a process away, waits, and gives it back.
 pub(super) fn run(order: &Order<'_>, out: &mut Out) -> Result<(), Failure> {
     let args = order.args;
-    for flag in compat::without_effect(&args.job) {
-        tracing::info!("{flag} changes nothing: the channel to the target has no name");
-    }
+    compat::say_without_effect(&args.job);
     let Taken {
         mut held,
         stages,
@@ -108,11 +108,11 @@ pub(crate) fn answer(stages: &[LinkDescription], taken: &CheckpointReport) -> Va
 /// `checkpoint PID`: takes the memory of a process away and leaves the process held.
 pub(super) fn park(order: &Order<'_>, out: &mut Out) -> Result<(), Failure> {
     let Taken { held, stages, .. } = order.take(true)?;
-    let taken = held.park().map_err(|error| match error {
-        ParkError::TargetExited(_) => Failure::new(Exit::TargetGone, error),
-        error => {
-            let again = format!("`memcr recover {}` finishes the session", order.pid);
-            Failure::new(Exit::Internal, error).with_hint(Some(&again))
+    let taken = held.park().map_err(|error| {
+        let again = format!("`memcr recover {}` finishes the session", order.pid);
+        match Failure::from(error) {
+            failure if failure.exit == Exit::TargetGone => failure,
+            failure => failure.with_hint(Some(&again)),
         }
     })?;
     if order.args.common.json {
@@ -126,7 +126,7 @@ pub(super) fn park(order: &Order<'_>, out: &mut Out) -> Result<(), Failure> {
 impl Order<'_> {
     /// Checkpoints. `parks`: memcr is not to stay.
     pub(crate) fn take(&self, parks: bool) -> Result<Taken, Failure> {
-        let cancel = Cancel::new();
+        let cancel = self.cancel.clone();
         // Before any other thread: those of plugins must have the signals blocked too.
         let watch = signals::watch(&cancel, self.args.job.timeout).map_err(not_watched)?;
         let state_dir = StateDir::open(Some(self.state_dir))?;
@@ -196,7 +196,11 @@ fn wait(held: &mut Held, cancel: &Cancel, as_json: bool, out: &mut Out) {
 
 /// Restores. A failure that leaves the target held is tried again for as long as nobody
 /// wants memcr to end: then somebody else has to, if a guard lets it wait.
-fn bring_back(mut held: Held, cancel: &Cancel, args: &Args) -> Result<RestoreReport, Failure> {
+pub(crate) fn bring_back(
+    mut held: Held,
+    cancel: &Cancel,
+    args: &Args,
+) -> Result<RestoreReport, Failure> {
     let mut pause = PAUSES.0;
     let mut last_tries = LAST_TRIES;
     loop {

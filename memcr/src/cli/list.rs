@@ -46,8 +46,16 @@ pub(super) fn run(dir: &Path, as_json: bool, out: &mut Out) -> Result<(), Failur
     Ok(())
 }
 
+/// The user whose process it is, as its directory in /proc says.
+pub(crate) fn uid_of(pid: i32) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(format!("/proc/{pid}"))
+        .ok()
+        .map(|meta| meta.uid())
+}
+
 /// The word for a session; the head of the file has them all.
-pub(super) fn state(entry: &Entry) -> &'static str {
+pub(crate) fn state(entry: &Entry) -> &'static str {
     let Ok(record) = &entry.record else {
         return "damaged";
     };
@@ -101,7 +109,7 @@ fn row(entry: &Entry) -> [String; 7] {
 }
 
 /// `compress,file`, as it would be given.
-pub(super) fn stages(record: &Record) -> String {
+pub(crate) fn stages(record: &Record) -> String {
     let stages = &record.pipeline.stages;
     let aliases: Vec<&str> = stages.iter().map(|stage| stage.alias.as_str()).collect();
     aliases.join(",")

@@ -1,18 +1,24 @@
-//! Diagnostics on stderr: how much of them, and in what form.
+//! Diagnostics on stderr: how much of them, and in what form. One event, one line.
 
 use std::fmt;
 use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde_json::{Map, Value, json};
+use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::args::{Args, LogFormat, Verb};
+
 /// Sends diagnostics to stderr: warnings, with `-v` what is done, with `-vv` every
-/// detail, with `-q` errors only.
-pub(super) fn init(verbose: u8, quiet: bool) {
-    let level = match (quiet, verbose) {
+/// detail, with `-q` errors only. A daemon says what it does without being asked.
+pub(super) fn init(args: &Args) {
+    let is_daemon = matches!(args.verb, Some(Verb::Daemon)) || !args.job.listen.is_empty();
+    let level = match (args.common.quiet, args.common.verbose + u8::from(is_daemon)) {
         (true, _) => LevelFilter::ERROR,
         (false, 0) => LevelFilter::WARN,
         (false, 1) => LevelFilter::INFO,
@@ -22,14 +28,15 @@ pub(super) fn init(verbose: u8, quiet: bool) {
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(io::stderr)
-        .event_format(Line)
+        .event_format(Line(args.common.log_format))
         .finish();
     // It fails only where one is set already, as in tests: that one does.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
-/// `memcr: text` as errors have it; warnings and details with their level.
-struct Line;
+/// `memcr: text` as errors have it, warnings and details with their level; or an object
+/// with time, level, message, and every number that belongs to the event.
+struct Line(LogFormat);
 
 impl<S, N> FormatEvent<S, N> for Line
 where
@@ -38,18 +45,84 @@ where
 {
     fn format_event(
         &self,
-        ctx: &FmtContext<'_, S, N>,
+        _: &FmtContext<'_, S, N>,
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let level = match *event.metadata().level() {
-            Level::ERROR => "error: ",
-            Level::WARN => "warning: ",
-            Level::INFO => "",
-            Level::DEBUG | Level::TRACE => "debug: ",
-        };
-        write!(writer, "memcr: {level}")?;
-        ctx.field_format().format_fields(writer.by_ref(), event)?;
-        writeln!(writer)
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        match self.0 {
+            LogFormat::Text => writeln!(writer, "{}", text(event.metadata().level(), &fields)),
+            LogFormat::Json => {
+                let level = event.metadata().level().as_str().to_lowercase();
+                writeln!(writer, "{}", fields.into_object(&level))
+            }
+        }
+    }
+}
+
+fn text(level: &Level, fields: &Fields) -> String {
+    let level = match *level {
+        Level::ERROR => "error: ",
+        Level::WARN => "warning: ",
+        Level::INFO => "",
+        Level::DEBUG | Level::TRACE => "debug: ",
+    };
+    // What a line has in numbers beside its words is for machines.
+    format!("memcr: {level}{}", fields.message)
+}
+
+/// The fields of an event.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    others: Map<String, Value>,
+}
+
+impl Fields {
+    fn set(&mut self, field: &Field, value: Value) {
+        self.others.insert(field.name().to_owned(), value);
+    }
+
+    fn into_object(self, level: &str) -> Value {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let mut object = self.others;
+        object.insert(
+            "time".into(),
+            json!(now.map_or(0.0, |now| now.as_secs_f64())),
+        );
+        object.insert("level".into(), json!(level));
+        object.insert("message".into(), json!(self.message));
+        Value::Object(object)
+    }
+}
+
+impl Visit for Fields {
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.set(field, json!(value));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.set(field, json!(value));
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.set(field, json!(value));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.set(field, json!(value));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.set(field, json!(value));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        match field.name() {
+            "message" => self.message = text,
+            _ => self.set(field, json!(text)),
+        }
     }
 }

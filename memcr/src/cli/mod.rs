@@ -13,18 +13,19 @@ pub mod compat;
 pub mod config;
 pub mod exit;
 pub mod failure;
+mod group;
 mod image;
 mod interactive;
-mod job;
-mod list;
+pub(crate) mod job;
+pub(crate) mod list;
 mod log;
 mod out;
 mod print;
 mod progress;
 mod report;
-mod sessions;
-mod signals;
-mod stages;
+pub(crate) mod sessions;
+pub(crate) mod signals;
+pub(crate) mod stages;
 mod stray;
 mod table;
 mod units;
@@ -41,7 +42,8 @@ use exit::Exit;
 use failure::Failure;
 use out::Out;
 
-use crate::pipeline::{Pipeline, SearchPath};
+use crate::daemon;
+use crate::pipeline::{Cancel, Pipeline, SearchPath};
 use crate::session::gate::Open;
 use crate::session::journal::StateDir;
 use crate::sys;
@@ -84,7 +86,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let _ = sys::wait::block_sigchld();
     sys::heap::keep_small();
     sys::last_words::listen();
-    log::init(args.common.verbose, args.common.quiet);
+    log::init(args);
     let mut out = Out::default();
     let done = dispatch(args, &mut out);
     if let (Err(failure), true) = (&done, args.common.json) {
@@ -100,12 +102,17 @@ fn unwritten(error: std::io::Error) -> Failure {
 fn dispatch(args: &Args, out: &mut Out) -> Result<(), Failure> {
     let json = args.common.json;
     match &args.verb {
-        Some(Verb::Checkpoint { target }) => with_target(args, *target, out, job::park)?,
-        Some(Verb::Restore { target }) => {
-            sessions::with(args, &load(args)?, |sessions| {
+        Some(Verb::Checkpoint(whom)) => match whom.target {
+            Some(target) => with_target(args, target, out, job::park)?,
+            None => group::checkpoint(args, whom, out)?,
+        },
+        Some(Verb::Restore(whom)) => match whom.target {
+            Some(target) => sessions::with(args, &load(args)?, |sessions| {
                 sessions.restore(target.cast_signed(), out)
-            })?;
-        }
+            })?,
+            None => group::restore(args, whom, out)?,
+        },
+        Some(Verb::Daemon) => serve(args)?,
         Some(Verb::Recover { target, all, hold }) => {
             sessions::with(args, &load(args)?, |sessions| match target {
                 Some(target) => sessions.recover_one(target.cast_signed(), *hold, out),
@@ -128,6 +135,9 @@ fn dispatch(args: &Args, out: &mut Out) -> Result<(), Failure> {
 }
 
 fn without_verb(args: &Args, out: &mut Out) -> Result<(), Failure> {
+    if !args.job.listen.is_empty() {
+        return serve(args);
+    }
     if let Some(pid) = args.job.pid {
         return with_target(args, pid, out, job::run);
     }
@@ -149,6 +159,22 @@ fn without_verb(args: &Args, out: &mut Out) -> Result<(), Failure> {
     Ok(())
 }
 
+/// `daemon`, `--listen`.
+fn serve(args: &Args) -> Result<(), Failure> {
+    compat::say_without_effect(&args.job);
+    let config = load(args)?;
+    daemon::run(args, &config, home(args, &config))
+}
+
+/// What the children of a daemon need to know.
+fn home(args: &Args, config: &Config) -> daemon::Home {
+    daemon::Home {
+        args: args.clone(),
+        search: search(config),
+        state_dir: state_dir(args, config),
+    }
+}
+
 /// Does what `what` does with process `pid`, as configuration and flags say.
 fn with_target(
     args: &Args,
@@ -165,6 +191,7 @@ fn with_target(
         choice: &config::pipeline(&config, &args.job, &args.common.set)?,
         group: None,
         gate: Arc::new(Open),
+        cancel: Cancel::new(),
     };
     what(&order, out)
 }

@@ -58,6 +58,8 @@ pub(crate) enum Outcome {
     Held,
     /// The target has ended; nothing of it is left.
     Cleaned,
+    /// The target was ended, since nobody wants it any more; nothing of it is left.
+    Killed,
 }
 
 /// Clears what an earlier session has left, so that a checkpoint may begin: of a process
@@ -222,6 +224,12 @@ impl Sessions<'_> {
         }
     }
 
+    /// Ends a process that is held, and removes what its session has left.
+    pub(crate) fn end(&self, pid: i32) -> Result<Outcome, Failure> {
+        adopt::kill(self.adopt_any(pid)?, &self.search)?;
+        Ok(Outcome::Killed)
+    }
+
     fn adopt_any(&self, pid: i32) -> Result<Journal, JournalError> {
         match StateDir::find(Some(&self.dir))? {
             Some(dir) => dir.adopt(pid),
@@ -301,6 +309,7 @@ impl Outcome {
             Self::Cleaned => out.line(format_args!(
                 "process {pid} has ended while it was held; nothing of it is left"
             )),
+            Self::Killed => out.line(format_args!("process {pid} was killed")),
         }
     }
 
@@ -312,6 +321,7 @@ impl Outcome {
             Self::NothingMissing => "nothing missing",
             Self::Held => "held",
             Self::Cleaned => "cleaned",
+            Self::Killed => "killed",
         };
         json!({ "pid": pid, "outcome": word })
     }

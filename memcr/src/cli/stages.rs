@@ -1,6 +1,6 @@
 //! `stages`, `--stages`, `--stage-help`: what the plugins found say of themselves.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::config::Config;
 use super::failure::Failure;
@@ -12,13 +12,10 @@ use crate::pipeline::{
 
 /// Prints every stage found, and every file that looks like one and is none.
 pub(super) fn list(search: &SearchPath, as_json: bool, out: &mut Out) {
-    let found = find_all(search);
     if as_json {
-        return out.json(&json!({
-            "stages": found.iter().map(found_json).collect::<Vec<_>>(),
-            "searched": search.dirs(),
-        }));
+        return out.json(&describe(search));
     }
+    let found = find_all(search);
     if found.is_empty() {
         out.line("no stages found; searched:");
         return search
@@ -37,6 +34,15 @@ pub(super) fn list(search: &SearchPath, as_json: bool, out: &mut Out) {
     ]);
     found.iter().for_each(|stage| table.row(row(stage)));
     out.line(table);
+}
+
+/// The same for machines.
+pub(crate) fn describe(search: &SearchPath) -> Value {
+    let found = find_all(search);
+    json!({
+        "stages": found.iter().map(found_json).collect::<Vec<_>>(),
+        "searched": search.dirs(),
+    })
 }
 
 /// Prints the parameters of `name`: a stage of the configuration, a plugin or its path.

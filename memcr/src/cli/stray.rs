@@ -12,6 +12,7 @@ use super::compat;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Job,
+    Daemon,
     Checkpoint,
     Restore,
     Recover,
@@ -29,36 +30,48 @@ enum Mode {
 /// that are not listed (`-v`, `-q`, `--config`'s own mode flags) go with everything.
 const MEANINGFUL: &[(&str, &[Mode])] = {
     use Mode::{
-        Check, CheckConfig, Checkpoint, Inspect, Job, List, Recover, Restore, StageHelp, Stages,
-        Verify,
+        Check, CheckConfig, Checkpoint, Daemon, Inspect, Job, List, Recover, Restore, StageHelp,
+        Stages, Verify,
     };
     &[
         ("pid", &[Job]),
-        ("dir", &[Job, Checkpoint, CheckConfig]),
-        ("no_wait", &[Job]),
-        ("proc_mem", &[Job, Checkpoint]),
-        ("rss_file", &[Job, Checkpoint]),
-        ("compress", &[Job, Checkpoint, CheckConfig]),
-        ("checksum", &[Job, Checkpoint, CheckConfig]),
-        ("encrypt", &[Job, Checkpoint, CheckConfig]),
-        ("pipeline", &[Job, Checkpoint, CheckConfig]),
+        ("listen", &[Daemon]),
+        ("listen_gid", &[Daemon]),
+        ("dir", &[Job, Daemon, Checkpoint, CheckConfig]),
+        // The daemon waits for no Enter: it means there what happens anyway.
+        ("no_wait", &[Job, Daemon]),
+        ("proc_mem", &[Job, Daemon, Checkpoint]),
+        ("rss_file", &[Job, Daemon, Checkpoint]),
+        ("compress", &[Job, Daemon, Checkpoint, CheckConfig]),
+        ("checksum", &[Job, Daemon, Checkpoint, CheckConfig]),
+        ("encrypt", &[Job, Daemon, Checkpoint, CheckConfig]),
+        ("pipeline", &[Job, Daemon, Checkpoint, CheckConfig]),
         (
             "workers",
-            &[Job, Checkpoint, Restore, Recover, CheckConfig, Verify],
+            &[
+                Job,
+                Daemon,
+                Checkpoint,
+                Restore,
+                Recover,
+                CheckConfig,
+                Verify,
+            ],
         ),
-        ("verify", &[Job, Checkpoint]),
-        ("timeout", &[Job, Checkpoint]),
-        ("on_corrupt", &[Job, Restore, Recover]),
+        ("verify", &[Job, Daemon, Checkpoint]),
+        ("timeout", &[Job, Daemon, Checkpoint]),
+        ("on_corrupt", &[Job, Daemon, Restore, Recover]),
         ("check_config", &[CheckConfig]),
         ("stages", &[Stages]),
         ("stage_help", &[StageHelp]),
-        ("parasite_socket_dir", &[Job]),
-        ("parasite_socket_gid", &[Job]),
-        ("parasite_socket_netns", &[Job]),
+        ("parasite_socket_dir", &[Job, Daemon]),
+        ("parasite_socket_gid", &[Job, Daemon]),
+        ("parasite_socket_netns", &[Job, Daemon]),
         (
             "config",
             &[
                 Job,
+                Daemon,
                 Checkpoint,
                 Restore,
                 Recover,
@@ -71,9 +84,20 @@ const MEANINGFUL: &[(&str, &[Mode])] = {
         ),
         (
             "set",
-            &[Job, Checkpoint, Restore, Recover, CheckConfig, Verify],
+            &[
+                Job,
+                Daemon,
+                Checkpoint,
+                Restore,
+                Recover,
+                CheckConfig,
+                Verify,
+            ],
         ),
-        ("state_dir", &[Job, Checkpoint, Restore, Recover, List]),
+        (
+            "state_dir",
+            &[Job, Daemon, Checkpoint, Restore, Recover, List],
+        ),
         (
             "json",
             &[
@@ -161,6 +185,7 @@ fn one_way_to_say_it(given: impl Fn(&str) -> bool) -> Result<(), clap::Error> {
 pub(super) fn means_something(verb: &str, id: &str) -> bool {
     let mode = match verb {
         "checkpoint" => Mode::Checkpoint,
+        "daemon" => Mode::Daemon,
         "restore" => Mode::Restore,
         "recover" => Mode::Recover,
         "list" => Mode::List,
@@ -176,8 +201,9 @@ pub(super) fn means_something(verb: &str, id: &str) -> bool {
 
 fn mode(args: &Args) -> Mode {
     match &args.verb {
-        Some(Verb::Checkpoint { .. }) => Mode::Checkpoint,
-        Some(Verb::Restore { .. }) => Mode::Restore,
+        Some(Verb::Checkpoint(_)) => Mode::Checkpoint,
+        Some(Verb::Restore(_)) => Mode::Restore,
+        Some(Verb::Daemon) => Mode::Daemon,
         Some(Verb::Recover { .. }) => Mode::Recover,
         Some(Verb::List) => Mode::List,
         Some(Verb::Inspect { .. }) => Mode::Inspect,
@@ -185,6 +211,7 @@ fn mode(args: &Args) -> Mode {
         Some(Verb::Check) => Mode::Check,
         Some(Verb::Stages) => Mode::Stages,
         Some(Verb::Completions { .. } | Verb::Man { .. }) => Mode::Print,
+        None if !args.job.listen.is_empty() => Mode::Daemon,
         None if args.job.stages => Mode::Stages,
         None if args.job.check_config => Mode::CheckConfig,
         None if args.job.stage_help.is_some() => Mode::StageHelp,
@@ -197,8 +224,10 @@ fn name(args: &Args, mode: Mode) -> &'static str {
         (None, Mode::Stages) => "--stages",
         (None, Mode::CheckConfig) => "--check-config",
         (None, Mode::StageHelp) => "--stage-help",
-        (Some(Verb::Checkpoint { .. }), _) => "`checkpoint`",
-        (Some(Verb::Restore { .. }), _) => "`restore`",
+        (Some(Verb::Checkpoint(_)), _) => "`checkpoint`",
+        (Some(Verb::Restore(_)), _) => "`restore`",
+        (Some(Verb::Daemon), _) => "`daemon`",
+        (None, Mode::Daemon) => "--listen",
         (Some(Verb::Recover { .. }), _) => "`recover`",
         (Some(Verb::List), _) => "`list`",
         (Some(Verb::Inspect { .. }), _) => "`inspect`",
@@ -222,7 +251,7 @@ mod tests {
 
     #[test]
     fn every_flag_is_listed() {
-        let free = ["verbose", "quiet", "help", "version"];
+        let free = ["verbose", "quiet", "log_format", "help", "version"];
         for arg in args::command().get_arguments() {
             let id = arg.get_id().as_str();
             assert!(

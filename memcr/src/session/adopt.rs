@@ -255,6 +255,19 @@ pub fn hold(mut journal: Journal) -> Result<()> {
     Ok(())
 }
 
+/// Ends the target of `journal`, which nobody wants any more, and removes what its session
+/// has left.
+///
+/// # Errors
+/// [`AdoptError`].
+pub fn kill(journal: Journal, search: &SearchPath) -> Result<()> {
+    let target = target(journal.record())?;
+    // A process that we have a descriptor of can only have ended already.
+    let _ = pidfd_send_signal(&target, Signal::KILL);
+    has_ended(target.as_fd(), DEATH_TIME);
+    bury(journal, search)
+}
+
 /// Removes what a session has left whose target needs none of it any more. `search` finds
 /// the sink of its pipeline.
 ///

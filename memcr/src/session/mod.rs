@@ -34,7 +34,7 @@ use crate::pages::PageRun;
 use crate::pages::remote::RemoteMemory;
 use crate::pipeline::OpenImage;
 use crate::restore::remove_all;
-use journal::Journal;
+use journal::{Journal, Record};
 
 /// A target whose memory is in an image.
 pub struct Held {
@@ -77,6 +77,11 @@ impl Held {
     #[must_use]
     pub fn report(&self) -> &CheckpointReport {
         &self.report
+    }
+
+    /// What its journal says.
+    pub(crate) fn record(&self) -> &Record {
+        self.journal.record()
     }
 
     /// The pid of the target.

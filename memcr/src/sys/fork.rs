@@ -2,7 +2,7 @@
 //! and relocated, which an exec would have to do again and keep for itself.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -30,7 +30,7 @@ pub enum Ended {
 /// What a child that panicked exits with, as std has it.
 const PANICKED: i32 = 101;
 
-/// Runs `what` in a child, which has `keep` and the standard streams open, and nothing
+/// Runs `what` in a child, to which `keep` moves: it has `keep` and the standard streams open, and nothing
 /// else of ours; it ends with the number that `what` answers. Its parent's death is told
 /// to it by `parent_death`.
 ///
@@ -38,9 +38,9 @@ const PANICKED: i32 = 101;
 /// When this process has threads: what they had locked would be locked in the child for
 /// ever. When the system refuses.
 pub fn spawn(
-    keep: BorrowedFd<'_>,
+    keep: OwnedFd,
     parent_death: Signal,
-    what: impl FnOnce() -> i32,
+    what: impl FnOnce(OwnedFd) -> i32,
 ) -> io::Result<Child> {
     let n_threads = procfs::tids(std::process::id().cast_signed())?.len();
     if n_threads != 1 {
@@ -57,7 +57,7 @@ pub fn spawn(
                 let _ = rustix::process::set_parent_process_death_signal(Some(parent_death));
                 // It may have died before that was in force.
                 if rustix::process::getppid() == Some(parent) {
-                    what()
+                    what(keep)
                 } else {
                     0
                 }

@@ -13,6 +13,7 @@ pub mod kcmp;
 pub mod keyring;
 pub mod last_words;
 pub mod pagemap;
+pub mod peer;
 pub mod proc_mem;
 pub mod process_vm;
 pub mod procfs;

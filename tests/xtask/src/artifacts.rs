@@ -1,15 +1,20 @@
 //! Building, and putting what was built together as an installation has it.
 //!
 //! ```text
-//!   PREFIX/bin/memcr, bin/victim
+//!   PREFIX/bin/memcr, bin/memcr-client, bin/victim
 //!   PREFIX/bin/memcr-faults                         for tests: memcr with its fault points
 //!   PREFIX/lib/memcr/stages/libmemcr_stage_*.so     0755: others' write permission is refused
+//!   PREFIX/lib/libmemcrclient.so, .a                the client library for C …
+//!   PREFIX/lib/pkgconfig/libmemcrclient.pc          … with this prefix filled in
+//!   PREFIX/include/libmemcrclient.h
 //!   PREFIX/share/memcr/pipeline.toml
+//!   PREFIX/share/man/man1/memcr.1, memcr-client.1   printed by the programs themselves
 //! ```
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::run::{self, Done};
 
@@ -42,7 +47,10 @@ pub(crate) struct Built {
 /// An installation.
 pub(crate) struct Prefix(PathBuf);
 
-/// Builds memcr, all plugins and the victims, and with `tests` all test programs.
+/// Where the client library for C is.
+const C_LIBRARY: &str = "memcr/client/c";
+
+/// Builds memcr, its clients, all plugins and the victims, and with `tests` all test programs.
 ///
 /// # Errors
 /// When cargo fails.
@@ -52,7 +60,9 @@ pub(crate) fn build(profile: Profile, tests: bool) -> Done<Built> {
     if tests {
         cargo.args(["--workspace", "--bins", "--lib"]);
     } else {
-        cargo.args(["--package", "memcr", "--package", "memcr-victims"]);
+        for package in ["memcr", "memcr-client", "memcrclient", "memcr-victims"] {
+            cargo.args(["--package", package]);
+        }
         for plugin in plugins()? {
             cargo.args(["--package", &format!("memcr-stage-{plugin}")]);
         }
@@ -98,7 +108,7 @@ impl Built {
             fs::remove_dir_all(&prefix.0)
                 .map_err(|error| format!("{}: {error}", prefix.0.display()))?;
         }
-        for program in ["memcr", "victim"] {
+        for program in ["memcr", "memcr-client", "victim"] {
             put(
                 &self.dir().join(program),
                 &prefix.0.join("bin").join(program),
@@ -117,8 +127,36 @@ impl Built {
             &prefix.0.join("share/memcr/pipeline.toml"),
             0o644,
         )?;
+        self.stage_c_library(&prefix.0)?;
+        stage_man_pages(&prefix.0)?;
         Ok(prefix)
     }
+
+    /// What a C program needs to ask the daemon, and what tells its compiler where it is.
+    fn stage_c_library(&self, prefix: &Path) -> Done {
+        for (file, mode) in [("libmemcrclient.so", 0o755), ("libmemcrclient.a", 0o644)] {
+            put(&self.dir().join(file), &prefix.join("lib").join(file), mode)?;
+        }
+        let sources = run::root().join(C_LIBRARY);
+        let header = "include/libmemcrclient.h";
+        put(&sources.join(header), &prefix.join(header), 0o644)?;
+        let template = sources.join("libmemcrclient.pc.in");
+        let text = fs::read_to_string(&template)
+            .map_err(|error| format!("{}: {error}", template.display()))?;
+        let text = text
+            .replace("@PREFIX@", &prefix.to_string_lossy())
+            .replace("@VERSION@", env!("CARGO_PKG_VERSION"));
+        write(&prefix.join("lib/pkgconfig/libmemcrclient.pc"), &text)
+    }
+}
+
+/// The pages that the programs print of themselves.
+fn stage_man_pages(prefix: &Path) -> Done {
+    for (program, word) in [("memcr", "man"), ("memcr-client", "--man")] {
+        let page = run::output(Command::new(prefix.join("bin").join(program)).arg(word))?;
+        write(&prefix.join(format!("share/man/man1/{program}.1")), &page)?;
+    }
+    Ok(())
 }
 
 impl Prefix {
@@ -161,6 +199,13 @@ fn put(from: &Path, to: &Path, mode: u32) -> Done {
     fs::create_dir_all(to.parent().unwrap_or(Path::new("."))).map_err(fail)?;
     fs::copy(from, to).map_err(fail)?;
     fs::set_permissions(to, fs::Permissions::from_mode(mode)).map_err(fail)
+}
+
+fn write(to: &Path, text: &str) -> Done {
+    let fail = |error: std::io::Error| format!("cannot write {}: {error}", to.display());
+    fs::create_dir_all(to.parent().unwrap_or(Path::new("."))).map_err(fail)?;
+    fs::write(to, text).map_err(fail)?;
+    fs::set_permissions(to, fs::Permissions::from_mode(0o644)).map_err(fail)
 }
 
 /// Where cargo builds, which the user may have configured.

@@ -1,11 +1,13 @@
 //! From the text of a `pipeline.toml` to its settings.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toml::{Spanned, Value};
 
+use super::daemon::{self, DaemonFile};
 use super::error::ConfigError;
 use super::origin::{Origin, Text};
 
@@ -58,6 +60,8 @@ pub struct File {
     pub pipelines: BTreeMap<String, Given<String>>,
     /// Stages with a name.
     pub stages: BTreeMap<String, Stage>,
+    /// What is for the daemon alone.
+    pub daemon: DaemonFile,
 }
 
 /// Reads the settings in `text`, which came from `path`.
@@ -79,7 +83,7 @@ pub fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
         pipeline: raw.pipeline.map(given),
         stage_path: raw
             .stage_path
-            .map(|dirs| directories(&places, dirs))
+            .map(|dirs| directories(&places, "stage_path", dirs))
             .transpose()?,
         state_dir: raw
             .state_dir
@@ -87,11 +91,11 @@ pub fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
             .transpose()?,
         workers: raw
             .workers
-            .map(|value| number(&places, "workers", value, MAX_WORKERS))
+            .map(|value| number(&places, "workers", value, 0..=MAX_WORKERS))
             .transpose()?,
         stall_limit: raw
             .stall_limit
-            .map(|value| number(&places, "stall_limit", value, MAX_STALL_LIMIT))
+            .map(|value| number(&places, "stall_limit", value, 0..=MAX_STALL_LIMIT))
             .transpose()?,
         chunk: raw
             .chunk
@@ -103,6 +107,7 @@ pub fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
             .map(|(name, list)| (name, given(list)))
             .collect(),
         stages: stages.collect::<Result<_, _>>()?,
+        daemon: raw.daemon.parse(&places)?,
     })
 }
 
@@ -121,6 +126,8 @@ struct Raw {
     pipelines: BTreeMap<String, Spanned<String>>,
     #[serde(default)]
     stage: BTreeMap<Spanned<String>, Keys>,
+    #[serde(default)]
+    daemon: daemon::Raw,
 }
 
 type Keys = BTreeMap<Spanned<String>, Spanned<Value>>;
@@ -138,17 +145,22 @@ fn syntax(places: &Text<'_>, error: &toml::de::Error) -> ConfigError {
     }
 }
 
-fn directories(
+pub(super) fn directories(
     places: &Text<'_>,
+    key: &str,
     dirs: Vec<Spanned<PathBuf>>,
 ) -> Result<Vec<PathBuf>, ConfigError> {
-    let check = |dir| absolute(places, "stage_path", dir);
+    let check = |dir| absolute(places, key, dir);
     dirs.into_iter().map(check).collect()
 }
 
 /// A relative path would mean another directory, with other code or other sessions in
 /// it, wherever memcr is started.
-fn absolute(places: &Text<'_>, key: &str, dir: Spanned<PathBuf>) -> Result<PathBuf, ConfigError> {
+pub(super) fn absolute(
+    places: &Text<'_>,
+    key: &str,
+    dir: Spanned<PathBuf>,
+) -> Result<PathBuf, ConfigError> {
     let origin = places.place(dir.span());
     match dir.into_inner() {
         dir if dir.is_absolute() => Ok(dir),
@@ -165,21 +177,25 @@ const MAX_WORKERS: u16 = 1024;
 /// A day, seconds: who wants to wait longer wants to wait for ever.
 const MAX_STALL_LIMIT: u64 = 24 * 60 * 60;
 
-fn number<T: TryFrom<i64> + PartialOrd + std::fmt::Display>(
+pub(super) fn number<T: TryFrom<i64> + PartialOrd + std::fmt::Display>(
     places: &Text<'_>,
     key: &str,
     value: Spanned<Value>,
-    max: T,
+    range: RangeInclusive<T>,
 ) -> Result<Given<T>, ConfigError> {
     let origin = places.place(value.span());
     let number = value
         .get_ref()
         .as_integer()
         .and_then(|number| T::try_from(number).ok());
-    match number.filter(|number| *number <= max) {
+    match number.filter(|number| range.contains(number)) {
         Some(value) => Ok(Given { value, origin }),
         None => {
-            let message = format!("{key}: `{}` is no number from 0 to {max}", value.get_ref());
+            let (min, max) = range.into_inner();
+            let message = format!(
+                "{key}: `{}` is no number from {min} to {max}",
+                value.get_ref()
+            );
             Err(entry(origin, message))
         }
     }
@@ -220,7 +236,7 @@ fn stage(
 }
 
 /// The text of a value that is one word: what plugins take.
-fn scalar(
+pub(super) fn scalar(
     places: &Text<'_>,
     key: &str,
     value: Spanned<Value>,
@@ -254,7 +270,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn entry(origin: Origin, message: String) -> ConfigError {
+pub(super) fn entry(origin: Origin, message: String) -> ConfigError {
     ConfigError::Entry { origin, message }
 }
 

@@ -9,6 +9,7 @@
 //! Nothing here looks at plugins: whether a stage exists and has the parameters it is
 //! given is for the pipeline room to say, which gets the place of each along.
 
+mod daemon;
 mod error;
 mod file;
 mod origin;
@@ -18,12 +19,13 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+pub use daemon::{Daemon, DaemonFile, OnStop, TcpTrust, gid};
 pub use error::ConfigError;
 pub use file::{File, Given, Param, Stage, parse};
 pub use origin::Origin;
 pub use select::{Choice, overrides, pipeline};
 
-/// Longest configuration that is read, bytes. The annotated default has 3 KiB; the
+/// Longest configuration that is read, bytes. The annotated default has 6 KiB; the
 /// limit keeps `--config /dev/zero` from eating the machine.
 const MAX_LEN_BYTES: u64 = 1 << 20;
 
@@ -116,6 +118,7 @@ impl Config {
         };
         let settings = file::parse(&path, &read(&path, opened)?)?.over(built_in);
         clash(&settings)?;
+        settings.daemon.check(&settings.pipelines)?;
         Ok(Self {
             path: Some(path),
             settings,
@@ -148,6 +151,7 @@ impl File {
             chunk: self.chunk.or(base.chunk),
             pipelines: base.pipelines,
             stages: base.stages,
+            daemon: self.daemon.over(base.daemon),
         }
     }
 }

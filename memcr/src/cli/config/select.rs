@@ -39,6 +39,33 @@ impl Choice {
             .find(|(stage, param)| stage == alias && param.key == key);
         found.map(|(_, param)| &param.origin)
     }
+
+    /// The same pipeline with the compression that a client has chosen, `None` for none:
+    /// `lz4` and `zstd` stages make way for it, everything else stays as it was configured.
+    /// Where there was none it comes in front of `encrypt`, or of the sink.
+    pub(crate) fn compress_with(&mut self, stage: Option<&str>) {
+        let compresses = |stage: &StageSpec| ["lz4", "zstd"].contains(&short_name(&stage.plugin));
+        let stages = &mut self.spec.stages;
+        // The one that is wanted may have parameters of the operator's.
+        if let Some(wanted) = stage
+            && stages.iter().any(|it| short_name(&it.plugin) == wanted)
+        {
+            return stages.retain(|it| !compresses(it) || short_name(&it.plugin) == wanted);
+        }
+        let at = stages.iter().position(compresses);
+        let before = |stage: &StageSpec| short_name(&stage.plugin) == "encrypt";
+        let at = at.or_else(|| stages.iter().position(before));
+        let at = at.unwrap_or(stages.len().saturating_sub(1));
+        stages.retain(|it| !compresses(it));
+        if let Some(name) = stage {
+            let spec = StageSpec {
+                alias: name.into(),
+                plugin: name.into(),
+                params: Vec::new(),
+            };
+            stages.insert(at.min(stages.len()), spec);
+        }
+    }
 }
 
 /// The pipeline that `job` asks for under `config`, with the `--set` values `sets`.
@@ -364,6 +391,32 @@ mod tests {
             ),
         ] {
             assert_eq!(chosen(line).unwrap(), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_client_chooses_the_compression_and_nothing_else() {
+        for (pipeline, stage, want) in [
+            ("lz4,encrypt,file", Some("zstd"), "zstd encrypt file"),
+            ("lz4,encrypt,file", None, "encrypt file"),
+            ("md5,encrypt,file", Some("lz4"), "md5 lz4 encrypt file"),
+            ("md5,file", Some("zstd"), "md5 zstd file"),
+            ("file", Some("lz4"), "lz4 file"),
+            ("compress,file", Some("lz4"), "compress file"),
+            ("compress,file", Some("zstd"), "zstd file"),
+            ("compress,file", None, "file"),
+        ] {
+            let config = Config {
+                path: None,
+                settings: super::super::parse(Path::new("p"), CONFIG).unwrap(),
+            };
+            let words = ["m", "-p1", "--pipeline", pipeline];
+            let args = Args::try_parse_from(words).unwrap();
+            let mut choice = super::pipeline(&config, &args.job, &[]).unwrap();
+            choice.compress_with(stage);
+            let stages = &choice.spec.stages;
+            let names: Vec<&str> = stages.iter().map(|it| it.alias.as_str()).collect();
+            assert_eq!(names.join(" "), want, "{pipeline} {stage:?}");
         }
     }
 

@@ -46,6 +46,10 @@ pub struct Entry {
     pub standing: Standing,
 }
 
+/// What keeps other daemons from a state directory.
+#[derive(Debug)]
+pub struct DaemonLock(#[expect(dead_code, reason = "held, not read")] Lock);
+
 impl AsFd for StateDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -172,6 +176,35 @@ impl StateDir {
     pub fn list(&self) -> Result<Vec<Entry>> {
         let pids = self.pids(|file| pid_of(file, ".json"))?;
         Ok(pids.into_iter().filter_map(|pid| self.look(pid)).collect())
+    }
+
+    /// The journal of process `pid`, looked at as by [`StateDir::list`]; `None`: there is none.
+    #[must_use]
+    pub fn entry(&self, pid: i32) -> Option<Entry> {
+        self.look(pid)
+    }
+
+    /// The processes of which there is a journal.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]: the directory cannot be read.
+    pub fn held_pids(&self) -> Result<BTreeSet<i32>> {
+        self.pids(|file| pid_of(file, ".json"))
+    }
+
+    /// Keeps every other daemon from working with this directory, until it is dropped.
+    ///
+    /// # Errors
+    /// [`JournalError::Daemon`]: there is one; `Io`.
+    pub fn lock_for_daemon(&self) -> Result<DaemonLock> {
+        match Lock::take_named(self, "daemon.lock".into()) {
+            Ok(Taken::Ours(lock)) => Ok(DaemonLock(lock)),
+            Ok(Taken::Theirs(by)) => Err(JournalError::Daemon {
+                dir: self.path.clone(),
+                by,
+            }),
+            Err(error) => Err(io_error("lock", &self.path, error)),
+        }
     }
 
     /// The pids that `pid_of` finds in the names of files, in their order.

@@ -24,6 +24,14 @@ pub enum JournalError {
         /// The other memcr, if it says so.
         by: Option<i32>,
     },
+    /// Another daemon works with the state directory.
+    #[error("another daemon{} works with the state directory {}", by_pid(.by), .dir.display())]
+    Daemon {
+        /// The directory.
+        dir: PathBuf,
+        /// The daemon, if it says so.
+        by: Option<i32>,
+    },
     /// There is no journal of it.
     #[error("process {pid} is not held: there is no journal of it in {}", .dir.display())]
     NotHeld {

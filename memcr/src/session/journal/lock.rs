@@ -41,7 +41,11 @@ pub(super) enum Taken {
 impl Lock {
     /// Takes the lock of process `pid`, if it is free.
     pub(super) fn take(dir: &StateDir, pid: i32) -> io::Result<Taken> {
-        let name = name(pid);
+        Self::take_named(dir, name(pid))
+    }
+
+    /// Takes a lock by the name of its file, if it is free.
+    pub(super) fn take_named(dir: &StateDir, name: String) -> io::Result<Taken> {
         loop {
             let file = open(dir, &name, OFlags::RDWR | OFlags::CREATE)?;
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {

@@ -23,7 +23,7 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-pub use dir::{Entry, StateDir};
+pub use dir::{DaemonLock, Entry, StateDir};
 pub use error::JournalError;
 pub use record::{
     GroupRecord, GuardRecord, ImageRecord, Namespaces, ParasiteRecord, PipelineRecord, Record,

@@ -1,0 +1,238 @@
+//! One client: what it has sent of its requests, what it has not read of its answers, and
+//! until when.
+//!
+//! ```text
+//!   accepted ──10 s──▶ first byte ──10 s──▶ request ──▶ under way ──▶ answer ──10 s──▶ read
+//!                                              ▲                        │ v1, v2: closed
+//!                                              └───── 60 s, our own ────┘
+//! ```
+//!
+//! Whatever passes its time, or leaves more unread than [`MAX_UNREAD`], is closed. What
+//! the client has asked for goes on.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use memcr_wire::limit::{
+    ANSWER_READ_WITHIN, FIRST_BYTE_WITHIN, IDLE_FOR, MAX_ANSWER_LEN, MAX_UNANSWERED, REQUEST_WITHIN,
+};
+use memcr_wire::{Incoming, Reader};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+use super::peer::Peer;
+
+/// How much of its answers a client may leave unread.
+const MAX_UNREAD: usize = MAX_ANSWER_LEN;
+/// How much is read at once: nobody holds the others up.
+const READ_LEN: usize = 16 << 10;
+/// How much is read and thrown away behind the last request: closed with something unread,
+/// a TCP connection would be reset and the client might lose its answer.
+const MAX_JUNK: usize = 64 << 10;
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: OwnedFd,
+    pub(super) peer: Peer,
+    reader: Reader,
+    unread: Vec<u8>,
+    n_under_way: usize,
+    /// Nothing more is read; it is closed when everything is answered and read.
+    is_closing: bool,
+    /// Read behind the last request, bytes.
+    n_junk: usize,
+    /// The client sends nothing more that is of interest.
+    has_ended: bool,
+    /// When the client was heard or answered last.
+    since: Instant,
+}
+
+/// What has become of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Now {
+    /// It goes on.
+    Open,
+    /// It is over.
+    Closed,
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl Connection {
+    pub(super) fn new(stream: OwnedFd, peer: Peer, now: Instant) -> Self {
+        Self {
+            stream,
+            peer,
+            reader: Reader::new(),
+            unread: Vec::new(),
+            n_under_way: 0,
+            is_closing: false,
+            n_junk: 0,
+            has_ended: false,
+            since: now,
+        }
+    }
+
+    /// Takes in what there is; answers the requests that are complete.
+    pub(super) fn read(&mut self, now: Instant) -> Vec<Incoming> {
+        let mut bytes = [0; READ_LEN];
+        match recv(&self.stream, &mut bytes[..], RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => {
+                self.has_ended = true;
+                self.reader.end();
+            }
+            Ok((_, n)) if self.is_closing => {
+                self.n_junk += n;
+                self.has_ended = self.n_junk > MAX_JUNK;
+            }
+            Ok((_, n)) => {
+                if self.reader.is_empty() {
+                    self.since = now;
+                }
+                self.reader.push(&bytes[..n]);
+            }
+            Err(Errno::AGAIN | Errno::INTR) => return Vec::new(),
+            Err(_) => self.give_up(),
+        }
+        let incoming: Vec<Incoming> = self.reader.by_ref().collect();
+        self.is_closing |= self.reader.is_done();
+        incoming
+    }
+
+    /// A request is under way from now on. False: there are too many.
+    pub(super) fn begin(&mut self) -> bool {
+        self.n_under_way += 1;
+        self.n_under_way <= MAX_UNANSWERED
+    }
+
+    /// A request that was under way has its answer.
+    pub(super) fn answer(&mut self, bytes: &[u8], now: Instant) {
+        self.n_under_way = self.n_under_way.saturating_sub(1);
+        if self.unread.is_empty() {
+            self.since = now;
+        }
+        self.unread.extend_from_slice(bytes);
+    }
+
+    /// Sends what there is to be sent.
+    pub(super) fn write(&mut self, now: Instant) -> Now {
+        while !self.unread.is_empty() {
+            match send(
+                &self.stream,
+                &self.unread,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            ) {
+                Ok(n) => {
+                    self.unread.drain(..n);
+                    self.since = now;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if self.unread.len() <= MAX_UNREAD => return Now::Open,
+                Err(_) => return Now::Closed,
+            }
+        }
+        // Given back: a connection that waits costs little.
+        self.unread = Vec::new();
+        if self.is_closing && self.n_under_way == 0 {
+            return Now::Closed;
+        }
+        Now::Open
+    }
+
+    /// Nothing that it sends is of interest any more.
+    pub(super) fn give_up(&mut self) {
+        self.is_closing = true;
+        self.has_ended = true;
+    }
+
+    /// Whether it is to be read from, and written to.
+    pub(super) fn wants(&self) -> (bool, bool) {
+        let reads = !self.has_ended && self.unread.len() <= READ_LEN;
+        (reads, !self.unread.is_empty())
+    }
+
+    /// When it is closed unless something happens; `None`: the next turn is ours.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let patience = if !self.unread.is_empty() {
+            ANSWER_READ_WITHIN
+        } else if self.n_under_way > 0 {
+            return None;
+        } else if !self.reader.has_begun() {
+            FIRST_BYTE_WITHIN
+        } else if self.reader.is_empty() {
+            IDLE_FOR
+        } else {
+            REQUEST_WITHIN
+        };
+        Some(self.since + patience)
+    }
+
+    /// Whether nothing that it asked for is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.n_under_way == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    fn pair() -> (UnixStream, Connection, Instant) {
+        let (theirs, ours) = UnixStream::pair().unwrap();
+        let now = Instant::now();
+        (theirs, Connection::new(ours.into(), Peer::Anyone, now), now)
+    }
+
+    #[test]
+    fn one_that_says_nothing_or_half_a_request_has_ten_seconds() {
+        let (mut client, mut connection, now) = pair();
+        assert_eq!(connection.deadline(), Some(now + FIRST_BYTE_WITHIN));
+        client.write_all(b"{").unwrap();
+        let later = now + Duration::from_secs(5);
+        assert!(connection.read(later).is_empty());
+        assert_eq!(connection.deadline(), Some(later + REQUEST_WITHIN));
+        client.write_all(b"\"memcr\"").unwrap();
+        // Byte by byte the time does not begin anew.
+        assert!(connection.read(later + Duration::from_secs(9)).is_empty());
+        assert_eq!(connection.deadline(), Some(later + REQUEST_WITHIN));
+    }
+
+    #[test]
+    fn an_old_request_is_answered_once_and_closed() {
+        let (mut client, mut connection, now) = pair();
+        client
+            .write_all(&[100, 0, 0, 0, 7, 0, 0, 0, 1, 2, 3])
+            .unwrap();
+        assert_eq!(connection.read(now).len(), 1);
+        assert!(connection.begin());
+        assert_eq!(connection.deadline(), None);
+        assert_eq!(connection.write(now), Now::Open);
+        connection.answer(&[0; 4], now);
+        assert_eq!(connection.write(now), Now::Closed);
+        drop(connection);
+        let mut answer = Vec::new();
+        // Bytes that we have not read make the end a reset; the answer comes before it.
+        let _ = client.read_to_end(&mut answer);
+        assert_eq!(answer, [0; 4]);
+    }
+
+    #[test]
+    fn who_reads_nothing_is_closed() {
+        let (_client, mut connection, now) = pair();
+        connection.answer(&vec![b'x'; MAX_UNREAD], now);
+        assert_eq!(connection.write(now), Now::Open);
+        assert_eq!(connection.wants(), (false, true));
+        assert_eq!(connection.deadline(), Some(now + ANSWER_READ_WITHIN));
+        connection.answer(&vec![b'x'; MAX_UNREAD], now);
+        assert_eq!(connection.write(now), Now::Closed);
+    }
+}

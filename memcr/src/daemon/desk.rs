@@ -1,0 +1,506 @@
+//! The desk: every session there is, who waits for what, and what is done next. It
+//! touches nothing: requests and news come in, effects go out, and the server carries
+//! them out.
+//!
+//! ```text
+//!              checkpoint            Held                 restore
+//!   (none) ──▶ Queued ─▶ Storing ──────────▶ Held ────────────────▶ Restoring ─▶ (none)
+//!                 │         │ stop            │ Park      ▲ ▲ failed    │
+//!                 ▼         ▼                 ▼           │ └───────────┘
+//!              (none)  Stopping ─▶ (none)   Parked ───────┘
+//!                                             ▲
+//!   a journal that a daemon or a crash left ──┴── Settling
+//! ```
+//!
+//! * A restore never waits behind somebody else's checkpoint: it is started at once, and
+//!   while one moves bytes no new checkpoint is begun, for [`PATIENCE`] at the most.
+//! * A restore during the checkpoint of the same process stops that; both are answered,
+//!   and the process runs. If the stop comes too late, it is restored.
+//! * Whoever waits does not matter to the work: a client that has gone is one that nobody
+//!   answers.
+
+mod events;
+mod groups;
+mod recent;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+pub(super) use recent::Counters;
+
+use super::child::{Checkpoint, Task};
+use super::link::{Facts, How, Order};
+use crate::cli::exit::Exit;
+use crate::cli::failure::Failure;
+use crate::cli::list;
+use crate::session::journal::GroupRecord;
+use groups::Working;
+use recent::Recent;
+
+/// How long the first checkpoint in the queue lets restores go before it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Somebody who waits for an answer; known to the server.
+pub(super) type Waiter = u64;
+
+/// A child of the daemon.
+pub(super) type Key = u64;
+
+/// What the server is to do.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// Start a child.
+    Start { key: Key, task: Task },
+    /// Tell a child something.
+    Tell { key: Key, order: Order },
+    /// Stop the checkpoint of a child.
+    Stop { key: Key },
+    /// Answer somebody; an object as `--json` prints it.
+    Answer { waiter: Waiter, answer: Value },
+    /// Tell [`Desk::members`] which processes are members of the group of this name.
+    Look { group: String },
+}
+
+/// What the operator allows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Checkpoints that move bytes at once.
+    pub(crate) n_checkpoints: usize,
+    /// Sessions.
+    pub(crate) n_sessions: usize,
+}
+
+/// How far a session is.
+#[derive(Debug)]
+enum Stage {
+    Queued(Task),
+    Storing,
+    /// Its checkpoint was told to stop.
+    Stopping,
+    /// Its process holds the target.
+    Held,
+    /// No process of ours is beside the target.
+    Parked,
+    Restoring,
+    /// A child finds out what has become of it.
+    Settling,
+}
+
+/// A process that is worked on, or held.
+#[derive(Debug)]
+struct Session {
+    stage: Stage,
+    /// The child that works on it.
+    key: Option<Key>,
+    facts: Facts,
+    group: Option<GroupRecord>,
+    /// Whose process it is, for who asks about it when it has ended.
+    uid: Option<u32>,
+    /// When this stage began.
+    since: Instant,
+    /// Who waits for its checkpoint, its restore, and for its checkpoint to be stopped.
+    checkpoint: Vec<Waiter>,
+    restore: Vec<Waiter>,
+    abort: Vec<Waiter>,
+    /// A child of it has crashed, and its work was begun anew.
+    has_crashed: bool,
+    /// What its child has said last.
+    last_word: Option<(How, Value)>,
+}
+
+/// Every session there is.
+#[derive(Debug)]
+pub(super) struct Desk {
+    limits: Limits,
+    sessions: BTreeMap<i32, Session>,
+    groups: BTreeMap<String, Working>,
+    queue: VecDeque<i32>,
+    children: BTreeMap<Key, i32>,
+    last_key: Key,
+    effects: VecDeque<Effect>,
+    counters: Counters,
+    recent: Recent,
+    /// Nothing new is begun.
+    is_stopping: bool,
+}
+
+impl Desk {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            sessions: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            queue: VecDeque::new(),
+            children: BTreeMap::new(),
+            last_key: 0,
+            effects: VecDeque::new(),
+            counters: Counters::default(),
+            recent: Recent::default(),
+            is_stopping: false,
+        }
+    }
+
+    /// What is to be done next.
+    pub(super) fn next_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    pub(super) fn counters(&mut self) -> &mut Counters {
+        &mut self.counters
+    }
+
+    /// Somebody asks for a checkpoint.
+    pub(super) fn checkpoint(&mut self, task: Checkpoint, waiter: Waiter, now: Instant) {
+        let pid = task.pid;
+        if let Some(refused) = self.refused(&[pid]) {
+            return self.answer(waiter, refused.to_json());
+        }
+        let stage = Stage::Queued(Task::Checkpoint(Box::new(task)));
+        let mut session = Session::new(pid, stage, now);
+        session.checkpoint.push(waiter);
+        self.sessions.insert(pid, session);
+        self.queue.push_back(pid);
+        self.pump(now);
+    }
+
+    /// Somebody asks for a restore.
+    pub(super) fn restore(&mut self, pid: i32, waiter: Waiter, now: Instant) {
+        let Some(session) = self.sessions.get_mut(&pid) else {
+            let failure = Failure::new(Exit::NotHeld, format!("process {pid} is not held"));
+            return self.answer(waiter, failure.to_json());
+        };
+        session.restore.push(waiter);
+        match session.stage {
+            Stage::Queued(_) => self.take_from_queue(pid),
+            Stage::Storing => self.stop(pid),
+            Stage::Held | Stage::Parked => self.bring_back(pid, false, now),
+            // Whatever is under way answers when it is done.
+            Stage::Stopping | Stage::Restoring | Stage::Settling => {}
+        }
+    }
+
+    /// Somebody wants a checkpoint that is not complete to be stopped.
+    pub(super) fn abort(&mut self, pid: i32, waiter: Waiter) {
+        let stage = self.sessions.get(&pid).map(|session| &session.stage);
+        match stage {
+            Some(Stage::Queued(_)) => {
+                self.session(pid, |session| session.abort.push(waiter));
+                self.take_from_queue(pid);
+            }
+            Some(Stage::Storing | Stage::Stopping) => {
+                self.session(pid, |session| session.abort.push(waiter));
+                self.stop(pid);
+            }
+            Some(_) => {
+                let what = format!("the checkpoint of process {pid} is complete");
+                let failure = Failure::new(Exit::Held, what);
+                let hint = format!("a restore of process {pid} gives it its memory back");
+                self.answer(waiter, failure.with_hint(Some(&hint)).to_json());
+            }
+            None => {
+                let what = format!("there is no checkpoint of process {pid} under way");
+                self.answer(waiter, Failure::new(Exit::NotHeld, what).to_json());
+            }
+        }
+    }
+
+    /// A session that somebody else has begun, and that stands in a journal: parked, so that
+    /// nothing is to be done, or to be settled.
+    pub(super) fn adopt(
+        &mut self,
+        pid: i32,
+        facts: Facts,
+        group: Option<GroupRecord>,
+        is_parked: bool,
+        now: Instant,
+    ) {
+        if self.sessions.contains_key(&pid) {
+            return;
+        }
+        let stage = if is_parked {
+            Stage::Parked
+        } else {
+            Stage::Settling
+        };
+        let mut session = Session::new(pid, stage, now);
+        session.facts = facts;
+        session.group = group;
+        self.sessions.insert(pid, session);
+        if !is_parked {
+            self.start(pid, Task::Settle { pid });
+        }
+    }
+
+    /// The journal of a parked session is gone: somebody else has finished it.
+    pub(super) fn forget(&mut self, pid: i32) {
+        if self.is_parked(pid) {
+            self.sessions.remove(&pid);
+        }
+    }
+
+    /// A parked process has ended, or is about to: what is left of it is removed.
+    pub(super) fn has_ended(&mut self, pid: i32, now: Instant) {
+        if self.is_parked(pid) {
+            self.set_stage(pid, Stage::Settling, now);
+            self.start(pid, Task::Settle { pid });
+        }
+    }
+
+    /// A signal that would end a parked process is pending: the restore lets it die.
+    pub(super) fn is_doomed(&mut self, pid: i32, now: Instant) {
+        if self.is_parked(pid) {
+            self.bring_back(pid, false, now);
+        }
+    }
+
+    /// Begins what has waited long enough.
+    pub(super) fn pump(&mut self, now: Instant) {
+        while let Some(&pid) = self.queue.front() {
+            let n_storing = self.count(|stage| matches!(stage, Stage::Storing | Stage::Stopping));
+            let n_restoring = self.count(|stage| matches!(stage, Stage::Restoring));
+            let Some(session) = self.sessions.get_mut(&pid) else {
+                self.queue.pop_front();
+                continue;
+            };
+            let has_waited = now.duration_since(session.since) >= PATIENCE;
+            if n_storing >= self.limits.n_checkpoints || (n_restoring > 0 && !has_waited) {
+                return;
+            }
+            self.queue.pop_front();
+            let before = std::mem::replace(&mut session.stage, Stage::Storing);
+            session.since = now;
+            if let Stage::Queued(task) = before {
+                self.start(pid, task);
+            }
+        }
+    }
+
+    /// The daemon is to end: what is not complete is stopped.
+    pub(super) fn stop_all(&mut self) {
+        self.is_stopping = true;
+        for name in self.groups.keys().cloned().collect::<Vec<_>>() {
+            self.stop_group(&name);
+        }
+        let pids: Vec<i32> = self.sessions.keys().copied().collect();
+        for pid in pids {
+            match self.sessions.get(&pid).map(|session| &session.stage) {
+                Some(Stage::Queued(_)) => self.take_from_queue(pid),
+                Some(Stage::Storing) => self.stop(pid),
+                _ => {}
+            }
+        }
+    }
+
+    /// Leaves every held target so that another daemon finds it.
+    pub(super) fn park_all(&mut self) {
+        for session in self.sessions.values() {
+            if let (Stage::Held, Some(key)) = (&session.stage, session.key) {
+                let order = Order::Park;
+                self.effects.push_back(Effect::Tell { key, order });
+            }
+        }
+    }
+
+    /// Restores held targets, at most `n` of them at a time; answers how many are left.
+    pub(super) fn restore_some(&mut self, n: usize, now: Instant) -> usize {
+        let n_restoring = self.count(|stage| matches!(stage, Stage::Restoring));
+        let pids = self.held();
+        for &pid in pids.iter().take(n.saturating_sub(n_restoring)) {
+            self.bring_back(pid, false, now);
+        }
+        pids.len()
+    }
+
+    /// Ends every held target.
+    pub(super) fn kill_all(&mut self, now: Instant) {
+        for pid in self.held() {
+            let key = self.sessions.get(&pid).and_then(|session| session.key);
+            self.set_stage(pid, Stage::Settling, now);
+            match key {
+                Some(key) => self.effects.push_back(Effect::Tell {
+                    key,
+                    order: Order::Kill,
+                }),
+                None => self.start(pid, Task::Kill { pid }),
+            }
+        }
+    }
+
+    fn held(&self) -> Vec<i32> {
+        let is_held = |session: &Session| matches!(session.stage, Stage::Held | Stage::Parked);
+        let held = self.sessions.iter().filter(|(_, session)| is_held(session));
+        held.map(|(&pid, _)| pid).collect()
+    }
+
+    /// Whether something is under way that is to come to its end.
+    pub(super) fn is_working(&self) -> bool {
+        let is_done = |stage: &Stage| matches!(stage, Stage::Held | Stage::Parked);
+        self.count(|stage| !is_done(stage)) > 0 || !self.groups.is_empty()
+    }
+
+    /// The processes that have a session in the group of this name.
+    pub(super) fn members_held(&self, name: &str) -> Vec<i32> {
+        let is_member = |session: &Session| {
+            let group = session.group.as_ref();
+            group.is_some_and(|group| group.name == name)
+        };
+        let members = self.sessions.iter().filter(|(_, it)| is_member(it));
+        members.map(|(&pid, _)| pid).collect()
+    }
+
+    /// Whether some child still has something to do.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.children.is_empty()
+    }
+
+    /// Whether nothing but waiting is done for these processes.
+    pub(super) fn is_parked(&self, pid: i32) -> bool {
+        let session = self.sessions.get(&pid);
+        session.is_some_and(|session| matches!(session.stage, Stage::Parked))
+    }
+
+    pub(super) fn has(&self, pid: i32) -> bool {
+        self.sessions.contains_key(&pid)
+    }
+
+    /// The processes that are parked.
+    pub(super) fn parked(&self) -> impl Iterator<Item = i32> + '_ {
+        let is_parked = |session: &Session| matches!(session.stage, Stage::Parked);
+        let parked = self.sessions.iter().filter(move |(_, it)| is_parked(it));
+        parked.map(|(&pid, _)| pid)
+    }
+
+    /// Why nothing can be begun with `pids`.
+    fn refused(&self, pids: &[i32]) -> Option<Failure> {
+        if self.is_stopping {
+            return Some(Failure::new(Exit::Unavailable, "the daemon is ending"));
+        }
+        if let Some(pid) = pids.iter().find(|pid| self.has(**pid)) {
+            let word = self.sessions.get(pid).map_or("", |it| it.stage.word());
+            let what = format!("there is a session with process {pid} already: {word}");
+            return Some(Failure::new(Exit::Held, what));
+        }
+        if self.sessions.len() + pids.len() > self.limits.n_sessions {
+            let what = format!(
+                "there are {} sessions already, and no more than {} are allowed",
+                self.sessions.len(),
+                self.limits.n_sessions
+            );
+            let hint = "max_sessions in the section [daemon] of pipeline.toml sets the limit";
+            return Some(Failure::new(Exit::Unavailable, what).with_hint(Some(hint)));
+        }
+        None
+    }
+
+    /// A checkpoint that was not begun is not begun any more.
+    fn take_from_queue(&mut self, pid: i32) {
+        self.queue.retain(|queued| *queued != pid);
+        let what = format!("the checkpoint of process {pid} was stopped before it was begun");
+        let answer = Failure::new(Exit::Aborted, what).to_json();
+        self.finish(pid, How::Undone, &answer);
+    }
+
+    /// Stops a checkpoint.
+    fn stop(&mut self, pid: i32) {
+        let Some(session) = self.sessions.get_mut(&pid) else {
+            return;
+        };
+        if let Some(group) = session.group.as_ref().map(|group| group.name.clone())
+            && self.groups.contains_key(&group)
+        {
+            return self.stop_group(&group);
+        }
+        session.stage = Stage::Stopping;
+        if let Some(key) = session.key {
+            self.effects.push_back(Effect::Stop { key });
+        }
+    }
+
+    /// Restores a held target.
+    fn bring_back(&mut self, pid: i32, gated: bool, now: Instant) {
+        let Some(session) = self.sessions.get_mut(&pid) else {
+            return;
+        };
+        session.since = now;
+        let before = std::mem::replace(&mut session.stage, Stage::Restoring);
+        match (before, session.key) {
+            (Stage::Held, Some(key)) => self.effects.push_back(Effect::Tell {
+                key,
+                order: Order::Restore { gated },
+            }),
+            _ => self.start(pid, Task::Restore { pid, gated }),
+        }
+    }
+
+    fn start(&mut self, pid: i32, task: Task) {
+        self.last_key += 1;
+        let key = self.last_key;
+        self.children.insert(key, pid);
+        self.session(pid, |session| session.key = Some(key));
+        self.effects.push_back(Effect::Start { key, task });
+    }
+
+    fn answer(&mut self, waiter: Waiter, answer: Value) {
+        self.effects.push_back(Effect::Answer { waiter, answer });
+    }
+
+    fn session(&mut self, pid: i32, change: impl FnOnce(&mut Session)) {
+        if let Some(session) = self.sessions.get_mut(&pid) {
+            change(session);
+        }
+    }
+
+    fn set_stage(&mut self, pid: i32, stage: Stage, now: Instant) {
+        self.session(pid, |session| {
+            session.stage = stage;
+            session.since = now;
+        });
+    }
+
+    fn count(&self, is: impl Fn(&Stage) -> bool) -> usize {
+        self.sessions.values().filter(|it| is(&it.stage)).count()
+    }
+}
+
+impl Session {
+    fn new(pid: i32, stage: Stage, now: Instant) -> Self {
+        Self {
+            stage,
+            uid: list::uid_of(pid),
+            key: None,
+            facts: Facts::default(),
+            group: None,
+            since: now,
+            checkpoint: Vec::new(),
+            restore: Vec::new(),
+            abort: Vec::new(),
+            has_crashed: false,
+            last_word: None,
+        }
+    }
+}
+
+impl Stage {
+    /// The word for it in lists.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Queued(_) => "queued",
+            Self::Storing | Self::Stopping => "storing",
+            Self::Held | Self::Parked | Self::Settling => "held",
+            Self::Restoring => "restoring",
+        }
+    }
+}
+
+/// An answer that is good news, of a checkpoint that somebody wanted stopped.
+fn stopped(pid: i32) -> Value {
+    json!({ "ok": true, "exit_code": Exit::Ok.code(), "pid": pid, "outcome": "undone" })
+}

@@ -1,0 +1,244 @@
+//! What children say, and what becomes of their sessions.
+
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::{Desk, Effect, Key, Session, Stage, stopped};
+use crate::cli::exit::Exit;
+use crate::cli::failure::Failure;
+use crate::daemon::child::Task;
+use crate::daemon::link::{Facts, How, News, Order};
+use crate::session::gate::Step;
+
+impl Desk {
+    /// A child has said something.
+    pub(in crate::daemon) fn news(&mut self, key: Key, news: News, now: Instant) {
+        let Some(&pid) = self.children.get(&key) else {
+            return;
+        };
+        if !self.belongs(pid, key) {
+            return;
+        }
+        match news {
+            News::At(step) => self.reached(pid, step),
+            News::Held { facts, answer } => self.is_held(pid, facts, answer, now),
+            News::Still(answer) => self.is_still_held(pid, &answer, now),
+            News::End { how, answer } => {
+                self.session(pid, |session| session.last_word = Some((how, answer)));
+            }
+        }
+    }
+
+    /// A child has ended; `fate`: in words, for one that had not said its last.
+    pub(in crate::daemon) fn child_gone(&mut self, key: Key, fate: &str, now: Instant) {
+        let Some(pid) = self.children.remove(&key) else {
+            return;
+        };
+        if !self.belongs(pid, key) {
+            return;
+        }
+        let mut last_word = None;
+        self.session(pid, |session| {
+            session.key = None;
+            last_word = session.last_word.take();
+        });
+        match last_word {
+            Some((How::Parked, answer)) => self.is_parked_now(pid, &answer, now),
+            Some((how, answer)) => self.finish(pid, how, &answer),
+            None => self.crashed(pid, fate, now),
+        }
+        self.pump(now);
+    }
+
+    fn belongs(&self, pid: i32, key: Key) -> bool {
+        self.sessions
+            .get(&pid)
+            .is_some_and(|session| session.key == Some(key))
+    }
+
+    fn reached(&mut self, pid: i32, step: Step) {
+        if let Some(name) = self.group_of(pid) {
+            self.in_group(&name, |group| group.reached(pid, step));
+        } else if let Some(key) = self.sessions.get(&pid).and_then(|session| session.key) {
+            // Of a group that is over: nobody else is waited for.
+            let order = Order::Go;
+            self.effects.push_back(Effect::Tell { key, order });
+        }
+    }
+
+    fn is_held(&mut self, pid: i32, facts: Facts, answer: Value, now: Instant) {
+        self.counters.checkpointed(&facts, &answer);
+        tracing::info!(
+            pid,
+            rss_before_bytes = facts.rss_before_bytes,
+            rss_held_bytes = facts.rss_held_bytes,
+            image_bytes = facts.image_bytes,
+            millis = answer["checkpoint"]["frozen_millis"].as_f64(),
+            "process {pid} ({}) is held",
+            facts.name.escape_debug()
+        );
+        self.set_stage(pid, Stage::Held, now);
+        let mut waiters = Vec::new();
+        let mut too_late = Vec::new();
+        let mut is_wanted_back = false;
+        self.session(pid, |session| {
+            session.facts = facts;
+            waiters = std::mem::take(&mut session.checkpoint);
+            too_late = std::mem::take(&mut session.abort);
+            is_wanted_back = !session.restore.is_empty() || !too_late.is_empty();
+            // Who wanted it stopped wants it to run.
+            session.restore.append(&mut too_late);
+        });
+        for waiter in waiters {
+            self.answer(waiter, answer.clone());
+        }
+        if let Some(name) = self.group_of(pid) {
+            self.note_member(&name, pid, answer);
+            self.in_group(&name, |group| group.held(pid));
+        } else if is_wanted_back {
+            self.bring_back(pid, false, now);
+        }
+        self.pump(now);
+    }
+
+    /// A restore has failed, and may be tried again.
+    fn is_still_held(&mut self, pid: i32, answer: &Value, now: Instant) {
+        self.counters.restores_failed += 1;
+        warn("process could not be restored and is held", pid, answer);
+        self.set_stage(pid, Stage::Held, now);
+        self.restore_failed(pid, answer);
+        self.pump(now);
+    }
+
+    /// No process is beside it any more: it was parked, or a restore of one that was parked
+    /// has failed.
+    fn is_parked_now(&mut self, pid: i32, answer: &Value, now: Instant) {
+        self.set_stage(pid, Stage::Parked, now);
+        if answer["ok"] == true {
+            tracing::info!(pid, "process {pid} is held by itself");
+            if let Some(name) = self.group_of(pid) {
+                return self.in_group(&name, |group| group.held(pid));
+            }
+            let is_wanted_back = self
+                .sessions
+                .get(&pid)
+                .is_some_and(|session| !session.restore.is_empty());
+            if is_wanted_back && !self.is_stopping {
+                self.bring_back(pid, false, now);
+            }
+        } else {
+            self.counters.restores_failed += 1;
+            warn("process could not be restored and is held", pid, answer);
+            self.restore_failed(pid, answer);
+        }
+    }
+
+    fn restore_failed(&mut self, pid: i32, answer: &Value) {
+        let mut waiters = Vec::new();
+        self.session(pid, |session| {
+            waiters = std::mem::take(&mut session.restore);
+            waiters.append(&mut session.checkpoint);
+        });
+        for waiter in waiters {
+            self.answer(waiter, answer.clone());
+        }
+        if let Some(name) = self.group_of(pid) {
+            self.note_member(&name, pid, answer.clone());
+            self.in_group(&name, |group| group.held(pid));
+        }
+    }
+
+    /// The session is over, and everybody who waits is answered.
+    pub(super) fn finish(&mut self, pid: i32, how: How, answer: &Value) {
+        let Some(session) = self.sessions.remove(&pid) else {
+            return;
+        };
+        self.counters.ended(how, &session, answer);
+        self.tell(pid, how, answer);
+        self.recent.note(pid, session.uid, how, answer);
+        let group = session.group.as_ref().map(|group| group.name.clone());
+        self.answer_all(pid, how, &session, answer);
+        if let Some(name) = group.filter(|name| self.groups.contains_key(name)) {
+            let is_failure = !matches!(how, How::Restored | How::Exited);
+            self.note_member(&name, pid, answer.clone());
+            self.in_group(&name, |group| group.ended(pid, is_failure));
+        }
+    }
+
+    fn answer_all(&mut self, pid: i32, how: How, session: &Session, answer: &Value) {
+        for &waiter in &session.checkpoint {
+            // One that was restored before it was held was not checkpointed.
+            let answer = match how {
+                How::Restored => {
+                    let what = format!("process {pid} was restored before it was held");
+                    Failure::new(Exit::Aborted, what).to_json()
+                }
+                _ => answer.clone(),
+            };
+            self.answer(waiter, answer);
+        }
+        // Who wants it back, or its checkpoint stopped, has what was wanted when it runs.
+        let runs = match how {
+            How::Undone => Some(stopped(pid)),
+            _ => None,
+        };
+        for &waiter in session.restore.iter().chain(&session.abort) {
+            self.answer(waiter, runs.clone().unwrap_or_else(|| answer.clone()));
+        }
+    }
+
+    fn tell(&self, pid: i32, how: How, answer: &Value) {
+        match how {
+            How::Restored => {
+                let millis = super::recent::millis_of(&answer["restore"]);
+                tracing::info!(pid, millis, "process {pid} is restored");
+            }
+            How::Undone => warn("no checkpoint of process", pid, answer),
+            How::Exited => tracing::info!(pid, "process {pid} has ended"),
+            How::Killed => warn("process was killed", pid, answer),
+            How::Unheld => tracing::info!(pid, "process {pid} is not held any more"),
+            How::Parked | How::Answered => {}
+        }
+    }
+
+    /// A child that ended without a last word: most likely a stage plugin has crashed.
+    /// Another one finds out what has become of the target.
+    fn crashed(&mut self, pid: i32, fate: &str, now: Instant) {
+        self.counters.crashes += 1;
+        tracing::error!(
+            pid,
+            "the session's process of process {pid} {fate}, most likely in a stage plugin"
+        );
+        let Some(session) = self.sessions.get_mut(&pid) else {
+            return;
+        };
+        let what = format!("the session's process {fate}, most likely in a stage plugin");
+        let answer = Failure::new(Exit::Internal, what).to_json();
+        let waiters = std::mem::take(&mut session.checkpoint);
+        let was_restoring = matches!(session.stage, Stage::Restoring);
+        let again = !session.has_crashed;
+        session.has_crashed = true;
+        for waiter in waiters {
+            self.answer(waiter, answer.clone());
+        }
+        if was_restoring && !again {
+            // It is not to crash for ever; the next who asks may try again.
+            self.restore_failed(pid, &answer);
+        }
+        if let Some(name) = self.group_of(pid) {
+            self.in_group(&name, |group| group.stop());
+        }
+        if again {
+            self.set_stage(pid, Stage::Settling, now);
+            self.start(pid, Task::Settle { pid });
+        } else {
+            self.set_stage(pid, Stage::Parked, now);
+        }
+    }
+}
+
+fn warn(what: &str, pid: i32, answer: &Value) {
+    let why = answer["error"]["message"].as_str().unwrap_or_default();
+    tracing::warn!(pid, "{what}: {why}");
+}

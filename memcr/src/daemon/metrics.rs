@@ -1,0 +1,127 @@
+//! Counters as a text file that Prometheus reads (the format of its text exposition, for
+//! the textfile collector of its node exporter): replaced as a whole, so that nobody ever
+//! reads half of it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How often the file is written.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// The file.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    path: Option<PathBuf>,
+    written: Option<Instant>,
+    has_failed: bool,
+}
+
+impl Metrics {
+    pub(super) fn new(path: Option<PathBuf>) -> Self {
+        Self {
+            path,
+            written: None,
+            has_failed: false,
+        }
+    }
+
+    /// Writes it, if it is time.
+    pub(super) fn write(&mut self, now: Instant, status: impl FnOnce() -> Value) {
+        let Some(path) = &self.path else {
+            return;
+        };
+        if self
+            .written
+            .is_some_and(|last| now.duration_since(last) < EVERY)
+        {
+            return;
+        }
+        self.written = Some(now);
+        let done = replace(path, &text(&status()));
+        // Said once, not every ten seconds.
+        if let Err(error) = &done
+            && !self.has_failed
+        {
+            tracing::warn!("cannot write the metrics to {}: {error}", path.display());
+        }
+        self.has_failed = done.is_err();
+    }
+}
+
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    fs::write(&beside, text)?;
+    fs::rename(&beside, path)
+}
+
+/// The status of the daemon, a line for each number.
+fn text(status: &Value) -> String {
+    let mut text = String::new();
+    let mut metric = |name: &str, kind: &str, labels: &str, value: &Value| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "# TYPE memcr_{name} {kind}\nmemcr_{name}{labels} {value}"
+        );
+    };
+    metric("saved_bytes", "gauge", "", &status["saved_bytes"]);
+    if let Some(counters) = status["counters"].as_object() {
+        for (name, value) in counters {
+            metric(&format!("{name}_total"), "counter", "", value);
+        }
+    }
+    let _ = writeln!(text, "# TYPE memcr_sessions gauge");
+    for (state, n) in status["sessions"].as_object().into_iter().flatten() {
+        let _ = writeln!(text, "memcr_sessions{{state=\"{state}\"}} {n}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_number_has_its_line() {
+        let status = json!({
+            "saved_bytes": 7,
+            "counters": { "restores": 3 },
+            "sessions": { "held": 2 },
+        });
+        assert_eq!(
+            text(&status),
+            "# TYPE memcr_saved_bytes gauge\nmemcr_saved_bytes 7\n\
+             # TYPE memcr_restores_total counter\nmemcr_restores_total 3\n\
+             # TYPE memcr_sessions gauge\nmemcr_sessions{state=\"held\"} 2\n"
+        );
+    }
+
+    #[test]
+    fn the_file_is_replaced_when_it_is_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.prom");
+        let mut metrics = Metrics::new(Some(path.clone()));
+        let now = Instant::now();
+        metrics.write(now, || json!({ "saved_bytes": 1 }));
+        metrics.write(now, || json!({ "saved_bytes": 2 }));
+        assert!(
+            fs::read_to_string(&path)
+                .unwrap()
+                .contains("memcr_saved_bytes 1\n")
+        );
+        metrics.write(now + EVERY, || json!({ "saved_bytes": 3 }));
+        assert!(
+            fs::read_to_string(&path)
+                .unwrap()
+                .contains("memcr_saved_bytes 3\n")
+        );
+    }
+}

@@ -1,0 +1,218 @@
+//! Targets that nobody of ours is beside: that they end, that a signal would end them, that
+//! somebody else finishes their sessions. And journals that others work on still.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::Server;
+use crate::cli::list;
+use crate::daemon::desk::Desk;
+use crate::daemon::link::Facts;
+use crate::daemon::poller::{Poller, Source};
+use crate::freeze::doom_of_parked;
+use crate::pipeline::causes;
+use crate::session::journal::{Entry, Record, Standing};
+
+/// How many parked targets are looked at in one tick.
+const N_LOOKS: usize = 50;
+/// How often journals are looked at that others work on.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What is watched.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// The descriptors of parked targets.
+    parked: BTreeMap<i32, OwnedFd>,
+    /// The parked target that was looked at last.
+    last: i32,
+    /// Journals that somebody else has locked.
+    others: BTreeSet<i32>,
+    looked: Option<Instant>,
+}
+
+impl Watch {
+    /// Whether there is nothing that has to be looked at.
+    pub(super) fn is_quiet(&self, desk: &Desk) -> bool {
+        self.others.is_empty() && desk.parked().next().is_none()
+    }
+
+    pub(super) fn unwatch(&mut self, poller: &Poller, pid: i32) {
+        if let Some(pidfd) = self.parked.remove(&pid) {
+            poller.remove(&pidfd);
+        }
+    }
+}
+
+impl Server {
+    /// Takes over what stands in the journals.
+    pub(in crate::daemon) fn adopt_all(&mut self, now: Instant) {
+        let entries = match self.state_dir.list() {
+            Ok(entries) => entries,
+            Err(error) => {
+                return tracing::error!(
+                    "the sessions of a daemon before this one are not known: {}",
+                    causes(&error)
+                );
+            }
+        };
+        for entry in entries {
+            self.adopt(entry, now);
+        }
+        if let Err(error) = self.state_dir.sweep() {
+            tracing::warn!("{}", causes(&error));
+        }
+    }
+
+    /// Takes over what is held as one under `name`, and nothing else.
+    pub(in crate::daemon) fn adopt_group(&mut self, name: &str, now: Instant) {
+        for entry in self.state_dir.list().unwrap_or_default() {
+            let group = entry.record.as_ref().ok().and_then(|it| it.group.as_ref());
+            let is_parked = entry.record.as_ref().is_ok_and(|it| it.parked);
+            if is_parked && group.is_some_and(|group| group.name == name) {
+                self.adopt(entry, now);
+            }
+        }
+    }
+
+    fn adopt(&mut self, entry: Entry, now: Instant) {
+        let pid = entry.pid;
+        if self.desk.has(pid) {
+            return;
+        }
+        if entry.owner.is_some() {
+            // A memcr of somebody's, or a session of a daemon that has just died.
+            self.watch.others.insert(pid);
+            return;
+        }
+        self.watch.others.remove(&pid);
+        let record = match &entry.record {
+            Ok(record) => record,
+            Err(error) => {
+                return tracing::warn!(pid, "{}", causes(error));
+            }
+        };
+        if let Standing::Unknown(why) = &entry.standing {
+            return tracing::warn!(pid, "a session with process {pid} is left alone: {why}");
+        }
+        let is_parked = record.parked && entry.standing == Standing::Same;
+        let facts = facts(record);
+        let word = list::state(&entry);
+        tracing::info!(pid, "a session with process {pid} is taken over: {word}");
+        self.desk
+            .adopt(pid, facts, record.group.clone(), is_parked, now);
+    }
+
+    /// What somebody else may have begun or finished with process `pid`.
+    pub(super) fn refresh(&mut self, pid: i32, now: Instant) {
+        let is_parked = self.desk.is_parked(pid);
+        if self.desk.has(pid) && !is_parked {
+            return;
+        }
+        match self.state_dir.entry(pid) {
+            None => self.desk.forget(pid),
+            Some(entry) if !is_parked => self.adopt(entry, now),
+            Some(_) => {}
+        }
+    }
+
+    pub(super) fn refresh_all(&mut self, now: Instant) {
+        let parked: Vec<i32> = self.desk.parked().collect();
+        for pid in parked {
+            self.refresh(pid, now);
+        }
+        let fresh = self.state_dir.held_pids().unwrap_or_default();
+        for pid in fresh
+            .into_iter()
+            .filter(|pid| !self.desk.has(*pid))
+            .collect::<Vec<_>>()
+        {
+            self.refresh(pid, now);
+        }
+    }
+
+    /// Looks at what tells nothing by itself.
+    pub(super) fn watch_sessions(&mut self, now: Instant) {
+        self.watch_parked(now);
+        self.look_for_doom(now);
+        let is_time = self
+            .watch
+            .looked
+            .is_none_or(|last| now.duration_since(last) >= LOOK_AGAIN);
+        if is_time && !self.watch.others.is_empty() {
+            self.watch.looked = Some(now);
+            self.look_at_others(now);
+        }
+    }
+
+    /// Has the end of every parked target told.
+    fn watch_parked(&mut self, now: Instant) {
+        let parked: BTreeSet<i32> = self.desk.parked().collect();
+        let gone: Vec<i32> = self
+            .watch
+            .parked
+            .keys()
+            .copied()
+            .filter(|pid| !parked.contains(pid))
+            .collect();
+        for pid in gone {
+            self.watch.unwatch(&self.poller, pid);
+        }
+        for pid in parked {
+            if self.watch.parked.contains_key(&pid) {
+                continue;
+            }
+            let raw = Pid::from_raw(pid);
+            let opened = raw.and_then(|raw| pidfd_open(raw, PidfdFlags::empty()).ok());
+            match opened {
+                Some(pidfd) if self.poller.add(&pidfd, Source::Target(pid)).is_ok() => {
+                    self.watch.parked.insert(pid, pidfd);
+                }
+                // It has ended already, or cannot be watched: then what is left is settled.
+                _ => self.desk.has_ended(pid, now),
+            }
+        }
+    }
+
+    /// A few at a time: each look reads a file for each thread.
+    fn look_for_doom(&mut self, now: Instant) {
+        let after = self.watch.last;
+        let parked: Vec<i32> = self.desk.parked().collect();
+        let next = parked.iter().filter(|pid| **pid > after);
+        let first = parked.iter().filter(|pid| **pid <= after);
+        let looks: Vec<i32> = next.chain(first).copied().take(N_LOOKS).collect();
+        for pid in looks {
+            self.watch.last = pid;
+            if doom_of_parked(pid).is_some() {
+                self.desk.is_doomed(pid, now);
+            }
+        }
+    }
+
+    fn look_at_others(&mut self, now: Instant) {
+        for pid in self.watch.others.clone() {
+            match self.state_dir.entry(pid) {
+                None => {
+                    self.watch.others.remove(&pid);
+                }
+                Some(entry) => self.adopt(entry, now),
+            }
+        }
+    }
+}
+
+fn facts(record: &Record) -> Facts {
+    let image = record.image.as_ref();
+    Facts {
+        name: record.name.clone(),
+        since: record.since,
+        rss_before_bytes: record.rss_before_bytes,
+        rss_held_bytes: record.rss_held_bytes,
+        image: image.map_or_else(String::new, |image| image.locator.clone()),
+        pipeline: list::stages(record),
+        raw_bytes: 0,
+        image_bytes: image.map_or(0, |image| image.len_bytes),
+    }
+}
