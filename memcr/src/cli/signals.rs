@@ -97,13 +97,7 @@ impl Limit {
 /// # Errors
 /// When the kernel gives no descriptor or no thread.
 pub(crate) fn watch(cancel: &Cancel, limit: Option<Duration>) -> io::Result<Watch> {
-    let status = std::fs::read_to_string("/proc/self/status").map_err(|error| {
-        let text = format!("cannot read /proc/self/status: {error}");
-        io::Error::new(error.kind(), text)
-    })?;
-    let mask = wanted(&status);
-    mask.thread_block()?;
-    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let signals = listen()?;
     let limit = Limit(Arc::new(Mutex::new(
         limit.and_then(|limit| Instant::now().checked_add(limit)),
     )));
@@ -118,6 +112,22 @@ pub(crate) fn watch(cancel: &Cancel, limit: Option<Duration>) -> io::Result<Watc
         ending,
         thread,
     })
+}
+
+/// A descriptor for the signals that end a program. From now on this thread, and all that it
+/// starts, have them blocked.
+///
+/// # Errors
+/// When the kernel gives no descriptor.
+pub(crate) fn listen() -> io::Result<SignalFd> {
+    let status = std::fs::read_to_string("/proc/self/status").map_err(|error| {
+        let text = format!("cannot read /proc/self/status: {error}");
+        io::Error::new(error.kind(), text)
+    })?;
+    let mask = wanted(&status);
+    mask.thread_block()?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    Ok(SignalFd::with_flags(&mask, flags)?)
 }
 
 /// The signals to watch. Who started us with one ignored (`nohup`, a shell's `&`) meant

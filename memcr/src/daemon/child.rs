@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   fork ─▶ checkpoint ──Held──▶ wait ─┬─ Restore ──▶ restore ──End(Restored)──▶ exit
-//!             │ SIGINT: undone         │                 └─ failed: Still ──▶ wait
+//!             │ SIGTERM: undone        │                 └─ failed: Still ──▶ wait
 //!             └─End(Undone)            ├─ Park, or the daemon is gone ──▶ park ──▶ exit
 //!                                      └─ the target ends ──End(Exited)──▶ exit
 //! ```

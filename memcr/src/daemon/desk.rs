@@ -19,6 +19,7 @@
 //! * Whoever waits does not matter to the work: a client that has gone is one that nobody
 //!   answers.
 
+mod ending;
 mod events;
 mod groups;
 mod recent;
@@ -281,69 +282,6 @@ impl Desk {
                 self.start(pid, task);
             }
         }
-    }
-
-    /// The daemon is to end: what is not complete is stopped.
-    pub(super) fn stop_all(&mut self) {
-        self.is_stopping = true;
-        for name in self.groups.keys().cloned().collect::<Vec<_>>() {
-            self.stop_group(&name);
-        }
-        let pids: Vec<i32> = self.sessions.keys().copied().collect();
-        for pid in pids {
-            match self.sessions.get(&pid).map(|session| &session.stage) {
-                Some(Stage::Queued(_)) => self.take_from_queue(pid),
-                Some(Stage::Storing) => self.stop(pid),
-                _ => {}
-            }
-        }
-    }
-
-    /// Leaves every held target so that another daemon finds it.
-    pub(super) fn park_all(&mut self) {
-        for session in self.sessions.values() {
-            if let (Stage::Held, Some(key)) = (&session.stage, session.key) {
-                let order = Order::Park;
-                self.effects.push_back(Effect::Tell { key, order });
-            }
-        }
-    }
-
-    /// Restores held targets, at most `n` of them at a time; answers how many are left.
-    pub(super) fn restore_some(&mut self, n: usize, now: Instant) -> usize {
-        let n_restoring = self.count(|stage| matches!(stage, Stage::Restoring));
-        let pids = self.held();
-        for &pid in pids.iter().take(n.saturating_sub(n_restoring)) {
-            self.bring_back(pid, false, now);
-        }
-        pids.len()
-    }
-
-    /// Ends every held target.
-    pub(super) fn kill_all(&mut self, now: Instant) {
-        for pid in self.held() {
-            let key = self.sessions.get(&pid).and_then(|session| session.key);
-            self.set_stage(pid, Stage::Settling, now);
-            match key {
-                Some(key) => self.effects.push_back(Effect::Tell {
-                    key,
-                    order: Order::Kill,
-                }),
-                None => self.start(pid, Task::Kill { pid }),
-            }
-        }
-    }
-
-    fn held(&self) -> Vec<i32> {
-        let is_held = |session: &Session| matches!(session.stage, Stage::Held | Stage::Parked);
-        let held = self.sessions.iter().filter(|(_, session)| is_held(session));
-        held.map(|(&pid, _)| pid).collect()
-    }
-
-    /// Whether something is under way that is to come to its end.
-    pub(super) fn is_working(&self) -> bool {
-        let is_done = |stage: &Stage| matches!(stage, Stage::Held | Stage::Parked);
-        self.count(|stage| !is_done(stage)) > 0 || !self.groups.is_empty()
     }
 
     /// The processes that have a session in the group of this name.

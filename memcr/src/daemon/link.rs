@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Over a socket pair without a name that keeps messages apart (SOCK_SEQPACKET, unix(7)),
-//! each a JSON object. A checkpoint is stopped by SIGINT instead, since the session's
+//! each a JSON object. A checkpoint is stopped by SIGTERM instead, since the session's
 //! process listens to the socket only where it waits. The end of the socket is an order as
 //! well: who hears it is alone, and leaves its target so that another daemon finds it.
 

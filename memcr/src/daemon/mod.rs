@@ -51,7 +51,6 @@ pub(crate) use child::Home;
 use child::Task;
 use link::{Link, News};
 use listen::Listener;
-use rustix::process::Signal;
 use server::Server;
 use settings::Settings;
 
@@ -97,7 +96,7 @@ fn try_pipeline(args: &Args, config: &Config, home: &Home) -> Result<(), Failure
     let failed = |error| Failure::new(Exit::Internal, format!("cannot try the pipeline: {error}"));
     let (ours, theirs) = Link::pair().map_err(failed)?;
     let task = Task::Try(Box::new(choice));
-    let started = fork::spawn(theirs.into(), Signal::TERM, |link| {
+    let started = fork::spawn(theirs.into(), server::STOP, |link| {
         child::run(home, &task, Link::from(link))
     });
     let child = started.map_err(failed)?;

@@ -12,11 +12,12 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    pub(super) fn new(rules: &Rules, peer: &Peer) -> Self {
-        Self {
+    /// What `peer` may do; `None`: everything, so that there is nothing to look at again.
+    pub(super) fn new(rules: &Rules, peer: &Peer) -> Option<Self> {
+        (!rules.acts_on_all(peer)).then(|| Self {
             rules: rules.clone(),
             peer: peer.clone(),
-        }
+        })
     }
 
     /// Whether it still holds for process `pid`, which is frozen.

@@ -17,8 +17,6 @@
 mod ending;
 mod requests;
 mod staff;
-#[cfg(test)]
-mod tests;
 mod waiting;
 mod watch;
 
@@ -27,8 +25,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::SignalFd;
 
 use memcr_wire::Subject;
 
@@ -41,9 +38,11 @@ use super::peer::Peer;
 use super::poller::{Happened, Poller, Source};
 use super::settings::Settings;
 use crate::cli::failure::Failure;
+use crate::cli::signals;
 use crate::pipeline::causes;
 use crate::session::journal::StateDir;
 use ending::Ending;
+pub(super) use staff::STOP;
 use staff::Staff;
 use waiting::Waiting;
 use watch::Watch;
@@ -82,19 +81,8 @@ impl Server {
     /// No descriptors are left.
     pub(super) fn new(home: Home, settings: Settings, state_dir: StateDir) -> io::Result<Self> {
         let poller = Poller::new()?;
-        let mut mask = SigSet::empty();
-        for signal in [
-            Signal::SIGINT,
-            Signal::SIGTERM,
-            Signal::SIGHUP,
-            Signal::SIGQUIT,
-        ] {
-            mask.add(signal);
-        }
         // Children inherit the mask, and listen to what they need.
-        mask.thread_block()?;
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let signals = SignalFd::with_flags(&mask, flags)?;
+        let signals = signals::listen()?;
         poller.add(&signals, Source::Signals)?;
         Ok(Self {
             desk: Desk::new(settings.limits),

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 use super::procfs;
 
@@ -30,18 +30,15 @@ pub enum Ended {
 /// What a child that panicked exits with, as std has it.
 const PANICKED: i32 = 101;
 
-/// Runs `what` in a child, to which `keep` moves: it has `keep` and the standard streams open, and nothing
-/// else of ours; it ends with the number that `what` answers. Its parent's death is told
-/// to it by `parent_death`.
+/// Runs `what` in a child, to which `keep` moves: it has that and the standard streams
+/// open, and nothing else of ours. It ends with the number that `what` answers. Our death
+/// sends it `stop`, which it does not ignore, whatever we were started with (a shell has
+/// what it starts with `&` ignore some signals).
 ///
 /// # Errors
 /// When this process has threads: what they had locked would be locked in the child for
 /// ever. When the system refuses.
-pub fn spawn(
-    keep: OwnedFd,
-    parent_death: Signal,
-    what: impl FnOnce(OwnedFd) -> i32,
-) -> io::Result<Child> {
+pub fn spawn(keep: OwnedFd, stop: Signal, what: impl FnOnce(OwnedFd) -> i32) -> io::Result<Child> {
     let n_threads = procfs::tids(std::process::id().cast_signed())?.len();
     if n_threads != 1 {
         let why = format!("a process with {n_threads} threads cannot be forked");
@@ -54,7 +51,8 @@ pub fn spawn(
         0 => {
             let code = catch_unwind(AssertUnwindSafe(|| {
                 close_all_but(keep.as_raw_fd());
-                let _ = rustix::process::set_parent_process_death_signal(Some(parent_death));
+                hear(stop);
+                let _ = rustix::process::set_parent_process_death_signal(Some(stop));
                 // It may have died before that was in force.
                 if rustix::process::getppid() == Some(parent) {
                     what(keep)
@@ -67,7 +65,10 @@ pub fn spawn(
         _ => {
             // A positive number here; nobody but us can reap it before we have its pidfd.
             let raw = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
-            let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
+            let pidfd = pidfd_open(raw, PidfdFlags::empty()).inspect_err(|_| {
+                // No descriptors are left: nobody would ever hear of it.
+                let _ = kill_process(raw, stop);
+            })?;
             Ok(Child { pid, pidfd })
         }
     }
@@ -98,6 +99,12 @@ impl Child {
             }
         }
     }
+}
+
+/// Gives a signal its default action: one that is ignored is not even noticed.
+fn hear(signal: Signal) {
+    // SAFETY: the default action needs no handler, and the number is that of a signal.
+    unsafe { libc::signal(signal.as_raw(), libc::SIG_DFL) };
 }
 
 /// In a child that will never run the code that owns these descriptors: closes all but

@@ -230,7 +230,7 @@ impl Server {
             pid: 0,
             args,
             choice: chosen,
-            permit: Some(Permit::new(rules, peer)),
+            permit: Permit::new(rules, peer),
             group: None,
             parks: false,
         })

@@ -33,6 +33,9 @@ pub(super) struct Staff {
     last_question: Key,
 }
 
+/// What stops the work of a child, as our own death does.
+pub(in crate::daemon) const STOP: Signal = Signal::TERM;
+
 /// Keys of children that answer questions.
 const QUESTIONS: Key = 1 << 48;
 
@@ -48,7 +51,7 @@ impl Staff {
 
     pub(super) fn stop(&self, key: Key) {
         if let Some(one) = self.all.get(&key) {
-            one.child.signal(Signal::INT);
+            one.child.signal(STOP);
         }
     }
 
@@ -87,7 +90,7 @@ impl Server {
     fn spawn(&mut self, key: Key, task: &Task, asked_by: Option<u64>) -> io::Result<()> {
         let (ours, theirs) = Link::pair()?;
         let home = &self.home;
-        let child = fork::spawn(theirs.into(), Signal::TERM, |link| {
+        let child = fork::spawn(theirs.into(), STOP, |link| {
             child::run(home, task, Link::from(link))
         })?;
         self.poller.add(&ours, Source::Link(key))?;
