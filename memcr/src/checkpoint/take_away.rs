@@ -39,7 +39,8 @@ pub(super) fn take_away(
         }
         Err(error) if needs_guard => return Err(error.into()),
         Err(error) => {
-            tracing::info!("no guard: {}", causes(&error));
+            let pid = held.frozen.pid();
+            tracing::info!(pid, "process {pid} has no guard: {}", causes(&error));
             drop_unguarded(held, drops)?
         }
     };

@@ -61,7 +61,7 @@ pub struct Job {
     #[arg(global = true, short, long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
 
-    /// Do not wait for Enter: checkpoint, then restore at once
+    /// Do not wait for Enter: checkpoint, then restore at once; of the daemon: without effect
     #[arg(global = true, short, long)]
     pub no_wait: bool,
 

@@ -8,7 +8,7 @@
 //! -nzc    → -nz -c           `c` is no algorithm, but a flag
 //! -nzLZ4  → -nzLZ4           a value, in any letter case
 //! -zd/tmp → -z -d/tmp        the rest belongs to -d
-//! -zgzip  → -zgzip           neither: clap says which values there are
+//! -zxz    → -zxz             neither: clap says which values there are
 //! ```
 //!
 //! A next word that begins with `-` is never a value, any other always is: that is
@@ -203,7 +203,7 @@ mod tests {
             ("memcr -zd/tmp", "memcr -z -d/tmp"),
             ("memcr -zp 1", "memcr -z -p 1"),
             ("memcr -dzc", "memcr -dzc"),
-            ("memcr -zgzip", "memcr -zgzip"),
+            ("memcr -zxz", "memcr -zxz"),
             ("memcr -- -zc", "memcr -- -zc"),
             ("memcr - --zc", "memcr - --zc"),
         ] {

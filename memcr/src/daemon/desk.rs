@@ -13,7 +13,8 @@
 //! ```
 //!
 //! * A restore never waits behind somebody else's checkpoint: it is started at once, and
-//!   while one moves bytes no new checkpoint is begun, for [`PATIENCE`] at the most.
+//!   while one moves bytes no new checkpoint is begun, for [`PATIENCE`] at the most. Only
+//!   where very many are to be restored do they wait for each other: each takes memory.
 //! * A restore during the checkpoint of the same process stops that; both are answered,
 //!   and the process runs. If the stop comes too late, it is restored.
 //! * Whoever waits does not matter to the work: a client that has gone is one that nobody
@@ -71,6 +72,8 @@ pub(super) enum Effect {
 pub(crate) struct Limits {
     /// Checkpoints that move bytes at once.
     pub(crate) n_checkpoints: usize,
+    /// Restores that do, and sessions that are being settled.
+    pub(crate) n_restores: usize,
     /// Sessions.
     pub(crate) n_sessions: usize,
 }
@@ -103,6 +106,8 @@ struct Session {
     uid: Option<u32>,
     /// When this stage began.
     since: Instant,
+    /// What is to be done when it is its turn.
+    pending: Option<Work>,
     /// Who waits for its checkpoint, its restore, and for its checkpoint to be stopped.
     checkpoint: Vec<Waiter>,
     restore: Vec<Waiter>,
@@ -113,13 +118,24 @@ struct Session {
     last_word: Option<(How, Value)>,
 }
 
+/// What is begun in turn.
+#[derive(Debug)]
+enum Work {
+    /// Of the child that holds the target.
+    Tell(Order),
+    /// Of a new one.
+    Start(Task),
+}
+
 /// Every session there is.
 #[derive(Debug)]
 pub(super) struct Desk {
     limits: Limits,
     sessions: BTreeMap<i32, Session>,
     groups: BTreeMap<String, Working>,
+    /// Checkpoints that are to be begun, and everything else that is.
     queue: VecDeque<i32>,
+    turns: VecDeque<i32>,
     children: BTreeMap<Key, i32>,
     last_key: Key,
     effects: VecDeque<Effect>,
@@ -136,6 +152,7 @@ impl Desk {
             sessions: BTreeMap::new(),
             groups: BTreeMap::new(),
             queue: VecDeque::new(),
+            turns: VecDeque::new(),
             children: BTreeMap::new(),
             last_key: 0,
             effects: VecDeque::new(),
@@ -236,7 +253,7 @@ impl Desk {
         session.group = group;
         self.sessions.insert(pid, session);
         if !is_parked {
-            self.start(pid, Task::Settle { pid });
+            self.in_turn(pid, Work::Start(Task::Settle { pid }));
         }
     }
 
@@ -251,7 +268,7 @@ impl Desk {
     pub(super) fn has_ended(&mut self, pid: i32, now: Instant) {
         if self.is_parked(pid) {
             self.set_stage(pid, Stage::Settling, now);
-            self.start(pid, Task::Settle { pid });
+            self.in_turn(pid, Work::Start(Task::Settle { pid }));
         }
     }
 
@@ -264,6 +281,7 @@ impl Desk {
 
     /// Begins what has waited long enough.
     pub(super) fn pump(&mut self, now: Instant) {
+        self.take_turns();
         while let Some(&pid) = self.queue.front() {
             let n_storing = self.count(|stage| matches!(stage, Stage::Storing | Stage::Stopping));
             let n_restoring = self.count(|stage| matches!(stage, Stage::Restoring));
@@ -369,12 +387,52 @@ impl Desk {
         };
         session.since = now;
         let before = std::mem::replace(&mut session.stage, Stage::Restoring);
-        match (before, session.key) {
-            (Stage::Held, Some(key)) => self.effects.push_back(Effect::Tell {
-                key,
-                order: Order::Restore { gated },
-            }),
-            _ => self.start(pid, Task::Restore { pid, gated }),
+        let work = match (before, session.key) {
+            (Stage::Held, Some(_)) => Work::Tell(Order::Restore { gated }),
+            _ => Work::Start(Task::Restore { pid, gated }),
+        };
+        if gated {
+            // A group sees to it itself that not all move bytes at once; waiting for a turn,
+            // its members might wait for each other.
+            self.begin(pid, work);
+        } else {
+            self.in_turn(pid, work);
+        }
+    }
+
+    /// Does `work`, at once or when there are not too many others at it.
+    fn in_turn(&mut self, pid: i32, work: Work) {
+        self.session(pid, |session| session.pending = Some(work));
+        self.turns.push_back(pid);
+        self.take_turns();
+    }
+
+    fn take_turns(&mut self) {
+        let is_at_it = |session: &Session| {
+            let stage = &session.stage;
+            session.pending.is_none() && matches!(stage, Stage::Restoring | Stage::Settling)
+        };
+        let mut n_at_it = self.sessions.values().filter(|it| is_at_it(it)).count();
+        while n_at_it < self.limits.n_restores
+            && let Some(pid) = self.turns.pop_front()
+        {
+            let session = self.sessions.get_mut(&pid);
+            if let Some(work) = session.and_then(|session| session.pending.take()) {
+                n_at_it += 1;
+                self.begin(pid, work);
+            }
+        }
+    }
+
+    fn begin(&mut self, pid: i32, work: Work) {
+        let key = self.sessions.get(&pid).and_then(|session| session.key);
+        match (work, key) {
+            (Work::Tell(order), Some(key)) => {
+                self.effects.push_back(Effect::Tell { key, order });
+            }
+            // Its end is on its way to us.
+            (Work::Tell(_), None) => {}
+            (Work::Start(task), _) => self.start(pid, task),
         }
     }
 
@@ -417,6 +475,7 @@ impl Session {
             facts: Facts::default(),
             group: None,
             since: now,
+            pending: None,
             checkpoint: Vec::new(),
             restore: Vec::new(),
             abort: Vec::new(),

@@ -17,6 +17,10 @@ use crate::cli::failure::Failure;
 /// How often the server wakes up when nothing happens at all.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
+/// Each takes a few MiB while it works. More than this do not make the last one come
+/// earlier.
+const RESTORES_PER_CPU: usize = 4;
+
 /// What is in force.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
@@ -83,6 +87,7 @@ impl Settings {
             choices: Choices::new(&daemon),
             limits: Limits {
                 n_checkpoints,
+                n_restores: n_cpus * RESTORES_PER_CPU,
                 n_sessions: daemon.max_sessions as usize,
             },
             timeout: args.job.timeout.or(daemon.timeout),

@@ -234,8 +234,11 @@ fn does_not_stop(pid: i32, tid: i32) -> Refusal {
     }
 }
 
-/// CAP_SYS_ADMIN, bit 21 of the effective set (capabilities(7)).
+/// CAP_SYS_ADMIN, bit 21 of the effective set (capabilities(7)), and no filter of our own,
+/// such as a service manager's: PTRACE_O_SUSPEND_SECCOMP takes both (ptrace(2)).
 fn may_suspend_seccomp() -> bool {
     let own = Status::of_process(std::process::id().cast_signed());
-    own.is_ok_and(|status| status.signals("CapEff") & 1 << 21 != 0)
+    own.is_ok_and(|status| {
+        status.signals("CapEff") & 1 << 21 != 0 && status.number("Seccomp") == Some(0)
+    })
 }

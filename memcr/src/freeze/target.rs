@@ -81,7 +81,9 @@ pub enum Refusal {
     )]
     ForeignAbi(i32),
     /// A filter would see, and might punish, our calls.
-    #[error("process {0} has a seccomp filter and we may not suspend it (needs CAP_SYS_ADMIN)")]
+    #[error(
+        "process {0} has a seccomp filter and we may not suspend it (needs CAP_SYS_ADMIN, and no filter of our own)"
+    )]
     Seccomp(i32),
     /// The kernel may be writing into its pages while it stands still.
     #[error("process {pid} has input or output under way that does not stop with it: {what}")]

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Desk, Effect, Session, Stage};
+use super::{Desk, Effect, Session, Stage, Work};
 use crate::daemon::child::Task;
 use crate::daemon::link::Order;
 
@@ -53,7 +53,7 @@ impl Desk {
                     key,
                     order: Order::Kill,
                 }),
-                None => self.start(pid, Task::Kill { pid }),
+                None => self.in_turn(pid, Work::Start(Task::Kill { pid })),
             }
         }
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::{Desk, Effect, Key, Session, Stage, stopped};
+use super::{Desk, Effect, Key, Session, Stage, Work, stopped};
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::daemon::child::Task;
@@ -105,7 +105,7 @@ impl Desk {
     /// A restore has failed, and may be tried again.
     fn is_still_held(&mut self, pid: i32, answer: &Value, now: Instant) {
         self.counters.restores_failed += 1;
-        warn("process could not be restored and is held", pid, answer);
+        warn(pid, answer);
         self.set_stage(pid, Stage::Held, now);
         self.restore_failed(pid, answer);
         self.pump(now);
@@ -129,7 +129,7 @@ impl Desk {
             }
         } else {
             self.counters.restores_failed += 1;
-            warn("process could not be restored and is held", pid, answer);
+            warn(pid, answer);
             self.restore_failed(pid, answer);
         }
     }
@@ -194,9 +194,12 @@ impl Desk {
                 let millis = super::recent::millis_of(&answer["restore"]);
                 tracing::info!(pid, millis, "process {pid} is restored");
             }
-            How::Undone => warn("no checkpoint of process", pid, answer),
+            How::Undone if answer["exit_code"] == Exit::Aborted.code() => {
+                tracing::info!(pid, "the checkpoint of process {pid} was stopped");
+            }
+            How::Undone => warn(pid, answer),
             How::Exited => tracing::info!(pid, "process {pid} has ended"),
-            How::Killed => warn("process was killed", pid, answer),
+            How::Killed => warn(pid, answer),
             How::Unheld => tracing::info!(pid, "process {pid} is not held any more"),
             How::Parked | How::Answered => {}
         }
@@ -219,6 +222,7 @@ impl Desk {
         let was_restoring = matches!(session.stage, Stage::Restoring);
         let again = !session.has_crashed;
         session.has_crashed = true;
+        session.pending = None;
         for waiter in waiters {
             self.answer(waiter, answer.clone());
         }
@@ -231,14 +235,19 @@ impl Desk {
         }
         if again {
             self.set_stage(pid, Stage::Settling, now);
-            self.start(pid, Task::Settle { pid });
+            self.in_turn(pid, Work::Start(Task::Settle { pid }));
         } else {
             self.set_stage(pid, Stage::Parked, now);
         }
     }
 }
 
-fn warn(what: &str, pid: i32, answer: &Value) {
-    let why = answer["error"]["message"].as_str().unwrap_or_default();
-    tracing::warn!(pid, "{what}: {why}");
+/// Says why something failed; the reasons name the process.
+fn warn(pid: i32, answer: &Value) {
+    let why = answer["error"]["message"].as_str();
+    tracing::warn!(
+        pid,
+        "{}",
+        why.unwrap_or("a target was killed, as it was to be")
+    );
 }

@@ -2,6 +2,7 @@
 //! answers.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -179,8 +180,11 @@ impl Desk {
         if let Some(refused) = self.refused(&[pid]) {
             return Err(refused);
         }
-        let template = self.groups.get(name).and_then(|it| it.template.clone());
-        let Some(mut task) = template else {
+        let Some(working) = self.groups.get(name) else {
+            return Ok(());
+        };
+        let n_members = working.group.pids().count();
+        let Some(mut task) = working.template.clone() else {
             return Ok(());
         };
         let group = GroupRecord {
@@ -189,6 +193,7 @@ impl Desk {
         };
         task.pid = pid;
         task.group = Some(group.clone());
+        task.choice.spec.workers = task.choice.spec.workers.or(workers_of_one(n_members));
         let mut session = Session::new(pid, Stage::Storing, now);
         session.group = Some(group);
         self.sessions.insert(pid, session);
@@ -241,6 +246,13 @@ impl Desk {
             self.restore_group(name, 0, Instant::now());
         }
     }
+}
+
+/// Workers of one member of so many. All have theirs before the first one is frozen, and each
+/// worker takes memory; small groups let a large member have all CPUs.
+fn workers_of_one(n_members: usize) -> Option<NonZeroUsize> {
+    let n_cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new((4 * n_cpus / n_members).clamp(1, n_cpus))
 }
 
 impl Working {

@@ -32,6 +32,7 @@ impl Room {
     fn new(n_checkpoints: usize) -> Self {
         let limits = Limits {
             n_checkpoints,
+            n_restores: 2,
             n_sessions: 4,
         };
         Self {
@@ -239,6 +240,19 @@ fn a_restore_that_fails_may_be_asked_for_again() {
     assert_eq!(room.code(2), Some(12));
     room.desk.restore(10, 3, room.now);
     assert_eq!(room.said(), ["1! Restore { gated: false }"]);
+}
+
+#[test]
+fn very_many_restores_wait_for_each_other() {
+    let mut room = Room::new(1);
+    for pid in [10, 20, 30] {
+        room.desk.adopt(pid, Facts::default(), None, true, room.now);
+        room.desk.restore(pid, pid.cast_unsigned().into(), room.now);
+    }
+    assert_eq!(room.said(), ["1: restore 10 false", "2: restore 20 false"]);
+    assert_eq!(room.desk.status_of(30)["state"], "restoring");
+    room.end(2, How::Restored, 0);
+    assert_eq!(room.said(), ["3: restore 30 false"]);
 }
 
 #[test]

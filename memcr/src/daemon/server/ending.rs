@@ -58,9 +58,13 @@ impl Server {
                 );
                 self.ending.stage = Stage::Over;
             } else {
-                let on_stop = self.ending.on_stop;
+                let left = match self.ending.on_stop {
+                    OnStop::Hold => "stay held",
+                    OnStop::Restore => "are restored",
+                    OnStop::Kill => "are killed",
+                };
                 tracing::info!(
-                    "signal {} from process {}: ending; held targets: {on_stop:?}",
+                    "signal {} from process {}: ending; held targets {left}",
                     info.ssi_signo,
                     info.ssi_pid
                 );

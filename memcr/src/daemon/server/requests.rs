@@ -56,7 +56,8 @@ impl Server {
         if let Err(failure) = done {
             if failure.exit == Exit::Permission {
                 self.desk.counters().requests_denied += 1;
-                tracing::warn!(uid = peer.uid(), "denied: {}", failure.causes().join(": "));
+                let (uid, why) = (peer.uid(), failure.causes().join(": "));
+                tracing::warn!(uid, "user {uid} is denied: {why}");
             }
             self.answer(waiter, failure.to_json(), now);
         }
