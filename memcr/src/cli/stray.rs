@@ -127,7 +127,7 @@ pub(super) fn check(args: &Args, matches: &ArgMatches) -> Result<(), clap::Error
     if mode == Mode::Job && args.job.pid.is_none() {
         return Err(usage(
             ErrorKind::MissingRequiredArgument,
-            "a target is missing: give --pid <PID>, or a command",
+            "a target is missing: give --pid <PID>, --listen <PORT|PATH>, or a command",
         ));
     }
     let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);

@@ -86,13 +86,8 @@ impl Poller {
     ///
     /// # Errors
     /// The system refuses.
-    pub(super) fn add(&self, fd: impl AsFd, source: Source) -> io::Result<()> {
-        Ok(epoll::add(
-            &self.epoll,
-            fd,
-            source.to_data(),
-            EventFlags::IN,
-        )?)
+    pub(super) fn add(&self, fd: impl AsFd, source: Source) -> rustix::io::Result<()> {
+        epoll::add(&self.epoll, fd, source.to_data(), EventFlags::IN)
     }
 
     /// Waits for room to write too, or not any more; `reads`: and for something to read.

@@ -40,6 +40,19 @@ impl Choice {
         found.map(|(_, param)| &param.origin)
     }
 
+    /// The same pipeline with its image where a client wants it, whatever was said before.
+    ///
+    /// # Errors
+    /// A name that is not UTF-8: parameters are text.
+    pub(crate) fn store_in(&mut self, dir: &Path) -> Result<(), ConfigError> {
+        let text = text_of(dir)?;
+        if let Some(sink) = self.spec.stages.last_mut() {
+            sink.params.retain(|(key, _)| key != "dir");
+            sink.params.push(("dir".into(), text.into()));
+        }
+        Ok(())
+    }
+
     /// The same pipeline with the compression that a client has chosen, `None` for none:
     /// `lz4` and `zstd` stages make way for it, everything else stays as it was configured.
     /// Where there was none it comes in front of `encrypt`, or of the sink.
@@ -235,13 +248,16 @@ fn apply_flags(stages: &mut [Named], job: &Job) -> Result<(), ConfigError> {
         stage.set(param("-e", "cipher", cipher.name()));
     }
     if let (Some(dir), Some(sink)) = (&job.dir, stages.last_mut()) {
-        let text = dir.to_str().ok_or_else(|| ConfigError::Entry {
-            origin: Origin::Flag("--dir".into()),
-            message: format!("`{}` is not UTF-8", dir.display()),
-        })?;
-        sink.set(param("--dir", "dir", text));
+        sink.set(param("--dir", "dir", text_of(dir)?));
     }
     Ok(())
+}
+
+fn text_of(dir: &Path) -> Result<&str, ConfigError> {
+    dir.to_str().ok_or_else(|| ConfigError::Entry {
+        origin: Origin::Flag("--dir".into()),
+        message: format!("`{}` is not UTF-8", dir.display()),
+    })
 }
 
 fn apply_sets(stages: &mut [Named], sets: &[String], list: &str) -> Result<(), ConfigError> {

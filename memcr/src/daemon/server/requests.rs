@@ -208,9 +208,6 @@ impl Server {
         let mut args = self.home.args.clone();
         let job = &mut args.job;
         job.timeout = timeout.or(self.settings.timeout);
-        if let Some(dir) = &choice.dir {
-            job.dir = Some(choices.dir(rules, peer, dir).map_err(forbidden)?);
-        }
         if let Some(name) = &choice.pipeline {
             choices.pipeline(name).map_err(forbidden)?;
             job.pipeline = Some(name.clone());
@@ -218,6 +215,10 @@ impl Server {
         }
         let config = &self.settings.config;
         let mut chosen = config::pipeline(config, job, &args.common.set)?;
+        if let Some(dir) = &choice.dir {
+            let dir = choices.dir(rules, peer, dir).map_err(forbidden)?;
+            chosen.store_in(&dir)?;
+        }
         if let Some(compress) = choice.compress {
             choices.compression().map_err(forbidden)?;
             let stage = match compress {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Server;
@@ -111,10 +112,10 @@ impl Server {
         if self.desk.has(pid) && !is_parked {
             return;
         }
-        match self.state_dir.entry(pid) {
-            None => self.desk.forget(pid),
-            Some(entry) if !is_parked => self.adopt(entry, now),
-            Some(_) => {}
+        if !self.state_dir.has(pid) {
+            self.desk.forget(pid);
+        } else if !is_parked && let Some(entry) = self.state_dir.entry(pid) {
+            self.adopt(entry, now);
         }
     }
 
@@ -123,12 +124,7 @@ impl Server {
         for pid in parked {
             self.refresh(pid, now);
         }
-        let fresh = self.state_dir.held_pids().unwrap_or_default();
-        for pid in fresh
-            .into_iter()
-            .filter(|pid| !self.desk.has(*pid))
-            .collect::<Vec<_>>()
-        {
+        for pid in self.state_dir.held_pids().unwrap_or_default() {
             self.refresh(pid, now);
         }
     }
@@ -136,7 +132,7 @@ impl Server {
     /// Looks at what tells nothing by itself.
     pub(super) fn watch_sessions(&mut self, now: Instant) {
         self.watch_parked(now);
-        self.look_for_doom(now);
+        self.look_at_parked(now);
         let is_time = self
             .watch
             .looked
@@ -164,20 +160,26 @@ impl Server {
             if self.watch.parked.contains_key(&pid) {
                 continue;
             }
-            let raw = Pid::from_raw(pid);
-            let opened = raw.and_then(|raw| pidfd_open(raw, PidfdFlags::empty()).ok());
-            match opened {
-                Some(pidfd) if self.poller.add(&pidfd, Source::Target(pid)).is_ok() => {
+            match self.watch_one(pid) {
+                Ok(pidfd) => {
                     self.watch.parked.insert(pid, pidfd);
                 }
-                // It has ended already, or cannot be watched: then what is left is settled.
-                _ => self.desk.has_ended(pid, now),
+                Err(Errno::SRCH) => self.desk.has_ended(pid, now),
+                // No descriptors are left: the next tick tries again.
+                Err(error) => tracing::debug!(pid, "cannot watch process {pid}: {error}"),
             }
         }
     }
 
+    fn watch_one(&self, pid: i32) -> rustix::io::Result<OwnedFd> {
+        let raw = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+        let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
+        self.poller.add(&pidfd, Source::Target(pid))?;
+        Ok(pidfd)
+    }
+
     /// A few at a time: each look reads a file for each thread.
-    fn look_for_doom(&mut self, now: Instant) {
+    fn look_at_parked(&mut self, now: Instant) {
         let after = self.watch.last;
         let parked: Vec<i32> = self.desk.parked().collect();
         let next = parked.iter().filter(|pid| **pid > after);
@@ -185,7 +187,10 @@ impl Server {
         let looks: Vec<i32> = next.chain(first).copied().take(N_LOOKS).collect();
         for pid in looks {
             self.watch.last = pid;
-            if doom_of_parked(pid).is_some() {
+            // Somebody else may have finished its session.
+            if !self.state_dir.has(pid) {
+                self.desk.forget(pid);
+            } else if doom_of_parked(pid).is_some() {
                 self.desk.is_doomed(pid, now);
             }
         }

@@ -184,6 +184,12 @@ impl StateDir {
         self.look(pid)
     }
 
+    /// Whether there is a journal of process `pid`.
+    #[must_use]
+    pub fn has(&self, pid: i32) -> bool {
+        statat(self, name(pid), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
     /// The processes of which there is a journal.
     ///
     /// # Errors
