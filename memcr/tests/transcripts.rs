@@ -17,6 +17,8 @@
 //! Words in front of `memcr` go into its environment, which is otherwise all but empty.
 //! `MEMCR_BLESS=1` writes what memcr says now into the files, to be read before it is
 //! committed.
+//!
+//! What README.md shows of a session in a shell is played too: see `fixtures::shell`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod fixtures;
@@ -25,6 +27,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use fixtures::shell::Shell;
 
 #[test]
 fn usage() {
@@ -54,6 +58,47 @@ fn images() {
 #[test]
 fn sessions() {
     play("sessions");
+}
+
+#[test]
+fn daemon() {
+    play("daemon");
+}
+
+/// The sessions in a shell that README.md shows, with targets that are really held.
+#[test]
+fn readme() {
+    let memcr = Path::new(env!("CARGO_BIN_EXE_memcr"));
+    if !can_checkpoint(memcr) {
+        assert!(
+            std::env::var("MEMCR_TEST_REQUIRE").as_deref() != Ok("all"),
+            "required: a memcr that can checkpoint here"
+        );
+        return eprintln!("skipped: memcr cannot checkpoint anything here, see `memcr check`");
+    }
+    let readme = include_str!("../../README.md");
+    let sessions = fixtures::shell::blocks(readme);
+    assert!(!sessions.is_empty(), "README.md shows no session");
+    for session in sessions {
+        let world = tempfile::tempdir().unwrap();
+        let shell = Shell {
+            dir: world.path().canonicalize().unwrap(),
+            programs: fixtures::shell::programs(memcr),
+            stages: stages(),
+        };
+        let said = shell.play(&session);
+        let shape = |line| format!("{}\n", shell.shape(line));
+        let written: String = session.iter().copied().map(shape).collect();
+        let played: String = said.lines().map(shape).collect();
+        if let Some(differences) = differences(&written, &played) {
+            panic!("README.md: memcr says something else now:\n{differences}\nall of it:\n{said}");
+        }
+    }
+}
+
+fn can_checkpoint(memcr: &Path) -> bool {
+    let output = Command::new(memcr).args(["check", "--json"]).output();
+    String::from_utf8_lossy(&output.unwrap().stdout).contains("\"can_checkpoint\": true")
 }
 
 /// The world of one transcript.

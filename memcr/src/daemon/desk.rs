@@ -483,6 +483,13 @@ impl Session {
             last_word: None,
         }
     }
+
+    /// Whether somebody waits for a held target to run. Who wanted its checkpoint stopped,
+    /// too late, does.
+    fn is_wanted_back(&mut self) -> bool {
+        self.restore.append(&mut self.abort);
+        !self.restore.is_empty()
+    }
 }
 
 impl Stage {

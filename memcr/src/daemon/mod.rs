@@ -85,6 +85,7 @@ pub(crate) fn run(args: &Args, config: &Config, home: Home) -> Result<(), Failur
     for location in &settings.locations {
         tracing::info!("listening at {location}");
     }
+    settings.warn();
     settings.say_ready();
     server.run().map_err(failed)
 }

@@ -10,7 +10,7 @@ use super::desk::Limits;
 use super::listen::Door;
 use super::rules::{Choices, Rules};
 use crate::cli::args::Args;
-use crate::cli::config::{self, Config, Daemon, Given, OnStop, Origin};
+use crate::cli::config::{self, Config, Daemon, Given, OnStop, Origin, TcpTrust};
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 
@@ -99,6 +99,22 @@ impl Settings {
             // Half of what it allows, as sd_watchdog_enabled(3) recommends.
             heartbeat: sd_notify::watchdog_enabled()
                 .map_or(HEARTBEAT, |limit| HEARTBEAT.min(limit / 2)),
+        }
+    }
+
+    /// Says what the operator should know who has opened the daemon to the world.
+    pub(super) fn warn(&self) {
+        let address = self.daemon.tcp_address;
+        let has_port = self
+            .locations
+            .iter()
+            .any(|it| matches!(it, Location::Port(_)));
+        if has_port && self.daemon.tcp_trust == TcpTrust::All {
+            let who = match address.is_loopback() {
+                true => "every user of this machine",
+                false => "everybody who reaches it",
+            };
+            tracing::warn!("{who} may act on every process, by TCP at {address} (tcp_trust)");
         }
     }
 

@@ -80,15 +80,11 @@ impl Desk {
         );
         self.set_stage(pid, Stage::Held, now);
         let mut waiters = Vec::new();
-        let mut too_late = Vec::new();
         let mut is_wanted_back = false;
         self.session(pid, |session| {
             session.facts = facts;
             waiters = std::mem::take(&mut session.checkpoint);
-            too_late = std::mem::take(&mut session.abort);
-            is_wanted_back = !session.restore.is_empty() || !too_late.is_empty();
-            // Who wanted it stopped wants it to run.
-            session.restore.append(&mut too_late);
+            is_wanted_back = session.is_wanted_back();
         });
         for waiter in waiters {
             self.answer(waiter, answer.clone());
@@ -120,10 +116,8 @@ impl Desk {
             if let Some(name) = self.group_of(pid) {
                 return self.in_group(&name, |group| group.held(pid));
             }
-            let is_wanted_back = self
-                .sessions
-                .get(&pid)
-                .is_some_and(|session| !session.restore.is_empty());
+            let mut is_wanted_back = false;
+            self.session(pid, |session| is_wanted_back = session.is_wanted_back());
             if is_wanted_back && !self.is_stopping {
                 self.bring_back(pid, false, now);
             }
@@ -139,6 +133,7 @@ impl Desk {
         self.session(pid, |session| {
             waiters = std::mem::take(&mut session.restore);
             waiters.append(&mut session.checkpoint);
+            waiters.append(&mut session.abort);
         });
         for waiter in waiters {
             self.answer(waiter, answer.clone());
@@ -219,16 +214,11 @@ impl Desk {
         let what = format!("the session's process {fate}, most likely in a stage plugin");
         let answer = Failure::new(Exit::Internal, what).to_json();
         let waiters = std::mem::take(&mut session.checkpoint);
-        let was_restoring = matches!(session.stage, Stage::Restoring);
         let again = !session.has_crashed;
         session.has_crashed = true;
         session.pending = None;
         for waiter in waiters {
             self.answer(waiter, answer.clone());
-        }
-        if was_restoring && !again {
-            // It is not to crash for ever; the next who asks may try again.
-            self.restore_failed(pid, &answer);
         }
         if let Some(name) = self.group_of(pid) {
             self.in_group(&name, |group| group.stop());
@@ -237,7 +227,9 @@ impl Desk {
             self.set_stage(pid, Stage::Settling, now);
             self.in_turn(pid, Work::Start(Task::Settle { pid }));
         } else {
+            // It is not to crash for ever; the next who asks may try again.
             self.set_stage(pid, Stage::Parked, now);
+            self.restore_failed(pid, &answer);
         }
     }
 }

@@ -212,7 +212,7 @@ fn a_child_that_crashes_costs_a_new_one() {
     assert_eq!(room.said(), ["3: restore 10 false"], "somebody waits");
     room.desk.child_gone(3, "was ended by signal 11", room.now);
     assert!(room.said().is_empty(), "not for ever");
-    assert_eq!(room.code(2), Some(1));
+    assert_eq!(room.code(2), Some(1), "everybody is told");
     room.desk.restore(10, 3, room.now);
     assert_eq!(room.said(), ["4: restore 10 false"]);
     room.end(4, How::Restored, 0);
@@ -229,6 +229,20 @@ fn a_child_that_crashes_while_it_stores_has_its_client_told() {
     assert_eq!(room.code(1), Some(1));
     room.end(2, How::Restored, 0);
     assert!(!room.desk.has(10));
+}
+
+#[test]
+fn whoever_comes_while_it_is_settled_is_told_of_the_second_crash() {
+    let mut room = Room::new(1);
+    room.desk.checkpoint(task(10), 1, room.now);
+    room.desk.abort(10, 2);
+    room.said();
+    room.desk.child_gone(1, "was ended by signal 6", room.now);
+    room.desk.restore(10, 3, room.now);
+    room.said();
+    room.desk.child_gone(2, "was ended by signal 6", room.now);
+    let codes = [1, 2, 3].map(|waiter| room.code(waiter));
+    assert_eq!(codes, [Some(1), Some(1), Some(1)]);
 }
 
 #[test]
