@@ -32,9 +32,6 @@ impl Metrics {
 
     /// Writes it, if it is time.
     pub(super) fn write(&mut self, now: Instant, status: impl FnOnce() -> Value) {
-        let Some(path) = &self.path else {
-            return;
-        };
         if self
             .written
             .is_some_and(|last| now.duration_since(last) < EVERY)
@@ -42,6 +39,14 @@ impl Metrics {
             return;
         }
         self.written = Some(now);
+        self.write_now(status);
+    }
+
+    /// Writes it, for the last time.
+    pub(super) fn write_now(&mut self, status: impl FnOnce() -> Value) {
+        let Some(path) = &self.path else {
+            return;
+        };
         let done = replace(path, &text(&status()));
         // Said once, not every ten seconds.
         if let Err(error) = &done

@@ -122,6 +122,8 @@ impl Server {
         while !self.ending.is_over() {
             self.turn()?;
         }
+        let status = || self.desk.status();
+        self.metrics.write_now(status);
         Ok(())
     }
 
@@ -182,8 +184,8 @@ impl Server {
         self.watch_sessions(now);
         self.go_on_ending(now);
         self.settings.beat();
-        let summary = || self.desk.status();
-        self.metrics.write(now, summary);
+        let status = || self.desk.status();
+        self.metrics.write(now, status);
     }
 
     /// Does what the desk says.

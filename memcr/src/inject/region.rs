@@ -73,12 +73,13 @@ impl Parasite {
     pub fn find(vmas: &[Vma], memory: &ProcMem) -> Option<Self> {
         let is_ours = |pair: &&[Vma]| {
             let [code, data] = pair else { return false };
-            (code.len_bytes(), data.len_bytes()) == (DATA, DATA_LEN)
+            // The kernel may have merged each with memory of the target's beside it.
+            (code.len_bytes() >= DATA && data.len_bytes() >= DATA_LEN)
                 && code.end == data.start
                 && (code.perms.exec, data.perms.write) == (true, true)
         };
         let candidates = vmas.windows(2).filter(is_ours);
-        let mut candidates = candidates.map(|pair| Self(pair[0].start));
+        let mut candidates = candidates.map(|pair| Self(pair[0].end - DATA));
         candidates.find(|parasite| parasite.saved(memory).is_ok())
     }
 
