@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 
 use super::link::{Facts, How, Link, News, Order};
@@ -44,6 +45,12 @@ const PACE: Duration = Duration::from_secs(1);
 const LOOK: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
+};
+
+/// How long a target that is said to have ended may take to do so.
+const DEATH_TIME: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
 };
 
 /// What all children of one daemon need to know; they have it from their parent.
@@ -97,15 +104,13 @@ pub(super) fn run(home: &Home, task: &Task, link: Link) -> i32 {
     let link = Arc::new(link);
     let end = match task {
         Task::Checkpoint(task) => checkpoint(home, task, &link),
-        Task::Restore { pid, gated } => finish(home, &link, *gated, |sessions| {
-            sessions.bring_back(*pid).map(|outcome| (*pid, outcome))
+        Task::Restore { pid, gated } => finish(home, &link, *pid, *gated, |sessions| {
+            sessions.bring_back(*pid)
         }),
-        Task::Settle { pid } => finish(home, &link, false, |sessions| {
-            sessions.recover(*pid, true).map(|outcome| (*pid, outcome))
+        Task::Settle { pid } => finish(home, &link, *pid, false, |sessions| {
+            sessions.recover(*pid, true)
         }),
-        Task::Kill { pid } => finish(home, &link, false, |sessions| {
-            sessions.end(*pid).map(|outcome| (*pid, outcome))
-        }),
+        Task::Kill { pid } => finish(home, &link, *pid, false, |sessions| sessions.end(*pid)),
         Task::Stages => End::new(How::Answered, ok(stages::describe(&home.search))),
         Task::Try(choice) => match Pipeline::load(&choice.spec, &home.search) {
             Ok(_) => End::new(How::Answered, ok(json!({}))),
@@ -171,6 +176,8 @@ fn checkpoint(home: &Home, task: &Checkpoint, link: &Arc<Link>) -> End {
     };
     match order.take(task.parks) {
         Ok(taken) => hold(taken, &task.args, link),
+        // What was dropped and could not be put back is missing still.
+        Err(failure) if failure.exit == Exit::RestoreFailed => End::failed(&failure, How::Parked),
         Err(failure) => End::failed(&failure, How::Undone),
     }
 }
@@ -283,8 +290,9 @@ fn kill(held: Held) -> End {
 fn finish(
     home: &Home,
     link: &Arc<Link>,
+    pid: i32,
     gated: bool,
-    what: impl FnOnce(&Sessions<'_>) -> Result<(i32, Outcome), Failure>,
+    what: impl FnOnce(&Sessions<'_>) -> Result<Outcome, Failure>,
 ) -> End {
     let cancel = Cancel::new();
     let sessions = Sessions {
@@ -293,22 +301,50 @@ fn finish(
         overrides: Vec::new(),
         workers: home.args.job.workers,
         on_corrupt: home.args.job.on_corrupt,
-        gate: Arc::new(Checks::of_restore(link, 0, gated)),
+        gate: Arc::new(Checks::of_restore(link, pid, gated)),
         cancel: &cancel,
         shows_progress: false,
         as_json: true,
     };
-    match what(&sessions) {
-        Ok((pid, outcome)) => {
+    let failure = match what(&sessions) {
+        Ok(outcome) => {
             let how = match outcome {
                 Outcome::Restored(_) | Outcome::NothingMissing => How::Restored,
                 Outcome::Held => How::Parked,
                 Outcome::Cleaned => How::Exited,
                 Outcome::Killed => How::Killed,
             };
-            End::new(how, ok(outcome.to_json(pid)))
+            return End::new(how, ok(outcome.to_json(pid)));
         }
-        Err(failure) => End::failed(&failure, How::Parked),
+        Err(failure) => failure,
+    };
+    let end = End::failed(&failure, How::Parked);
+    if end.how == How::Exited {
+        clean(&sessions, pid);
+    }
+    end
+}
+
+/// Nothing is to be left of a target that has ended in the middle of something, whatever
+/// that was.
+fn clean(sessions: &Sessions<'_>, pid: i32) {
+    wait_for_end(pid);
+    match sessions.recover(pid, true) {
+        Ok(_) => {}
+        // Whoever noticed its end has removed it all.
+        Err(left) if left.exit == Exit::NotHeld || left.exit == Exit::NoProcess => {}
+        Err(left) => tracing::warn!(pid, "{}", left.causes().join(": ")),
+    }
+}
+
+/// A process that is being killed is there for a moment still, and looks as if it lived.
+fn wait_for_end(pid: i32) {
+    let raw = Pid::from_raw(pid);
+    let opened = raw.and_then(|raw| pidfd_open(raw, PidfdFlags::empty()).ok());
+    if let Some(pidfd) = opened {
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        // In time or not: what is found then decides.
+        let _ = poll(&mut fds, Some(&DEATH_TIME));
     }
 }
 
