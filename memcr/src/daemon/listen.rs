@@ -18,6 +18,7 @@ use rustix::net::{SocketFlags, accept_with};
 
 use super::peer::{Peer, PeerError};
 use crate::cli::config::TcpTrust;
+use crate::cli::exit::Exit;
 
 /// Why nobody can connect there.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,18 @@ pub(crate) enum ListenError {
         /// Why not.
         source: io::Error,
     },
+}
+
+impl ListenError {
+    /// How memcr ends because of it.
+    pub(super) fn exit(&self) -> Exit {
+        match self {
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Exit::Permission
+            }
+            _ => Exit::Internal,
+        }
+    }
 }
 
 /// Who may connect to a UNIX socket.

@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args, config: &Config, home: Home) -> Result<(), Failur
     for location in &settings.locations {
         let (door, daemon) = (settings.door, &settings.daemon);
         let listener = Listener::open(location, door, daemon.tcp_address, daemon.tcp_trust);
-        listeners.push(listener.map_err(|error| Failure::new(Exit::Internal, error))?);
+        listeners.push(listener.map_err(|error| Failure::new(error.exit(), error))?);
     }
     let failed = |error| Failure::new(Exit::Internal, format!("the daemon cannot go on: {error}"));
     let mut server = Server::new(home, settings.clone(), state_dir).map_err(failed)?;

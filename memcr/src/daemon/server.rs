@@ -183,7 +183,7 @@ impl Server {
         self.desk.pump(now);
         self.watch_sessions(now);
         self.go_on_ending(now);
-        self.settings.beat();
+        self.settings.beat(now);
         let status = || self.desk.status();
         self.metrics.write(now, status);
     }

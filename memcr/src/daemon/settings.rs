@@ -1,7 +1,7 @@
 //! What is in force for one run of the daemon: configuration and flags together.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memcr_wire::Location;
 use sd_notify::NotifyState;
@@ -36,6 +36,8 @@ pub(super) struct Settings {
     pub(super) daemon: Daemon,
     /// How often the service manager wants to hear from us, at the most.
     pub(super) heartbeat: Duration,
+    has_watchdog: bool,
+    beaten: Option<Instant>,
 }
 
 impl Settings {
@@ -72,6 +74,7 @@ impl Settings {
         group: Option<u32>,
         locations: Vec<Location>,
     ) -> Self {
+        let watchdog = sd_notify::watchdog_enabled();
         let n_cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let n_checkpoints = match daemon.max_checkpoints {
             0 => n_cpus,
@@ -97,8 +100,9 @@ impl Settings {
             door,
             daemon,
             // Half of what it allows, as sd_watchdog_enabled(3) recommends.
-            heartbeat: sd_notify::watchdog_enabled()
-                .map_or(HEARTBEAT, |limit| HEARTBEAT.min(limit / 2)),
+            heartbeat: watchdog.map_or(HEARTBEAT, |limit| HEARTBEAT.min(limit / 2)),
+            has_watchdog: watchdog.is_some(),
+            beaten: None,
         }
     }
 
@@ -128,9 +132,13 @@ impl Settings {
         say(&[NotifyState::Stopping]);
     }
 
-    /// Tells it that we are alive.
-    pub(super) fn beat(&self) {
-        if sd_notify::watchdog_enabled().is_some() {
+    /// Tells it that we are alive, when it is time.
+    pub(super) fn beat(&mut self, now: Instant) {
+        let is_time = self
+            .beaten
+            .is_none_or(|last| now.duration_since(last) >= self.heartbeat / 2);
+        if self.has_watchdog && is_time {
+            self.beaten = Some(now);
             say(&[NotifyState::Watchdog]);
         }
     }

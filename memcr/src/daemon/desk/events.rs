@@ -221,7 +221,8 @@ impl Desk {
             self.answer(waiter, answer.clone());
         }
         if let Some(name) = self.group_of(pid) {
-            self.in_group(&name, |group| group.stop());
+            self.note_member(&name, pid, answer.clone());
+            self.stop_group(&name);
         }
         if again {
             self.set_stage(pid, Stage::Settling, now);

@@ -116,9 +116,15 @@ impl Desk {
         }
     }
 
+    /// What was said of a member. Of a checkpoint its first failure stays: that it was undone
+    /// well afterwards is not the reason.
     pub(super) fn note_member(&mut self, name: &str, pid: i32, answer: Value) {
         if let Some(working) = self.groups.get_mut(name) {
-            working.answers.insert(pid, answer);
+            let before = working.answers.get(&pid);
+            let has_failed = before.is_some_and(|before| before["ok"] == false);
+            if !has_failed || working.group.is_restore() {
+                working.answers.insert(pid, answer);
+            }
         }
     }
 

@@ -388,6 +388,9 @@ mod groups {
         let mut room = stored();
         room.desk.child_gone(2, "was ended by signal 11", room.now);
         assert_eq!(room.said(), ["1! stop", "3: settle 20"]);
+        room.end(1, How::Undone, 8);
+        room.end(3, How::Restored, 0);
+        assert_eq!(room.code(1), Some(1), "both run, and why is told");
     }
 
     #[test]
