@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   accepted ──10 s──▶ first byte ──10 s──▶ request ──▶ under way ──▶ answer ──10 s──▶ read
-//!                                              ▲                        │ v1, v2: closed
+//!                                              ▲                        │ v1, v2: the end
 //!                                              └───── 60 s, our own ────┘
 //! ```
 //!
@@ -11,19 +11,21 @@
 //! the client has asked for goes on.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use memcr_wire::limit::{
     ANSWER_READ_WITHIN, FIRST_BYTE_WITHIN, IDLE_FOR, MAX_ANSWER_LEN, MAX_UNANSWERED, REQUEST_WITHIN,
 };
 use memcr_wire::{Incoming, Reader};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
 use super::peer::Peer;
 
 /// How much of its answers a client may leave unread.
 const MAX_UNREAD: usize = MAX_ANSWER_LEN;
+/// How long the client may take to end the connection once everything is said.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 /// How much is read at once: nobody holds the others up.
 const READ_LEN: usize = 16 << 10;
 /// How much is read and thrown away behind the last request: closed with something unread,
@@ -40,6 +42,8 @@ pub(super) struct Connection {
     n_under_way: usize,
     /// Nothing more is read; it is closed when everything is answered and read.
     is_closing: bool,
+    /// The client was told that nothing more will come.
+    is_leaving: bool,
     /// Read behind the last request, bytes.
     n_junk: usize,
     /// The client sends nothing more that is of interest.
@@ -72,14 +76,32 @@ impl Connection {
             unread: Vec::new(),
             n_under_way: 0,
             is_closing: false,
+            is_leaving: false,
             n_junk: 0,
             has_ended: false,
             since: now,
         }
     }
 
-    /// Takes in what there is; answers the requests that are complete.
-    pub(super) fn read(&mut self, now: Instant) -> Vec<Incoming> {
+    /// Takes in what there is, or a part of it; answers the requests that are complete.
+    /// `to_the_end`: the client is gone, and what it has sent before that counts.
+    pub(super) fn read(&mut self, to_the_end: bool, now: Instant) -> Vec<Incoming> {
+        let mut incoming = Vec::new();
+        while self.read_some(now) {
+            incoming.extend(self.reader.by_ref());
+            self.is_closing |= self.reader.is_done();
+            if !to_the_end {
+                break;
+            }
+        }
+        incoming
+    }
+
+    /// False: there is nothing more now.
+    fn read_some(&mut self, now: Instant) -> bool {
+        if self.has_ended {
+            return false;
+        }
         let mut bytes = [0; READ_LEN];
         match recv(&self.stream, &mut bytes[..], RecvFlags::DONTWAIT) {
             Ok((_, 0)) => {
@@ -96,12 +118,10 @@ impl Connection {
                 }
                 self.reader.push(&bytes[..n]);
             }
-            Err(Errno::AGAIN | Errno::INTR) => return Vec::new(),
+            Err(Errno::AGAIN | Errno::INTR) => return false,
             Err(_) => self.give_up(),
         }
-        let incoming: Vec<Incoming> = self.reader.by_ref().collect();
-        self.is_closing |= self.reader.is_done();
-        incoming
+        true
     }
 
     /// A request is under way from now on. False: there are too many.
@@ -138,10 +158,25 @@ impl Connection {
         }
         // Given back: a connection that waits costs little.
         self.unread = Vec::new();
-        if self.is_closing && self.n_under_way == 0 {
+        if !self.is_closing || self.n_under_way > 0 {
+            return Now::Open;
+        }
+        if self.has_ended {
             return Now::Closed;
         }
+        self.say_goodbye(now);
         Now::Open
+    }
+
+    /// Everything is said. The client hears the end, and ends the connection itself: were it
+    /// closed with something unread, TCP would take back the answer.
+    fn say_goodbye(&mut self, now: Instant) {
+        if !self.is_leaving {
+            self.is_leaving = true;
+            self.since = now;
+            // It fails only where the client is gone already.
+            let _ = shutdown(&self.stream, Shutdown::Write);
+        }
     }
 
     /// Nothing that it sends is of interest any more.
@@ -162,6 +197,8 @@ impl Connection {
             ANSWER_READ_WITHIN
         } else if self.n_under_way > 0 {
             return None;
+        } else if self.is_leaving {
+            GOODBYE_WITHIN
         } else if !self.reader.has_begun() {
             FIRST_BYTE_WITHIN
         } else if self.reader.is_empty() {
@@ -184,7 +221,6 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
-    use std::time::Duration;
 
     fn pair() -> (UnixStream, Connection, Instant) {
         let (theirs, ours) = UnixStream::pair().unwrap();
@@ -198,11 +234,15 @@ mod tests {
         assert_eq!(connection.deadline(), Some(now + FIRST_BYTE_WITHIN));
         client.write_all(b"{").unwrap();
         let later = now + Duration::from_secs(5);
-        assert!(connection.read(later).is_empty());
+        assert!(connection.read(false, later).is_empty());
         assert_eq!(connection.deadline(), Some(later + REQUEST_WITHIN));
         client.write_all(b"\"memcr\"").unwrap();
         // Byte by byte the time does not begin anew.
-        assert!(connection.read(later + Duration::from_secs(9)).is_empty());
+        assert!(
+            connection
+                .read(false, later + Duration::from_secs(9))
+                .is_empty()
+        );
         assert_eq!(connection.deadline(), Some(later + REQUEST_WITHIN));
     }
 
@@ -212,17 +252,28 @@ mod tests {
         client
             .write_all(&[100, 0, 0, 0, 7, 0, 0, 0, 1, 2, 3])
             .unwrap();
-        assert_eq!(connection.read(now).len(), 1);
+        assert_eq!(connection.read(false, now).len(), 1);
         assert!(connection.begin());
         assert_eq!(connection.deadline(), None);
         assert_eq!(connection.write(now), Now::Open);
         connection.answer(&[0; 4], now);
-        assert_eq!(connection.write(now), Now::Closed);
-        drop(connection);
+        assert_eq!(connection.write(now), Now::Open);
         let mut answer = Vec::new();
-        // Bytes that we have not read make the end a reset; the answer comes before it.
-        let _ = client.read_to_end(&mut answer);
+        client.read_to_end(&mut answer).unwrap();
         assert_eq!(answer, [0; 4]);
+        assert_eq!(connection.deadline(), Some(now + GOODBYE_WITHIN));
+        drop(client);
+        connection.read(false, now);
+        assert_eq!(connection.write(now), Now::Closed);
+    }
+
+    #[test]
+    fn what_was_sent_before_the_end_counts() {
+        let (mut client, mut connection, now) = pair();
+        let line = b"{\"memcr\":1,\"do\":\"list\"}\n";
+        client.write_all(&line.repeat(2000)).unwrap();
+        drop(client);
+        assert_eq!(connection.read(true, now).len(), 2000);
     }
 
     #[test]

@@ -258,7 +258,7 @@ impl Server {
             return;
         };
         // What was sent before the end counts: who hangs up undoes nothing.
-        let incoming = connection.read(now);
+        let incoming = connection.read(is_over, now);
         for request in incoming {
             self.request(number, request, now);
         }

@@ -57,7 +57,7 @@ pub(super) fn answer(
             exit
         }
         Err(silence) => {
-            tell_silence(&format!("cannot {}", ask.verb()), &silence);
+            tell_silence(&unanswered(ask), &silence);
             let exit = Exit::from(&silence.error);
             if order.json {
                 out.json(&as_object(silence));
@@ -71,6 +71,13 @@ pub(super) fn answer(
 pub(super) fn unwritten(error: &io::Error) -> Exit {
     complain(format_args!("cannot write to stdout: {error}"));
     Exit::Other
+}
+
+fn unanswered(ask: &Ask) -> String {
+    match ask {
+        Ask::Status { .. } | Ask::List | Ask::Stages => "the daemon does not tell".into(),
+        ask => format!("cannot {}", ask.verb()),
+    }
 }
 
 fn doing(command: Command, subject: Option<&Subject>) -> String {
@@ -121,7 +128,14 @@ fn told_by(code: Code, command: Command) -> Option<&'static str> {
 fn tell_silence(what: &str, silence: &Silence) {
     let said = |error| harmless(&causes(error).join(": "));
     match &silence.before {
-        None => complain(format_args!("{what}: {}", said(&silence.error))),
+        None => {
+            // What the daemon says may begin with the same words.
+            let said = said(&silence.error);
+            let rest = said
+                .strip_prefix(what)
+                .map(|rest| rest.trim_start_matches(": "));
+            complain(format_args!("{what}: {}", rest.unwrap_or(&said)));
+        }
         Some(before) => complain(format_args!(
             "{what}: {}, and in the old protocol: {}",
             said(before),
