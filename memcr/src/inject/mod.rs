@@ -19,7 +19,8 @@
 //! dispatch lie in the parasite's data, and the code loads them when its calls are made
 //! (`memcr_parasite`). Before that it stops the process, so that nothing runs until
 //! somebody has looked after it. What remains is the time without the parasite: around
-//! the two calls that map it and the one that unmaps it, some 20 µs each. A thread that
+//! the two calls that map it and the one that unmaps it, seven stops in all, some 20 µs
+//! each on an idle CPU, and as long as the thread waits for its turn on a busy one. A thread that
 //! was let go then would go on behind a `syscall` instruction that is not its own, with
 //! registers and a mask that are not its own either; so for that time alone the kernel is
 //! told to kill the target should we die (PTRACE_O_EXITKILL). The alternatives were worse: there

@@ -34,7 +34,10 @@ impl Server {
         let has_room = connection.begin();
         self.desk.counters().requests += 1;
         let (form, ask) = match incoming {
-            Incoming::Legacy(request) => (Form::Legacy, legacy(request)),
+            Incoming::Legacy(request) => {
+                let command = request.as_ref().map_or(Command::Restore, |it| it.command);
+                (Form::Legacy(command), legacy(request))
+            }
             Incoming::Own(Ok(request)) => (Form::Own(request.id), Ok(request.ask)),
             Incoming::Own(Err(bad)) => {
                 let failure = Failure::new(Exit::Usage, bad.error);
@@ -137,11 +140,16 @@ impl Server {
             None => {
                 let pid = single(subject);
                 self.refresh(pid, now);
+                let is_others = self.is_held_by_others(pid);
                 // Of a process that is not held everybody may know that: /proc tells it too.
-                if self.desk.has(pid) {
+                if self.desk.has(pid) || is_others {
                     self.expect_may(peer, pid)?;
                 }
-                self.desk.restore(pid, waiter, now);
+                if is_others {
+                    self.restore_later(pid, waiter, now);
+                } else {
+                    self.desk.restore(pid, waiter, now);
+                }
             }
             Some(name) => {
                 self.refresh_all(now);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use memcr_wire::{Code, Id, answer};
+use memcr_wire::{Code, Command, Id, answer};
 use serde_json::Value;
 
 use crate::cli::exit::Exit;
@@ -13,8 +13,8 @@ use crate::daemon::desk::Waiter;
 /// How an answer is put.
 #[derive(Debug, Clone)]
 pub(super) enum Form {
-    /// As a number.
-    Legacy,
+    /// As a number, of a restore or a checkpoint.
+    Legacy(Command),
     /// As a line, with the id of its request.
     Own(Option<Id>),
 }
@@ -99,20 +99,22 @@ impl Waiting {
             connection, form, ..
         } = self.all.remove(&waiter)?;
         let bytes = match form {
-            Form::Legacy => code_of(&answer).to_bytes().to_vec(),
+            Form::Legacy(command) => code_of(&answer, command).to_bytes().to_vec(),
             Form::Own(id) => answer::to_line(&answer::addressed(id.as_ref(), answer)),
         };
         Some((connection, bytes))
     }
 }
 
-/// An answer as the old protocol has it.
-fn code_of(answer: &Value) -> Code {
+/// An answer as the old protocol has it. Clients take -2 to a restore for "it runs": so it
+/// must not be said of a target that somebody else holds.
+fn code_of(answer: &Value, command: Command) -> Code {
     let code = answer["exit_code"].as_u64();
     let is = |exit: Exit| code == Some(exit.code().into());
+    let is_held = is(Exit::Held) && command == Command::Checkpoint;
     if is(Exit::Ok) {
         Code::Ok
-    } else if is(Exit::Held) || is(Exit::NotHeld) || is(Exit::NoProcess) {
+    } else if is_held || is(Exit::NotHeld) || is(Exit::NoProcess) {
         Code::InvalidPid
     } else {
         Code::General
@@ -128,7 +130,7 @@ mod tests {
     #[test]
     fn answers_take_the_form_of_their_request() {
         let mut waiting = Waiting::default();
-        let old = waiting.add(1, Form::Legacy);
+        let old = waiting.add(1, Form::Legacy(Command::Restore));
         let own = waiting.add(2, Form::Own(Some(Id::Text("a".into()))));
         let answer = json!({ "ok": false, "exit_code": 14 });
         let (connection, bytes) = waiting.answer(old, answer.clone()).unwrap();
@@ -146,10 +148,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_held_by_somebody_else_does_not_run() {
+        let held = json!({ "ok": false, "exit_code": 13 });
+        assert_eq!(code_of(&held, Command::Checkpoint), Code::InvalidPid);
+        assert_eq!(code_of(&held, Command::Restore), Code::General);
+    }
+
+    #[test]
     fn who_waits_too_long_is_told_once() {
         let mut waiting = Waiting::default();
         let now = Instant::now();
-        let waiter = waiting.add(1, Form::Legacy);
+        let waiter = waiting.add(1, Form::Legacy(Command::Restore));
         waiting.limit(waiter, Some(Duration::from_secs(2)), now);
         assert!(waiting.late(now).is_empty());
         let late = waiting.late(now + Duration::from_secs(2));

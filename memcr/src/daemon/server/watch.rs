@@ -9,6 +9,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Server;
+use crate::cli::exit::Exit;
+use crate::cli::failure::Failure;
 use crate::cli::list;
 use crate::daemon::desk::Desk;
 use crate::daemon::link::Facts;
@@ -22,6 +24,18 @@ const N_LOOKS: usize = 50;
 /// How often journals are looked at that others work on.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long a restore waits for somebody else to let go of its target. The sessions of a
+/// daemon that has just died leave theirs in milliseconds.
+const LET_GO_WITHIN: Duration = Duration::from_secs(5);
+
+/// A restore of a target that somebody else works on.
+#[derive(Debug)]
+struct Later {
+    pid: i32,
+    waiter: u64,
+    until: Instant,
+}
+
 /// What is watched.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
@@ -32,12 +46,14 @@ pub(super) struct Watch {
     /// Journals that somebody else has locked.
     others: BTreeSet<i32>,
     looked: Option<Instant>,
+    /// Restores that wait for them.
+    later: Vec<Later>,
 }
 
 impl Watch {
     /// Whether there is nothing that has to be looked at.
     pub(super) fn is_quiet(&self, desk: &Desk) -> bool {
-        self.others.is_empty() && desk.parked().next().is_none()
+        self.others.is_empty() && self.later.is_empty() && desk.parked().next().is_none()
     }
 
     pub(super) fn unwatch(&mut self, poller: &Poller, pid: i32) {
@@ -113,6 +129,7 @@ impl Server {
             return;
         }
         if !self.state_dir.has(pid) {
+            self.watch.others.remove(&pid);
             self.desk.forget(pid);
         } else if !is_parked && let Some(entry) = self.state_dir.entry(pid) {
             self.adopt(entry, now);
@@ -129,8 +146,36 @@ impl Server {
         }
     }
 
+    /// Whether process `pid` is held, or about to be, and not by us.
+    pub(super) fn is_held_by_others(&self, pid: i32) -> bool {
+        !self.desk.has(pid) && self.watch.others.contains(&pid)
+    }
+
+    /// Restores process `pid` when whoever works on it has let go of it.
+    pub(super) fn restore_later(&mut self, pid: i32, waiter: u64, now: Instant) {
+        let until = now + LET_GO_WITHIN;
+        self.watch.later.push(Later { pid, waiter, until });
+    }
+
+    fn look_at_later(&mut self, now: Instant) {
+        for later in std::mem::take(&mut self.watch.later) {
+            let Later { pid, waiter, until } = later;
+            self.refresh(pid, now);
+            if !self.is_held_by_others(pid) {
+                self.desk.restore(pid, waiter, now);
+            } else if now < until {
+                self.watch.later.push(later);
+            } else {
+                let what = format!("another memcr works on process {pid}");
+                let failure = Failure::new(Exit::Held, what);
+                self.answer(waiter, failure.to_json(), now);
+            }
+        }
+    }
+
     /// Looks at what tells nothing by itself.
     pub(super) fn watch_sessions(&mut self, now: Instant) {
+        self.look_at_later(now);
         self.watch_parked(now);
         self.look_at_parked(now);
         let is_time = self
