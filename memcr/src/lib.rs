@@ -53,7 +53,8 @@
 //! | [`sys`] | the only raw system calls; `sys::arch` the only code that knows the CPU |
 //!
 //! Beside this crate: `memcr/wire` (what daemon and clients say to each other),
-//! `memcr/client` (the clients, which can touch no process), `plugin-api` (the stable tables and the safe traits of stages),
+//! `memcr/client` (the clients, which can touch no process), `memcr/text` (what both print),
+//! `plugin-api` (the stable tables and the safe traits of stages),
 //! `plugins` (the stages), `parasite` (the few instructions that run inside the target).
 //!
 //! What is promised when memcr dies, and how each promise is tested, is in

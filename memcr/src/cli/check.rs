@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use super::out::Out;
-use super::table::Table;
 use crate::sys::features::{Feature, probe_all};
+use memcr_text::Out;
+use memcr_text::Table;
 
 /// Prints every kernel feature that memcr knows of.
 pub(super) fn run(as_json: bool, out: &mut Out) {

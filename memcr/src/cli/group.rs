@@ -1,15 +1,14 @@
 //! `checkpoint` and `restore` of many processes as one, without a daemon: for the time of
 //! one request memcr is its own.
 
+use memcr_text::{Out, Table, units};
 use memcr_wire::Subject;
 use serde_json::Value;
 
 use super::args::{Args, Whom};
 use super::exit::Exit;
 use super::failure::Failure;
-use super::out::Out;
-use super::table::Table;
-use super::{compat, home, load, units};
+use super::{compat, home, load};
 use crate::daemon::alone::{self, Wish};
 
 /// `checkpoint --tree PID`, `--cgroup PATH`.

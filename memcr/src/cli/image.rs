@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::failure::Failure;
-use super::out::Out;
-use super::units;
 use crate::pipeline::{Cancel, Pipeline, Progress, SearchPath, StageSpec};
 use crate::sink::{self, ImageSummary};
+use memcr_text::Out;
+use memcr_text::units;
 
 /// Prints what an image says of itself. No plugin is loaded.
 pub(super) fn inspect(path: &Path, as_json: bool, out: &mut Out) -> Result<(), Failure> {

@@ -22,7 +22,6 @@ use super::config::Choice;
 use super::exit::Exit;
 use super::failure::Failure;
 use super::interactive::{self, Line};
-use super::out::Out;
 use super::{compat, progress, report, sessions, signals};
 use crate::checkpoint::{CheckpointOptions, CheckpointReport, checkpoint};
 use crate::pipeline::{Cancel, LinkDescription, Pipeline, Progress, SearchPath};
@@ -30,6 +29,7 @@ use crate::restore::{self, RestoreError, RestoreOptions, RestoreReport, restore}
 use crate::session::gate::Gate;
 use crate::session::journal::{GroupRecord, StateDir};
 use crate::session::{Held, HeldEvent, LOOK_EVERY};
+use memcr_text::Out;
 
 /// What the user is asked when the target is held. Others wait for these words.
 const PROMPT: &str = "press enter to restore";

@@ -13,10 +13,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::failure::Failure;
-use super::out::Out;
-use super::table::Table;
-use super::units;
 use crate::session::journal::{Entry, Record, Standing, State, StateDir};
+use memcr_text::Out;
+use memcr_text::Table;
+use memcr_text::units;
 
 /// Prints every session that has a journal in `dir`.
 pub(super) fn run(dir: &Path, as_json: bool, out: &mut Out) -> Result<(), Failure> {

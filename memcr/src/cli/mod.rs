@@ -19,7 +19,6 @@ mod interactive;
 pub(crate) mod job;
 pub(crate) mod list;
 mod log;
-mod out;
 mod print;
 mod progress;
 mod report;
@@ -27,8 +26,6 @@ pub(crate) mod sessions;
 pub(crate) mod signals;
 pub(crate) mod stages;
 mod stray;
-mod table;
-mod units;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -40,7 +37,7 @@ use args::{Args, Verb};
 use config::{Config, Places};
 use exit::Exit;
 use failure::Failure;
-use out::Out;
+use memcr_text::Out;
 
 use crate::daemon;
 use crate::pipeline::{Cancel, Pipeline, SearchPath};

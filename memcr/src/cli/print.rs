@@ -9,8 +9,8 @@ use super::args;
 use super::config::Config;
 use super::exit::Exit;
 use super::failure::Failure;
-use super::out::Out;
 use crate::pipeline::LinkDescription;
+use memcr_text::Out;
 
 /// Prints completions for `shell`.
 pub(super) fn completions(shell: Shell, out: &mut Out) {

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::units;
 use crate::pipeline::Progress;
+use memcr_text::units;
 
 /// Time between two looks: often enough to seem alive, too rare to cost anything.
 const LOOK: Duration = Duration::from_millis(100);

@@ -2,12 +2,12 @@
 
 use std::fmt::Display;
 
-use super::out::Out;
-use super::units;
 use crate::checkpoint::CheckpointReport;
 use crate::pipeline::LinkDescription;
 use crate::restore::RestoreReport;
 use crate::session::Phase;
+use memcr_text::Out;
+use memcr_text::units;
 
 /// Prints what a checkpoint did.
 pub(super) fn checkpoint(report: &CheckpointReport, stages: &[LinkDescription], out: &mut Out) {

@@ -18,13 +18,13 @@ use super::args::{Args, OnCorrupt};
 use super::config::{self, Config};
 use super::exit::Exit;
 use super::failure::Failure;
-use super::out::Out;
 use super::{job, list, progress, report, signals};
 use crate::pipeline::{Cancel, Pipeline, PipelineSpec, SearchPath, StageSpec};
 use crate::restore::{RestoreOptions, RestoreReport};
 use crate::session::adopt::{self, AdoptError};
 use crate::session::gate::{Gate, Open};
 use crate::session::journal::{Entry, Journal, JournalError, Standing, State, StateDir};
+use memcr_text::Out;
 
 /// What the commands need to know beside their target.
 pub(crate) struct Sessions<'a> {

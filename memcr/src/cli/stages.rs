@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 
 use super::config::Config;
 use super::failure::Failure;
-use super::out::Out;
-use super::table::Table;
 use crate::pipeline::{
     FoundStage, ParamDescription, ParamType, Plugin, SearchPath, StageDescription, find_all,
 };
+use memcr_text::Out;
+use memcr_text::Table;
 
 /// Prints every stage found, and every file that looks like one and is none.
 pub(super) fn list(search: &SearchPath, as_json: bool, out: &mut Out) {

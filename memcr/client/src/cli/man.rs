@@ -6,7 +6,8 @@ use clap::CommandFactory;
 
 use super::args::Args;
 use super::exit::Exit;
-use super::out::{Out, complain};
+use super::out::complain;
+use memcr_text::Out;
 
 /// Prints it.
 pub(super) fn print(out: &mut Out) -> Exit {

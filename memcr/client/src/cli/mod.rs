@@ -6,10 +6,8 @@ mod man;
 mod order;
 mod out;
 mod show;
-mod table;
 mod talk;
 mod tell;
-mod units;
 
 use std::ffi::OsString;
 
@@ -18,8 +16,8 @@ use memcr_client::Command;
 
 use args::Args;
 use exit::Exit;
+use memcr_text::Out;
 use order::{Job, Order};
-use out::Out;
 use talk::Talk;
 
 /// The command line in `words`, the first of which is the name of the program.

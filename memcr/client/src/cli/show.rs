@@ -6,9 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use memcr_client::{Answer, Ask, Subject};
 use serde_json::{Map, Value};
 
-use super::out::{Out, harmless, remark};
-use super::table::Table;
-use super::units;
+use memcr_text::{Out, Table, units};
+
+use super::out::{harmless, remark};
 
 type Object = Map<String, Value>;
 

@@ -4,14 +4,16 @@ use std::fmt;
 
 /// Rows of which every column but the last is padded to its widest cell.
 #[derive(Debug, Default)]
-pub(super) struct Table(Vec<Vec<String>>);
+pub struct Table(Vec<Vec<String>>);
 
 impl Table {
-    pub(super) fn new<const N: usize>(head: [&str; N]) -> Self {
+    /// With these words above its columns.
+    pub fn new<const N: usize>(head: [&str; N]) -> Self {
         Self(vec![head.map(str::to_owned).to_vec()])
     }
 
-    pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
+    /// Adds a row; as many cells as the head has words.
+    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.0.push(cells.to_vec());
     }
 

@@ -9,13 +9,13 @@ use std::io::{self, Write};
 
 /// stdout, line by line, also into a pipe.
 #[derive(Debug, Default)]
-pub(super) struct Out {
+pub struct Out {
     failed: Option<io::Error>,
 }
 
 impl Out {
     /// Writes one line and flushes it: who waits for "press enter" waits for the line.
-    pub(super) fn line(&mut self, line: impl fmt::Display) {
+    pub fn line(&mut self, line: impl fmt::Display) {
         if self.failed.is_none() {
             let mut stdout = io::stdout().lock();
             self.failed = writeln!(stdout, "{line}")
@@ -25,7 +25,7 @@ impl Out {
     }
 
     /// Writes `value` as one JSON object, indented: people read these too.
-    pub(super) fn json(&mut self, value: &impl serde::Serialize) {
+    pub fn json(&mut self, value: &impl serde::Serialize) {
         match serde_json::to_string_pretty(value) {
             Ok(text) => self.line(text),
             Err(error) => self.failed = Some(error.into()),
@@ -36,7 +36,7 @@ impl Out {
     ///
     /// # Errors
     /// The first failure to write, unless the reader had gone away.
-    pub(super) fn finish(self) -> io::Result<()> {
+    pub fn finish(self) -> io::Result<()> {
         match self.failed {
             Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
             _ => Ok(()),

@@ -1,7 +1,7 @@
 //! Numbers for people.
 
 /// `0 B`, `4.0 KiB`, `257.3 MiB`.
-pub(super) fn bytes(n: u64) -> String {
+pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if n < 1024 {
         return format!("{n} B");
@@ -18,7 +18,7 @@ pub(super) fn bytes(n: u64) -> String {
 }
 
 /// `0.7 ms`, `312 ms`, `4.21 s`.
-pub(super) fn millis(ms: f64) -> String {
+pub fn millis(ms: f64) -> String {
     match ms {
         ..10.0 => format!("{ms:.1} ms"),
         ..1000.0 => format!("{ms:.0} ms"),
@@ -27,7 +27,7 @@ pub(super) fn millis(ms: f64) -> String {
 }
 
 /// `12 s`, `5 min`, `3 h 20 min`, `2 d 4 h`.
-pub(super) fn age(secs: u64) -> String {
+pub fn age(secs: u64) -> String {
     let (minutes, hours, days) = (secs / 60, secs / 3600, secs / 86400);
     match secs {
         ..60 => format!("{secs} s"),

@@ -1,0 +1,9 @@
+//! What the programs print for people: the same in memcr and in its client, which share
+//! nothing else that is not the protocol.
+
+mod out;
+mod table;
+pub mod units;
+
+pub use out::Out;
+pub use table::Table;
