@@ -319,6 +319,8 @@ fn finish(
         Err(failure) => failure,
     };
     let end = End::failed(&failure, How::Parked);
+    // It may hold the journal, and with it the lock.
+    drop(failure);
     if end.how == How::Exited {
         clean(&sessions, pid);
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! UNIX socket ── SO_PEERCRED, SO_PEERGROUPS ──▶ uid, gid, groups, process, user namespace
-//! TCP, trust = uid ── /proc/net/tcp{,6} ──▶ uid ── /etc/passwd ──▶ gid
+//! TCP, trust = uid ── sock_diag(7), or /proc/net/tcp{,6} ──▶ uid ── /etc/passwd ──▶ gid
 //! TCP, trust = all ──▶ anyone
 //! ```
 //!

@@ -20,6 +20,7 @@ pub mod procfs;
 pub mod ptrace;
 pub mod rlimit;
 pub mod sched;
+pub mod sock_diag;
 pub mod userfaultfd;
 pub mod wait;
 
