@@ -18,8 +18,9 @@ use crate::session::journal::JournalError;
 use crate::sink::ImageError;
 
 /// What gives the right to trace a process.
-const PERMISSION_HINT: &str = "be root, have CAP_SYS_PTRACE, or own the process where \
-     /proc/sys/kernel/yama/ptrace_scope allows that";
+const PERMISSION_HINT: &str = "be root, own the process where \
+     /proc/sys/kernel/yama/ptrace_scope allows that, or have CAP_SYS_PTRACE, CAP_DAC_OVERRIDE \
+     and CAP_KILL";
 
 /// Why a command failed, and how memcr ends because of it.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 
 use super::busy::{self, Io};
 use super::rest::Rest;
@@ -30,7 +30,7 @@ pub enum Refusal {
     #[error("no process {0}")]
     NoSuchProcess(i32),
     /// The caller may not trace it.
-    #[error("process {pid} may not be traced by us: {source}")]
+    #[error("process {pid} may not be traced or stopped by us: {source}")]
     Permission {
         /// The target.
         pid: i32,
@@ -182,6 +182,8 @@ impl Target {
         // The same right as ptrace(2) demands (PTRACE_MODE_ATTACH), asked for early.
         fs::File::open(format!("/proc/{pid}/mem"))
             .map_err(|error| gone_or_forbidden(pid, error))?;
+        // Armed is who is sent SIGSTOP; without that nothing may be dropped.
+        test_kill_process(raw).map_err(|error| gone_or_forbidden(pid, error.into()))?;
         check_cgroup(pid)?;
         // Before all that is read and must still hold when it is frozen.
         let rest = Rest::note(pid);

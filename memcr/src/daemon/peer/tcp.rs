@@ -63,13 +63,12 @@ fn other_end(socket: BorrowedFd<'_>, ours: &End) -> io::Result<Option<Socket>> {
         return by_lists(ours);
     }
     match by_lookup(ours) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        // Closed meanwhile: no reason for the slow way, which a client could then choose.
-        Err(error) if is_not_there(&error) && End::of(socket).is_err() => Ok(None),
-        Err(error) if is_without(&error) => {
+        Err(error) if is_without(&error, socket) => {
             HAS_LOOKUP.get_or_init(|| false);
             by_lists(ours)
         }
+        // Our own end is over, or the kernel says nothing.
+        Err(error) if is_not_there(&error) || error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(error),
         Ok(found) => {
             HAS_LOOKUP.get_or_init(|| true);
@@ -103,19 +102,16 @@ fn is_not_there(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOENT)
 }
 
-/// Whether there is no lookup: not in this kernel, or not for us.
-fn is_without(error: &io::Error) -> bool {
-    is_not_there(error)
-        || matches!(
-            error.raw_os_error(),
-            Some(
-                libc::EPROTONOSUPPORT
-                    | libc::EAFNOSUPPORT
-                    | libc::ECONNREFUSED
-                    | libc::EPERM
-                    | libc::EACCES
-            )
-        )
+/// Whether there is no lookup, by the error of one: not in this kernel, or not for us. That
+/// our end is not found may also mean that it is over by now: no reason for the slow way,
+/// which a client could then choose.
+fn is_without(error: &io::Error, socket: BorrowedFd<'_>) -> bool {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => End::of(socket).is_ok(),
+        Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT | libc::ECONNREFUSED) => true,
+        Some(libc::EPERM | libc::EACCES) => true,
+        _ => false,
+    }
 }
 
 /// Our end of a connection.
@@ -324,6 +320,18 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_client_cannot_choose_the_slow_way() {
+        let c = connection("127.0.0.1:0", "127.0.0.1").unwrap();
+        let is_without = |code| is_without(&io::Error::from_raw_os_error(code), c.socket.as_fd());
+        assert!(is_without(libc::ENOENT), "ours is there, and not found");
+        assert!(is_without(libc::EPROTONOSUPPORT));
+        assert!(!is_without(libc::EMFILE), "of many connections");
+        sockopt::set_socket_linger(&c.client, Some(Duration::ZERO)).unwrap();
+        drop(c.client);
+        assert!(!is_without(libc::ENOENT), "ours is over");
     }
 
     #[test]
