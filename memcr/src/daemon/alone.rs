@@ -40,6 +40,7 @@ pub(crate) fn run(
     let state_dir = StateDir::open(Some(&home.state_dir))?;
     let name = subject.group().unwrap_or_default();
     let mut server = Server::new(home, settings, state_dir).map_err(failed)?;
+    server.be_alone();
     let now = Instant::now();
     let waiter = match wish {
         Wish::Checkpoint => {

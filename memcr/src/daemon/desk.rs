@@ -143,6 +143,8 @@ pub(super) struct Desk {
     recent: Recent,
     /// Nothing new is begun.
     is_stopping: bool,
+    /// There is one request only.
+    is_alone: bool,
 }
 
 impl Desk {
@@ -159,7 +161,13 @@ impl Desk {
             counters: Counters::default(),
             recent: Recent::default(),
             is_stopping: false,
+            is_alone: false,
         }
+    }
+
+    /// For one request only, of somebody who hears its answer.
+    pub(super) fn be_alone(&mut self) {
+        self.is_alone = true;
     }
 
     /// What is to be done next.
@@ -191,6 +199,7 @@ impl Desk {
 
     /// Somebody asks for a restore.
     pub(super) fn restore(&mut self, pid: i32, waiter: Waiter, now: Instant) {
+        let is_in_checkpoint = self.is_in_checkpoint(pid);
         let Some(session) = self.sessions.get_mut(&pid) else {
             let failure = Failure::new(Exit::NotHeld, format!("process {pid} is not held"));
             return self.answer(waiter, failure.to_json());
@@ -199,6 +208,8 @@ impl Desk {
         match session.stage {
             Stage::Queued(_) => self.take_from_queue(pid),
             Stage::Storing => self.stop(pid),
+            // All are held or none: its group is not complete.
+            Stage::Held if is_in_checkpoint => self.stop(pid),
             Stage::Held | Stage::Parked => self.bring_back(pid, false, now),
             // Whatever is under way answers when it is done.
             Stage::Stopping | Stage::Restoring | Stage::Settling => {}

@@ -130,6 +130,11 @@ impl Server {
     /// Waits for something to happen, and does what follows from it.
     fn turn(&mut self) -> io::Result<()> {
         self.carry_out();
+        self.go_on_ending(Instant::now());
+        self.carry_out();
+        if self.ending.is_over() {
+            return Ok(());
+        }
         for happened in self.poller.wait(self.patience())? {
             self.happened(happened);
             self.carry_out();
@@ -182,7 +187,6 @@ impl Server {
         }
         self.desk.pump(now);
         self.watch_sessions(now);
-        self.go_on_ending(now);
         self.settings.beat(now);
         let status = || self.desk.status();
         self.metrics.write(now, status);
@@ -322,6 +326,11 @@ impl Server {
         Ok(waiter)
     }
 
+    /// Nobody else is served.
+    pub(super) fn be_alone(&mut self) {
+        self.desk.be_alone();
+    }
+
     /// Restores all that is held under this name; answers who waits for it.
     pub(super) fn restore_own(&mut self, name: &str, now: Instant) -> u64 {
         self.adopt_group(name, now);
@@ -337,13 +346,14 @@ impl Server {
     pub(super) fn run_for(&mut self, waiter: u64) -> io::Result<serde_json::Value> {
         let mut answer = None;
         while !self.ending.is_over() {
-            self.turn()?;
+            self.carry_out();
             if answer.is_none() {
                 answer = self.waiting.take(waiter);
                 if answer.is_some() && !self.ending.has_begun() {
                     self.begin_end();
                 }
             }
+            self.turn()?;
         }
         answer.ok_or_else(|| io::Error::other("it was ended twice before it was done"))
     }

@@ -101,7 +101,7 @@ impl Desk {
     /// A restore has failed, and may be tried again.
     fn is_still_held(&mut self, pid: i32, answer: &Value, now: Instant) {
         self.counters.restores_failed += 1;
-        warn(pid, answer);
+        self.warn(pid, answer);
         self.set_stage(pid, Stage::Held, now);
         self.restore_failed(pid, answer);
         self.pump(now);
@@ -123,7 +123,7 @@ impl Desk {
             }
         } else {
             self.counters.restores_failed += 1;
-            warn(pid, answer);
+            self.warn(pid, answer);
             self.restore_failed(pid, answer);
         }
     }
@@ -192,9 +192,9 @@ impl Desk {
             How::Undone if answer["exit_code"] == Exit::Aborted.code() => {
                 tracing::info!(pid, "the checkpoint of process {pid} was stopped");
             }
-            How::Undone => warn(pid, answer),
+            How::Undone => self.warn(pid, answer),
             How::Exited => tracing::info!(pid, "process {pid} has ended"),
-            How::Killed => warn(pid, answer),
+            How::Killed => self.warn(pid, answer),
             How::Unheld => tracing::info!(pid, "process {pid} is not held any more"),
             How::Parked | How::Answered => {}
         }
@@ -233,14 +233,16 @@ impl Desk {
             self.restore_failed(pid, &answer);
         }
     }
-}
 
-/// Says why something failed; the reasons name the process.
-fn warn(pid: i32, answer: &Value) {
-    let why = answer["error"]["message"].as_str();
-    tracing::warn!(
-        pid,
-        "{}",
-        why.unwrap_or("a target was killed, as it was to be")
-    );
+    /// Says why something failed; the reasons name the process. Who waits for the one answer
+    /// that there is hears it there.
+    fn warn(&self, pid: i32, answer: &Value) {
+        let why = answer["error"]["message"].as_str();
+        let why = why.unwrap_or("a target was killed, as it was to be");
+        if self.is_alone {
+            tracing::info!(pid, "{why}");
+        } else {
+            tracing::warn!(pid, "{why}");
+        }
+    }
 }

@@ -104,6 +104,13 @@ impl Desk {
         self.groups.contains_key(name).then(|| name.clone())
     }
 
+    /// Whether process `pid` is a member of a group that is being checkpointed.
+    pub(super) fn is_in_checkpoint(&self, pid: i32) -> bool {
+        let name = self.group_of(pid);
+        let working = name.and_then(|name| self.groups.get(&name));
+        working.is_some_and(|working| !working.group.is_restore())
+    }
+
     pub(super) fn stop_group(&mut self, name: &str) {
         self.in_group(name, Group::stop);
     }
@@ -295,11 +302,15 @@ impl Working {
         let what = if self.group.is_restore() {
             format!("not all of {name} could be restored")
         } else {
-            format!("the checkpoint of {name} failed and was undone; its processes run on")
+            format!("no checkpoint of {name} was made")
         };
         let reason = first.and_then(|(pid, answer)| Some((pid, Failure::of_answer(answer)?)));
         match reason {
-            None => Failure::new(Exit::NoProcess, format!("no process of {name} is left")),
+            None if self.answers.is_empty() => {
+                Failure::new(Exit::NoProcess, format!("no process of {name} is left"))
+            }
+            // Each member was held, and then somebody wanted one of them back.
+            None => Failure::new(Exit::Aborted, format!("{what}: it was stopped")),
             Some((pid, reason)) => reason.in_context(&format!("{what}: process {pid}")),
         }
     }

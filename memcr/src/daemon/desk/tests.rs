@@ -394,6 +394,26 @@ mod groups {
     }
 
     #[test]
+    fn who_wants_one_member_back_has_all_run_on() {
+        let mut room = stored();
+        room.desk.members("tree:10", &[10, 20]);
+        room.news(1, News::At(Step::Stored));
+        room.news(2, News::At(Step::Stored));
+        room.held(1);
+        room.said();
+        room.desk.restore(10, 2, room.now);
+        assert!(room.said().is_empty(), "20 still drops");
+        room.held(2);
+        let restore = |key| format!("{key}! Restore {{ gated: true }}");
+        assert_eq!(room.said(), [restore(1), restore(2)]);
+        room.news(1, News::At(Step::Restored));
+        room.news(2, News::At(Step::Restored));
+        room.end(2, How::Restored, 0);
+        room.end(1, How::Restored, 0);
+        assert_eq!((room.code(1), room.code(2)), (Some(8), Some(0)));
+    }
+
+    #[test]
     fn a_restore_while_it_is_checkpointed_stops_it() {
         let mut room = stored();
         room.desk.restore_group("tree:10", 2, room.now);

@@ -90,7 +90,6 @@ impl Server {
                 OnStop::Kill => self.desk.kill_all(now),
                 OnStop::Restore => {}
             }
-            return;
         }
         if self.ending.stage != Stage::Leaving {
             return;
