@@ -152,3 +152,44 @@ impl Parasite {
 fn bytes_of(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::maps::vma;
+
+    /// A line of maps(5) with these bounds.
+    fn line(start: u64, end: u64, perms: &str) -> String {
+        format!("{start:x}-{end:x} {perms} 00000000 00:00 0\n")
+    }
+
+    #[test]
+    fn it_is_found_where_the_kernel_has_merged_it_with_its_neighbours() {
+        // Our own memory stands for that of a target.
+        let mut target = vec![0u8; (2 * DATA + DATA_LEN) as usize];
+        let base = (target.as_ptr() as u64).next_multiple_of(DATA);
+        let at = (base - target.as_ptr() as u64 + DATA + HOST) as usize;
+        let words = bytes_of(&Saved::some().to_words());
+        target[at..at + words.len()].copy_from_slice(&words);
+        let memory = ProcMem::open(std::process::id().cast_signed()).unwrap();
+        let find = |before: u64, behind: u64, len: u64| {
+            let (code, data) = (base - before, base + DATA);
+            let maps = line(code, data, "r-xp") + &line(data, data + len + behind, "rw-p");
+            Parasite::find(&vma::parse(maps.as_bytes()).unwrap(), &memory)
+        };
+        let found = Some(Parasite::at(base));
+        assert_eq!(find(0, 0, DATA_LEN), found);
+        assert_eq!(
+            find(0, 0x3000, DATA_LEN),
+            found,
+            "memory of the target's behind it"
+        );
+        assert_eq!(
+            find(0x2000, 0, DATA_LEN),
+            found,
+            "code of the target's before it"
+        );
+        assert_eq!(find(0, 0, DATA_LEN - 0x1000), None);
+    }
+}

@@ -196,16 +196,23 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    impl Saved {
+        /// One in which every word says something.
+        pub(in crate::inject) fn some() -> Self {
+            let mut words = [0; N_REGS];
+            words.iter_mut().zip(1..).for_each(|(word, i)| *word = i);
+            Self {
+                regs: Regs::from_words(words),
+                mask: 0x55,
+                dispatch: UserDispatch::from_words([1, 2, 3, 4]),
+                critical_section: Some((8, 9)),
+            }
+        }
+    }
+
     #[test]
     fn what_is_kept_in_the_target_comes_back() {
-        let mut words = [0; N_REGS];
-        words.iter_mut().zip(1..).for_each(|(word, i)| *word = i);
-        let saved = Saved {
-            regs: Regs::from_words(words),
-            mask: 0x55,
-            dispatch: UserDispatch::from_words([1, 2, 3, 4]),
-            critical_section: Some((8, 9)),
-        };
+        let saved = Saved::some();
         let kept = saved.to_words();
         assert_eq!(kept.len(), Saved::N_WORDS);
         assert_eq!(kept[Saved::MASK_AT as usize / 8], 0x55);

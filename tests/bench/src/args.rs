@@ -61,6 +61,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PROGRAM", conflicts_with = "smoke")]
     pub(crate) vs: Option<PathBuf>,
 
+    /// Measure a daemon that holds many targets: the memory that is won, the restores that
+    /// clients wait for
+    #[arg(long, conflicts_with_all = ["vs", "smoke"])]
+    pub(crate) fleet: bool,
+
+    /// Restores through the daemon, idle and under load, with --fleet
+    #[arg(long, value_name = "N", default_value_t = 200, requires = "fleet",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) samples: u32,
+
     /// Also write everything measured into a file, as one JSON object
     #[arg(long, value_name = "FILE", conflicts_with = "smoke")]
     pub(crate) json: Option<PathBuf>,

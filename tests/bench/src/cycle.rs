@@ -60,6 +60,15 @@ impl Program {
         command
     }
 
+    /// A command of the harness, with this program.
+    pub(crate) fn run_by(&self, memcr: memcr_harness::Memcr) -> memcr_harness::Memcr {
+        let memcr = memcr.program(&self.path);
+        match &self.stages {
+            Some(dir) => memcr.env("MEMCR_STAGE_PATH", dir),
+            None => memcr,
+        }
+    }
+
     /// What it says its version is.
     pub(crate) fn version(&self) -> String {
         let output = self.command().arg("--version").output();

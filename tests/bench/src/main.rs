@@ -13,6 +13,7 @@
 //! Everything is timed from outside, with one clock: a checkpoint from the start of the
 //! program to the line that says the target is held, a restore from Enter to the first
 //! word of the target. What memcr says about its phases is shown beside, not counted.
+//! `--fleet` measures the daemon with many targets instead: [`fleet`].
 //! `docs/performance.md` tells how to read the figures.
 
 mod args;
@@ -20,6 +21,7 @@ mod bound;
 mod case;
 mod cycle;
 mod figures;
+mod fleet;
 mod lab;
 mod limits;
 mod machine;
@@ -52,6 +54,9 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result {
     if args.smoke {
         return smoke::run(args);
+    }
+    if args.fleet {
+        return fleet::run(args);
     }
     match &args.vs {
         Some(other) => versus::run(args, other),

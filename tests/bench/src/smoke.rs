@@ -7,6 +7,7 @@ use crate::args::Args;
 use crate::bound::Volumes;
 use crate::case::Case;
 use crate::cycle::{self, Program};
+use crate::fleet;
 use crate::lab::Lab;
 use crate::limits::{Limits, Step};
 use crate::rounds;
@@ -23,6 +24,10 @@ pub(crate) fn run(args: &Args) -> Result {
     let mut tally = Tally::default();
     for case in &args.cases() {
         tally.count(&rounds::named(case), one(&program, case, args));
+    }
+    for &sink in &args.sinks {
+        let name = format!("a fleet into {}", sink.name());
+        tally.count(&name, fleet::smoke(&program, sink, args));
     }
     let lab = Lab::open(SIZE_MIB, args)?;
     let mut limits = Limits::new(args.n_threads());

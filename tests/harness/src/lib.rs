@@ -9,6 +9,7 @@
 //! Nothing here waits for a fixed time: everything waits for a condition, with a
 //! deadline ([`wait`]). Whatever is started is ended on drop, by its pid.
 
+pub mod daemon;
 pub mod lines;
 pub mod memcr;
 pub mod place;
@@ -18,12 +19,15 @@ pub mod rig;
 pub mod snapshot;
 pub mod victim;
 pub mod wait;
+pub mod wire;
 
+pub use daemon::{Daemon, Setup};
 pub use memcr::{Finished, Held, Memcr};
 pub use require::require;
 pub use rig::Rig;
 pub use snapshot::{Allow, Snapshot};
 pub use victim::Victim;
+pub use wire::Wire;
 
 use std::fmt;
 

@@ -7,7 +7,8 @@
 //! | neither              | beside the tests            | beside the tests    | beside the tests            |
 //!
 //! `memcr-faults`, memcr with its fault points, is beside memcr in a prefix, else beside
-//! the tests; `cargo xtask test` puts it there.
+//! the tests; `cargo xtask test` puts it there. `memcr-client` is beside memcr in a prefix,
+//! else beside the tests, and so is the client library.
 
 use crate::{Context, Result, Trouble};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,35 @@ pub fn memcr_faults() -> Result<PathBuf> {
         Some(prefix) => existing(prefix.join("bin/memcr-faults")),
         None => existing(build_dir()?.join("memcr-faults")),
     }
+}
+
+/// The client of the daemon.
+///
+/// # Errors
+/// When it has not been built.
+pub fn memcr_client() -> Result<PathBuf> {
+    match prefix() {
+        Some(prefix) => existing(prefix.join("bin/memcr-client")),
+        None => existing(build_dir()?.join("memcr-client")),
+    }
+}
+
+/// What a C program that links the client library is compiled with: the directory of the
+/// library and that of its header.
+///
+/// # Errors
+/// When it has not been built.
+pub fn client_library() -> Result<(PathBuf, PathBuf)> {
+    let (lib, include) = match prefix() {
+        Some(prefix) => (prefix.join("lib"), prefix.join("include")),
+        None => {
+            let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../memcr/client/c");
+            (build_dir()?, sources.join("include"))
+        }
+    };
+    existing(lib.join("libmemcrclient.so"))?;
+    existing(include.join("libmemcrclient.h"))?;
+    Ok((lib, include))
 }
 
 /// The victim program.

@@ -37,6 +37,14 @@ impl Rig {
             "tmpfs" => PathBuf::from("/dev/shm"),
             _ => place::scratch(),
         };
+        Self::below(&above, pipeline)
+    }
+
+    /// The same in a directory below `above`.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub fn below(above: &Path, pipeline: &str) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("memcr-e2e-")
             .tempdir_in(above)?;
@@ -57,6 +65,12 @@ impl Rig {
     #[must_use]
     pub fn dir_text(&self) -> String {
         self.dir().display().to_string()
+    }
+
+    /// The pipeline.
+    #[must_use]
+    pub fn pipeline(&self) -> &str {
+        &self.pipeline
     }
 
     /// The state directory.
@@ -126,7 +140,9 @@ impl Rig {
         let mut left = names(self.dir());
         left.retain(|name| name.contains("pages-"));
         let journals = names(&self.state_dir());
-        left.extend(journals.iter().map(|name| format!("state/{name}")));
+        // The lock of a daemon stays, as locks do: who removes one may remove that of the next.
+        let journals = journals.iter().filter(|name| *name != "daemon.lock");
+        left.extend(journals.map(|name| format!("state/{name}")));
         left
     }
 

@@ -27,7 +27,8 @@ usage: cargo xtask COMMAND
   test [PART..]  run all tests, or these parts of them (see the list at the end of a run)
   campaign [ARG..]
                  kill and fail memcr everywhere; some half an hour, with --quick a minute
-  bench [ARG..]  measure memcr beside the machine (`bench --help` tells the arguments)
+  bench [ARG..]  measure memcr beside the machine, with --fleet its daemon with many targets
+                 (`bench --help` tells the arguments)
   stage          build memcr and its stages and put them together in target/memcr";
 
 fn main() -> ExitCode {

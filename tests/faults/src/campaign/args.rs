@@ -15,6 +15,8 @@ pub(crate) struct Args {
     pub(crate) quick: bool,
     pub(crate) seed: u64,
     moments: Option<usize>,
+    /// How long the storm is to last.
+    pub(crate) seconds: Option<u64>,
     only: Vec<String>,
     pub(crate) pipelines: Vec<String>,
 }
@@ -32,6 +34,7 @@ impl Args {
             quick: false,
             seed: u64::from(std::process::id()),
             moments: None,
+            seconds: None,
             only: Vec::new(),
             pipelines: PIPELINES.map(str::to_owned).to_vec(),
         };
@@ -41,6 +44,7 @@ impl Args {
                 "--quick" => args.quick = true,
                 "--seed" => args.seed = number(&value()?)?,
                 "--moments" => args.moments = Some(number(&value()?)? as usize),
+                "--seconds" => args.seconds = Some(number(&value()?)?),
                 "--only" => args.only = value()?.split(',').map(str::to_owned).collect(),
                 "--pipeline" => args.pipelines = vec![value()?],
                 _ => return Err(format!("unknown argument `{word}`")),

@@ -1,7 +1,7 @@
 //! The campaign: memcr is killed and failed everywhere, and its targets must not notice.
 //!
 //! ```text
-//!   memcr-campaign [--quick] [--seed N] [--moments N] [--only MODE,…]
+//!   memcr-campaign [--quick] [--seed N] [--moments N] [--seconds N] [--only MODE,…]
 //!
 //!            ┌────────── one trial ──────────────────────────────────────────────┐
 //!   patrol ──┤ checkpoint │ hold │ restore   ✗ SIGKILL, an error, a stray signal │
@@ -23,6 +23,7 @@
 //! | `stray`   | SIGCONT to a parked target that forks, moves or drops its memory         |
 //! | `upgrade` | one build restores what another one has stored                           |
 //! | `cycles`  | again and again: nothing leaks, nothing drifts                           |
+//! | `storm`   | a hundred clients over one daemon, SIGKILL of that and of its sessions   |
 
 mod args;
 mod crowd;
@@ -32,6 +33,7 @@ mod errors;
 mod kill;
 mod phase;
 mod random;
+mod storm;
 mod stray;
 mod subject;
 mod table;
@@ -63,6 +65,7 @@ const MODES: &[Mode] = &[
     ("stray", stray::run),
     ("upgrade", upgrade::run),
     ("cycles", cycles::run),
+    ("storm", storm::run),
 ];
 
 fn main() -> ExitCode {
