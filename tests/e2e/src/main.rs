@@ -24,11 +24,13 @@
 //! | `held`      | what happens while the target is held, also to the image            |
 //! | `parked`    | `checkpoint` and `restore` as two commands, nothing in between      |
 //! | `image`     | flipped bits, truncations                                           |
+//! | `daemon`    | the daemon, its protocols, its clients; many processes as one       |
 //! | `limits`    | 34, 35, 38, 40                                                      |
 //! | `programs`  | 42: redis, CPython, Node, a JVM                                     |
 
 mod blocked;
 mod common;
+mod daemon;
 mod guard;
 mod held;
 mod image;
@@ -73,6 +75,7 @@ fn main() {
         held::tests(),
         parked::tests(),
         image::tests(),
+        daemon::tests(),
         limits::tests(),
         programs::tests(),
     ];

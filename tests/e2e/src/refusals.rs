@@ -146,7 +146,10 @@ fn another_user() -> Result {
     let before = Snapshot::take(victim.pid())?;
     let finished = public.memcr(victim.pid(), "file").arg("-n").run()?;
     finished.expect(6)?;
-    finished.says(&format!("process {} may not be traced or stopped by us", victim.pid()))?;
+    finished.says(&format!(
+        "process {} may not be traced or stopped by us",
+        victim.pid()
+    ))?;
     before.still(victim.pid(), Allow::default())?;
     victim.verify()?;
     victim.quit()
