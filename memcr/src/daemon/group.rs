@@ -36,7 +36,7 @@ pub(super) enum Move {
 /// How far a member is. In this order, but for the last three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum At {
-    /// Its session was begun.
+    /// Its session was begun; of a restore: something else is done with it first.
     Starting,
     Prepared,
     Freezing,
@@ -95,10 +95,22 @@ impl Group {
         (group, moves)
     }
 
-    /// Begins a restore of `pids`, which are held, in the order of their checkpoint.
-    pub(super) fn restore(pids: &[i32], n_at_once: usize) -> (Self, Vec<Move>) {
+    /// Begins a restore of `pids`, in the order of their checkpoint. Those that are not
+    /// `is_ready` are worked on still, and it is told when they are held or have ended.
+    pub(super) fn restore(
+        pids: &[i32],
+        is_ready: impl Fn(i32) -> bool,
+        n_at_once: usize,
+    ) -> (Self, Vec<Move>) {
         let mut group = Self::new(Work::Restore, n_at_once);
-        group.members = pids.iter().map(|&pid| Member::new(pid, At::Held)).collect();
+        let at = |pid| {
+            if is_ready(pid) {
+                At::Held
+            } else {
+                At::Starting
+            }
+        };
+        group.members = pids.iter().map(|&pid| Member::new(pid, at(pid))).collect();
         let mut moves = Vec::new();
         group.go_on(&mut moves);
         (group, moves)
@@ -282,6 +294,9 @@ impl Group {
 
     /// True when every member runs, or cannot be helped now.
     fn go_on_restore(&mut self, moves: &mut Vec<Move>) -> bool {
+        if self.any(At::Starting) {
+            return false;
+        }
         let mut n_free = self.n_at_once.saturating_sub(self.count(At::Populating));
         for member in &mut self.members {
             if n_free > 0 && member.at == At::Held {
@@ -440,12 +455,21 @@ mod tests {
 
     #[test]
     fn a_restore_that_fails_leaves_one_held_and_wakes_the_others() {
-        let (mut group, moves) = Group::restore(&[1, 2], 8);
+        let (mut group, moves) = Group::restore(&[1, 2], |_| true, 8);
         assert_eq!(moves, [Move::Restore { pid: 1 }, Move::Restore { pid: 2 }]);
         assert!(group.held(2).is_empty());
         assert_eq!(group.reached(1, Step::Restored), [go(1)]);
         assert_eq!(group.ended(1, false), [Move::Over]);
         assert!(!group.has_worked());
+    }
+
+    #[test]
+    fn a_restore_waits_for_what_is_not_known_yet() {
+        let (mut group, moves) = Group::restore(&[1, 2, 3], |pid| pid == 1, 8);
+        assert_eq!(moves, []);
+        assert_eq!(group.ended(3, false), []);
+        let restore = |pid| Move::Restore { pid };
+        assert_eq!(group.held(2), [restore(1), restore(2)]);
     }
 
     #[test]

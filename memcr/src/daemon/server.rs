@@ -263,8 +263,9 @@ impl Server {
         };
         // What was sent before the end counts: who hangs up undoes nothing.
         let incoming = connection.read(is_over, now);
+        let peer = connection.peer.clone();
         for request in incoming {
-            self.request(number, request, now);
+            self.request(number, &peer, request, now);
         }
         if is_over {
             return self.close(number);

@@ -20,7 +20,8 @@
 //! (`memcr_parasite`). Before that it stops the process, so that nothing runs until
 //! somebody has looked after it. What remains is the time without the parasite: around
 //! the two calls that map it and the one that unmaps it, seven stops in all, some 20 µs
-//! each on an idle CPU, and as long as the thread waits for its turn on a busy one. A thread that
+//! each; for that time we and the thread go before others, where we may (CAP_SYS_NICE),
+//! since on a busy CPU it would last milliseconds. A thread that
 //! was let go then would go on behind a `syscall` instruction that is not its own, with
 //! registers and a mask that are not its own either; so for that time alone the kernel is
 //! told to kill the target should we die (PTRACE_O_EXITKILL). The alternatives were worse: there
@@ -51,6 +52,7 @@ pub use site::Site;
 
 use crate::freeze::{FreezeError, Frozen};
 use crate::sys::arch::nr;
+use crate::sys::hurry::Hurry;
 use crate::sys::page_size;
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::ptrace::{self, UserDispatch};
@@ -114,6 +116,8 @@ pub struct Borrowed<'a> {
     memory: ProcMem,
     saved: Saved,
     parasite: Option<Parasite>,
+    /// We and the thread, as long as our death would be its own.
+    hurry: [Option<Hurry>; 2],
     given_back: bool,
 }
 
@@ -135,6 +139,7 @@ impl<'a> Borrowed<'a> {
             site,
             memory,
             parasite: None,
+            hurry: [None, None],
             given_back: false,
         };
         // From here on a failure drops `borrowed`, which puts everything back.
@@ -409,10 +414,16 @@ impl<'a> Borrowed<'a> {
         }
     }
 
-    /// As long as the thread's state is saved nowhere but here.
-    fn die_with_us(&self, on: bool) -> Result<()> {
+    /// As long as the thread's state is saved nowhere but here. That is not to last longer
+    /// because others want the CPU too.
+    fn die_with_us(&mut self, on: bool) -> Result<()> {
         let set = self.frozen.die_with_us(self.tid, on);
-        set.map_err(|source| request("set options of", self.tid, source))
+        set.map_err(|source| request("set options of", self.tid, source))?;
+        self.hurry = match on {
+            true => [Hurry::of(0), Hurry::of(self.tid)],
+            false => [None, None],
+        };
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ pub mod collapse;
 pub mod features;
 pub mod fork;
 pub mod heap;
+pub mod hurry;
 pub mod kcmp;
 pub mod keyring;
 pub mod last_words;

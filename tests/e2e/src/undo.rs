@@ -266,10 +266,12 @@ fn recover(rig: &Rig, victim: &mut Victim) -> Result {
     victim.verify().map(drop)
 }
 
-/// SIGKILL at any moment, and then the recovery: the target is right.
+/// SIGKILL at any moment, and then the recovery: the target is right. In three calls of some
+/// microseconds the kernel kills it as well (docs/reliability.md), which may be hit.
 fn killed_at_any_moment() -> Result {
     let begin = Instant::now();
     let mut whole = Duration::ZERO;
+    let mut n_killed = 0;
     for i in 0..16 {
         let rig = Rig::new()?;
         let mut victim = Victim::start("memory", &["size=48M", "threads=3"])?;
@@ -283,8 +285,16 @@ fn killed_at_any_moment() -> Result {
         at(whole * i / 16);
         let _ = memcr.signal(Signal::KILL);
         memcr.finish()?;
-        recover(&rig, &mut victim).context(format!("round {i}"))?;
+        let recovered = recover(&rig, &mut victim);
+        if recovered.is_err() && !proc::lives(pid) {
+            n_killed += 1;
+        } else {
+            recovered.context(format!("round {i}"))?;
+        }
     }
+    ensure(n_killed <= 1, || {
+        format!("{n_killed} of 16 targets were killed with memcr")
+    })?;
     ensure(begin.elapsed() > whole, || "no time passed".into())
 }
 

@@ -74,7 +74,11 @@ impl Desk {
             let failure = Failure::new(Exit::NotHeld, format!("nothing of {name} is held"));
             return self.answer(waiter, failure.to_json());
         }
-        let (group, moves) = Group::restore(&pids, self.limits.n_checkpoints);
+        let is_ready = |pid| {
+            let stage = self.sessions.get(&pid).map(|session| &session.stage);
+            matches!(stage, Some(Stage::Held | Stage::Parked))
+        };
+        let (group, moves) = Group::restore(&pids, is_ready, self.limits.n_checkpoints);
         self.work_on(name, group, None, waiter);
         self.do_moves(name, moves, now);
     }
@@ -146,11 +150,13 @@ impl Desk {
         self.groups.insert(name.to_owned(), working);
     }
 
-    /// What is held under `name`, in the order in which it was frozen.
+    /// What is held under `name`, or may turn out to be, in the order in which it was frozen.
     fn held_in(&self, name: &str) -> Vec<i32> {
         let mut held: Vec<(u32, i32)> = Vec::new();
         for (&pid, session) in &self.sessions {
-            if let (Stage::Held | Stage::Parked, Some(group)) = (&session.stage, &session.group)
+            let (stage, group) = (&session.stage, &session.group);
+            let may_be_held = !matches!(stage, Stage::Queued(_) | Stage::Storing | Stage::Stopping);
+            if let Some(group) = group.as_ref().filter(|_| may_be_held)
                 && group.name == name
             {
                 held.push((group.index, pid));

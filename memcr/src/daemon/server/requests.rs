@@ -16,22 +16,22 @@ use serde_json::{Value, json};
 
 use super::Server;
 use super::waiting::Form;
+use super::watch::Wanted;
 use crate::cli::config;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::daemon::child::{Checkpoint, Task};
+use crate::daemon::connection::Connection;
 use crate::daemon::members;
 use crate::daemon::peer::Peer;
 use crate::daemon::permit::Permit;
 
 impl Server {
-    /// A request has come in on a connection.
-    pub(super) fn request(&mut self, number: u64, incoming: Incoming, now: Instant) {
-        let Some(connection) = self.connections.get_mut(&number) else {
-            return;
-        };
-        let peer = connection.peer.clone();
-        let has_room = connection.begin();
+    /// A request of `peer` has come in on a connection. That may be over by now, since an
+    /// answer to one before it found nobody: the request counts all the same.
+    pub(super) fn request(&mut self, number: u64, peer: &Peer, incoming: Incoming, now: Instant) {
+        let connection = self.connections.get_mut(&number);
+        let has_room = connection.is_none_or(Connection::begin);
         self.desk.counters().requests += 1;
         let (form, ask) = match incoming {
             Incoming::Legacy(request) => {
@@ -54,7 +54,7 @@ impl Server {
                 let what = "too many requests are under way on this connection";
                 Err(Failure::new(Exit::Unavailable, what))
             }
-            Ok(ask) => self.ask_for(&peer, ask, waiter, now),
+            Ok(ask) => self.ask_for(peer, ask, waiter, now),
         };
         if let Err(failure) = done {
             if failure.exit == Exit::Permission {
@@ -140,23 +140,19 @@ impl Server {
             None => {
                 let pid = single(subject);
                 self.refresh(pid, now);
-                let is_others = self.is_held_by_others(pid);
+                let wanted = Wanted::Pid(pid);
                 // Of a process that is not held everybody may know that: /proc tells it too.
-                if self.desk.has(pid) || is_others {
+                if self.desk.has(pid) || self.is_held_by_others(&wanted) {
                     self.expect_may(peer, pid)?;
                 }
-                if is_others {
-                    self.restore_later(pid, waiter, now);
-                } else {
-                    self.desk.restore(pid, waiter, now);
-                }
+                self.restore(wanted, waiter, now);
             }
             Some(name) => {
                 self.refresh_all(now);
                 for pid in self.desk.members_held(&name) {
                     self.expect_may(peer, pid)?;
                 }
-                self.desk.restore_group(&name, waiter, now);
+                self.restore(Wanted::Group(name), waiter, now);
             }
         }
         Ok(())

@@ -28,10 +28,19 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// daemon that has just died leave theirs in milliseconds.
 const LET_GO_WITHIN: Duration = Duration::from_secs(5);
 
-/// A restore of a target that somebody else works on.
+/// What is to be restored.
+#[derive(Debug)]
+pub(super) enum Wanted {
+    /// A process.
+    Pid(i32),
+    /// What was checkpointed as one under this name.
+    Group(String),
+}
+
+/// A restore of what somebody else works on.
 #[derive(Debug)]
 struct Later {
-    pid: i32,
+    wanted: Wanted,
     waiter: u64,
     until: Instant,
 }
@@ -146,30 +155,61 @@ impl Server {
         }
     }
 
-    /// Whether process `pid` is held, or about to be, and not by us.
-    pub(super) fn is_held_by_others(&self, pid: i32) -> bool {
-        !self.desk.has(pid) && self.watch.others.contains(&pid)
+    /// Whether it is held, or about to be, and not by us.
+    pub(super) fn is_held_by_others(&self, wanted: &Wanted) -> bool {
+        let is_theirs = |pid: &i32| !self.desk.has(*pid) && self.watch.others.contains(pid);
+        match wanted {
+            Wanted::Pid(pid) => is_theirs(pid),
+            Wanted::Group(name) => {
+                let mut others = self.watch.others.iter().filter(|pid| is_theirs(pid));
+                others.any(|&pid| {
+                    let entry = self.state_dir.entry(pid);
+                    let record = entry.and_then(|entry| entry.record.ok());
+                    let group = record.and_then(|record| record.group);
+                    group.is_some_and(|group| group.name == *name)
+                })
+            }
+        }
     }
 
-    /// Restores process `pid` when whoever works on it has let go of it.
-    pub(super) fn restore_later(&mut self, pid: i32, waiter: u64, now: Instant) {
+    /// Restores it; what somebody else works on, when they have let go of it.
+    pub(super) fn restore(&mut self, wanted: Wanted, waiter: u64, now: Instant) {
         let until = now + LET_GO_WITHIN;
-        self.watch.later.push(Later { pid, waiter, until });
+        self.restore_until(
+            Later {
+                wanted,
+                waiter,
+                until,
+            },
+            now,
+        );
+    }
+
+    fn restore_until(&mut self, later: Later, now: Instant) {
+        if !self.is_held_by_others(&later.wanted) {
+            match later.wanted {
+                Wanted::Pid(pid) => self.desk.restore(pid, later.waiter, now),
+                Wanted::Group(name) => self.desk.restore_group(&name, later.waiter, now),
+            }
+        } else if now < later.until {
+            self.watch.later.push(later);
+        } else {
+            let what = match later.wanted {
+                Wanted::Pid(pid) => format!("another memcr works on process {pid}"),
+                Wanted::Group(name) => format!("another memcr works on {name}"),
+            };
+            let failure = Failure::new(Exit::Held, what);
+            self.answer(later.waiter, failure.to_json(), now);
+        }
     }
 
     fn look_at_later(&mut self, now: Instant) {
         for later in std::mem::take(&mut self.watch.later) {
-            let Later { pid, waiter, until } = later;
-            self.refresh(pid, now);
-            if !self.is_held_by_others(pid) {
-                self.desk.restore(pid, waiter, now);
-            } else if now < until {
-                self.watch.later.push(later);
-            } else {
-                let what = format!("another memcr works on process {pid}");
-                let failure = Failure::new(Exit::Held, what);
-                self.answer(waiter, failure.to_json(), now);
+            match &later.wanted {
+                Wanted::Pid(pid) => self.refresh(*pid, now),
+                Wanted::Group(_) => self.look_at_others(now),
             }
+            self.restore_until(later, now);
         }
     }
 
