@@ -46,6 +46,10 @@ pub const POINTS: &[(&str, &str)] = &[
         "the image is complete; the guard is about to be made",
     ),
     (
+        "inject.infected",
+        "the parasite is in place, the first thread at its entry; it is about to run",
+    ),
+    (
         "checkpoint.guard_made",
         "the guard is made; the journal is about to be told",
     ),

@@ -50,6 +50,7 @@ pub use guard::{Guard, GuardError, leftovers};
 pub use region::Parasite;
 pub use site::Site;
 
+use crate::fault;
 use crate::freeze::{FreezeError, Frozen};
 use crate::sys::arch::nr;
 use crate::sys::hurry::Hurry;
@@ -206,7 +207,11 @@ impl<'a> Borrowed<'a> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let answer = self.call(nr::MPROTECT, [data, len, prot as u64, 0, 0, 0])?;
         if answer == 0 && self.move_in(parasite).is_ok() {
+            // It stands behind the call that was made last, with registers that are not its
+            // own: first it must be where it puts itself back.
+            self.enter(parasite, &[])?;
             self.die_with_us(false)?;
+            fault::point("inject.infected").map_err(InjectError::Fault)?;
             return Ok(true);
         }
         tracing::debug!("the parasite cannot be written (mprotect answered {answer})");
@@ -354,7 +359,9 @@ impl<'a> Borrowed<'a> {
         Ok(after.map_or(-i64::from(libc::ENOSYS), |regs| regs.syscall_result()))
     }
 
-    fn run_table(&mut self, parasite: Parasite, part: &mut [Entry]) -> Result<()> {
+    /// Sends the thread to the parasite, with the calls of `part` and those by which it puts
+    /// itself back. It does not run yet.
+    fn enter(&self, parasite: Parasite, part: &[Entry]) -> Result<()> {
         let tid = self.tid;
         let mut table = part.to_vec();
         table.extend(self.saved.last_entries(self.ids, parasite.mask()));
@@ -366,8 +373,12 @@ impl<'a> Borrowed<'a> {
             .saved
             .regs
             .with_entry(parasite.address(), parasite.entries(), n_entries);
-        ptrace::set_registers(tid, &regs)
-            .map_err(|source| request("set registers of", tid, source))?;
+        ptrace::set_registers(tid, &regs).map_err(|source| request("set registers of", tid, source))
+    }
+
+    fn run_table(&mut self, parasite: Parasite, part: &mut [Entry]) -> Result<()> {
+        let tid = self.tid;
+        self.enter(parasite, part)?;
         let ends = [(0, libc::SIGSTOP), (1, self.ids.nudge)].map(|(i, signal)| {
             (
                 WaitStatus::SignalStop(signal),
