@@ -147,7 +147,7 @@ impl Server {
     fn patience(&self) -> Duration {
         let is_quiet = self.connections.is_empty()
             && !self.ending.has_begun()
-            && !self.desk.is_busy()
+            && !self.desk.is_working()
             && self.watch.is_quiet(&self.desk);
         if is_quiet {
             self.settings.heartbeat
