@@ -202,7 +202,7 @@ pub enum Verb {
     Restore(Whom),
     /// Do what clients ask for, until a signal ends it
     ///
-    /// Listens where -l, or `listen` in the section [daemon] of pipeline.toml, says. Each
+    /// Listens where -l, or `listen` in the daemon's section of pipeline.toml, says. Each
     /// process that it holds has a process of memcr's beside it. Told to end, it leaves
     /// them held (`on_stop` says otherwise), and the next daemon takes them over.
     Daemon,

@@ -34,6 +34,9 @@ impl Victim {
     /// # Errors
     /// As [`Victim::start`].
     pub fn talk(mut command: Command, name: &str) -> Result<Self> {
+        // In a group with a parent outside of it: SIGTSTP and the like do nothing in one that
+        // nobody could continue, as that of tests which were left to themselves.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
