@@ -317,6 +317,10 @@ impl Working {
             }
             // Each member was held, and then somebody wanted one of them back.
             None => Failure::new(Exit::Aborted, format!("{what}: it was stopped")),
+            // Most reasons name the process themselves.
+            Some((pid, reason)) if reason.causes().concat().contains(&format!("process {pid}")) => {
+                reason.in_context(&what)
+            }
             Some((pid, reason)) => reason.in_context(&format!("{what}: process {pid}")),
         }
     }
