@@ -22,6 +22,7 @@ mod take_away;
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
 
 pub use error::{CheckpointError, StepError};
 
@@ -52,6 +53,7 @@ use take_away::take_away;
 /// again for stages.
 const N_DESCRIPTORS: usize = 24;
 const OPEN_MORE: &str = "open some more files";
+const START_THREAD: &str = "start a thread";
 
 /// What to checkpoint, and how.
 #[derive(Debug, Clone)]
@@ -93,7 +95,8 @@ pub fn checkpoint(
     let mut clock = PhaseClock::start();
     expect_descriptors().map_err(|error| not_ready(pid, OPEN_MORE, error))?;
     let target = Target::examine(pid).map_err(|source| CheckpointError::Refused { pid, source })?;
-    let details = read_details(pid).map_err(|error| not_read(pid, error))?;
+    let expected_len_bytes = target.anonymous_bytes();
+    let reading = start_reading(pid).map_err(|error| not_ready(pid, START_THREAD, error))?;
     clock.done("examine");
 
     let guarded = has_guard(options)?;
@@ -112,22 +115,24 @@ pub fn checkpoint(
     };
     let mut journal = begin_journal(&pipeline, options)?;
     let memory = Arc::new(RemoteMemory::new(pid));
-    let prepared = prepare(pipeline, options, &details, &memory)
+    let prepared = prepare(pipeline, options, expected_len_bytes, &memory)
         .and_then(|encoder| announce(&mut journal, &encoder).map(|()| encoder));
-    let ready = prepared.and_then(|encoder| match options.gate.pass(Step::Prepared) {
-        Ok(()) => Ok(encoder),
+    let details = end_reading(reading).map_err(|error| not_read(pid, error));
+    let prepared = prepared.and_then(|encoder| details.map(|details| (encoder, details)));
+    let ready = prepared.and_then(|ready| match options.gate.pass(Step::Prepared) {
+        Ok(()) => Ok(ready),
         Err(source) => Err(CheckpointError::Barred { pid, source }),
     });
-    let encoder = match ready {
-        Ok(encoder) => encoder,
+    let (encoder, details) = match ready {
+        Ok(ready) => ready,
         Err(error) => return Err(forget(journal, error)),
     };
-    clock.done("prepare");
 
     let mut frozen = match freeze(target, &options.cancel) {
         Ok(frozen) => frozen,
         Err(error) => return Err(forget(journal, not_frozen(pid, error))),
     };
+    clock.done_at("prepare", frozen.since());
     clock.done("freeze");
 
     let mut stored = match store(
@@ -266,13 +271,13 @@ fn announce(journal: &mut Journal, encoder: &Encoder) -> Result<(), CheckpointEr
 fn prepare(
     pipeline: Pipeline,
     options: &CheckpointOptions,
-    details: &Details,
+    expected_len_bytes: u64,
     memory: &Arc<RemoteMemory>,
 ) -> Result<Encoder, CheckpointError> {
     let setup = EncodeSetup {
         pid: options.pid.cast_unsigned(),
         page_size: page_size() as u32,
-        expected_len_bytes: details.anonymous_bytes(),
+        expected_len_bytes,
         fetch: memory.clone(),
         cancel: options.cancel.clone(),
         progress: options.progress.clone(),
@@ -284,6 +289,18 @@ fn prepare(
             pid,
             source: Box::new(error),
         })
+}
+
+/// The kernel walks the page tables for it, 15 ms for each GiB that is resident, which is
+/// as long as everything else takes that is done before the freeze: so beside it.
+fn start_reading(pid: i32) -> io::Result<JoinHandle<io::Result<Details>>> {
+    let thread = Builder::new().name("maps".into());
+    thread.spawn(move || read_details(pid))
+}
+
+fn end_reading(reading: JoinHandle<io::Result<Details>>) -> io::Result<Details> {
+    let panicked = |_| Err(io::Error::other("the thread that reads them has panicked"));
+    reading.join().unwrap_or_else(panicked)
 }
 
 fn read_details(pid: i32) -> io::Result<Details> {

@@ -1,7 +1,7 @@
 //! The drop: from the first page that goes on, our death must not be the target's harm.
 
-use crate::freeze::Missing;
-use crate::inject::Borrowed;
+use crate::freeze::{Frozen, Missing};
+use crate::inject::{Borrowed, Site};
 use crate::maps::plan::DropRun;
 use crate::pages::PageRun;
 use crate::pages::give_back::{GivenBack, give_back};
@@ -65,7 +65,7 @@ fn drop_guarded(
         guarded.note(record, mappings);
     })?;
     pass("checkpoint.journaled")?;
-    held.frozen.arm_others()?;
+    arm(&mut held.frozen, held.site, guarded)?;
     pass("checkpoint.armed")?;
     held.frozen.set_missing(Missing::Guarded)?;
     guarded.register(mappings);
@@ -82,6 +82,20 @@ fn drop_guarded(
     pass("checkpoint.dropped")?;
     held.frozen.arm_first()?;
     Ok(given_back)
+}
+
+/// Arms all threads but the first.
+fn arm(frozen: &mut Frozen, site: Site, guarded: &Guarded) -> Result<(), StepError> {
+    if frozen.are_many() && !frozen.was_stopped() {
+        let mut borrowed = Borrowed::take(frozen, site, Some(guarded.parasite()))?;
+        let is_stopped = borrowed.stop_process()?;
+        borrowed.give_back()?;
+        if is_stopped {
+            frozen.others_are_armed();
+            return Ok(());
+        }
+    }
+    Ok(frozen.arm_others()?)
 }
 
 /// Where the kernel has no guard.

@@ -4,10 +4,17 @@
 //!   arm      a SIGSTOP to each thread, pending while they stand in their ptrace stops
 //!   we die   the kernel lets go of the threads; each finds its SIGSTOP before any of its
 //!            own code, and the whole process stands still
+//!            (of many threads one takes its SIGSTOP while it works for us: the process
+//!            is stopped then, and the kernel lets each thread go into that stop)
 //!   disarm   a SIGCONT takes the pending ones away (signal(7)), and goes itself with
 //!            the next SIGSTOP
 //!   park     the threads are let go, armed: the target stands still without us
 //! ```
+//!
+//! A SIGSTOP costs the kernel a look at every thread's queue (prepare_signal() of
+//! kernel/signal.c), so one for each of 5,000 threads costs a second. Hence the other way
+//! for many ([`Frozen::are_many`]), whose end the target's parent may hear of: when the
+//! stop is continued it gets a SIGCHLD more, and waitpid(2) with WCONTINUED an answer.
 //!
 //! A SIGSTOP for each thread, and not one for the process: that one might be somebody
 //! else's, who wants the target to be stopped afterwards. Legacy signals are queued once
@@ -38,6 +45,9 @@ pub enum Missing {
     Unguarded,
 }
 
+/// Threads that are armed one by one: some 12 ms for all of them.
+const FEW: usize = 512;
+
 const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
 fn bit(signal: i32) -> u64 {
@@ -52,11 +62,24 @@ impl Frozen {
     }
 
     /// Gives the threads the registers with which they are to go on, whoever continues
-    /// the process: calls that a stop makes answer EINTR are set back.
-    pub(super) fn rewind(&self) {
-        for &tid in &self.tids {
-            self.sleepers.rewind(self.target.pid, tid, false);
+    /// the process: calls that a stop makes answer EINTR are set back. After it those that
+    /// were read when they stopped are out of date.
+    pub(super) fn rewind(&mut self) {
+        for (tid, regs) in std::mem::take(&mut self.registers) {
+            self.sleepers
+                .rewind_from(self.target.pid, tid, &regs, false);
         }
+    }
+
+    /// So many threads that to arm each of them would take longer than all the rest.
+    #[must_use]
+    pub fn are_many(&self) -> bool {
+        self.tids.len() > FEW
+    }
+
+    /// A thread that works for us has stopped the process: that arms all the others.
+    pub fn others_are_armed(&mut self) {
+        self.is_armed = true;
     }
 
     /// Arms all threads but the first, which is about to work for us.

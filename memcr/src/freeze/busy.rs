@@ -109,7 +109,7 @@ pub(super) fn check_workers(pid: i32) -> Result<(), Refusal> {
 /// What `tid` is, if it is such a thread.
 pub(super) fn worker(pid: i32, tid: i32) -> Option<String> {
     let path = format!("{pid}/task/{tid}");
-    let name = fs::read_to_string(format!("/proc/{path}/comm")).ok()?;
+    let name = procfs::read_lossy(&format!("/proc/{path}/comm")).ok()?;
     // The kernel names them so; others may too, which the flags tell.
     let is_worker = WORKERS.iter().any(|worker| name.starts_with(worker))
         && Stat::read(&path).is_ok_and(|stat| stat.is_user_worker);

@@ -36,13 +36,12 @@ impl Frozen {
     pub fn doom(&self) -> Option<Doom> {
         let pid = self.pid();
         let leader = Status::of_thread(pid, self.tids()[0]).ok()?;
-        // What is pending for one thread alone is looked at only where something is
-        // pending at all: usually nothing is, and a look costs one small file.
-        let single = self.tids().len() == 1;
-        if single || leader.signals("ShdPnd") != 0 || leader.signals("SigPnd") != 0 {
-            return self.tids().iter().find_map(|&tid| doom_of(pid, tid));
-        }
-        None
+        // What is pending for one thread alone is looked at only where something deadly is
+        // pending at all (the SIGSTOPs of an armed target are not): usually nothing is, and
+        // a look costs one small file for each thread, five times a second.
+        let pending = (leader.signals("ShdPnd") | leader.signals("SigPnd")) & !harmless();
+        let mut tids = self.tids().iter().filter(|_| pending != 0);
+        tids.find_map(|&tid| doom_of(pid, tid))
     }
 
     /// The same, whichever thread it is pending for.

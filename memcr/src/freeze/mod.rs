@@ -22,6 +22,7 @@ mod target;
 mod threads;
 mod witness;
 
+use std::collections::HashMap;
 use std::io;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
@@ -31,6 +32,7 @@ pub use doom::{Doom, doom_of_parked};
 pub use target::{Refusal, Target};
 
 use crate::pipeline::Cancel;
+use crate::sys::arch::Regs;
 use crate::sys::ptrace::{self, Options};
 use crate::sys::wait::{Pause, WaitStatus};
 use crate::sys::{self, wait};
@@ -77,11 +79,18 @@ pub enum FreezeError {
     },
 }
 
+/// The registers of threads as they were when they stopped.
+type Registers = HashMap<i32, Regs>;
+
 /// A target whose every thread stands still.
 #[derive(Debug)]
 pub struct Frozen {
     target: Target,
+    /// When the first thread was told to stop.
+    since: Instant,
     tids: Vec<i32>,
+    /// Of all threads, until somebody changes them; then empty.
+    registers: Registers,
     /// Attached to, and told to stop, but not seen standing still yet.
     stopping: Vec<i32>,
     sleepers: Sleepers,
@@ -130,7 +139,9 @@ pub fn freeze_again(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeErr
     }
     let mut frozen = Frozen {
         target,
+        since: Instant::now(),
         tids: Vec::new(),
+        registers: Registers::new(),
         stopping: Vec::new(),
         sleepers,
         has_slept: false,
@@ -154,6 +165,12 @@ impl Frozen {
     #[must_use]
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// When the first thread was told to stop.
+    #[must_use]
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// Its pid.
@@ -265,7 +282,8 @@ impl Frozen {
 
     /// What the target may have changed since it was examined.
     fn look_again(&mut self) -> Result<(), FreezeError> {
-        self.has_slept = self.target.has_slept(&self.tids);
+        let is_known = self.registers.len() == self.tids.len();
+        self.has_slept = is_known && self.target.has_slept(&self.registers);
         tracing::debug!(
             "the target has slept since it was examined: {}",
             self.has_slept

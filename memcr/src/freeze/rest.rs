@@ -19,11 +19,11 @@
 //! of it may register memory.
 
 use std::collections::HashMap;
-use std::fs;
 
+use super::Registers;
 use super::restart::parse_syscall;
+use crate::sys::arch::Regs;
 use crate::sys::procfs;
-use crate::sys::ptrace;
 
 /// Where every thread slept.
 #[derive(Debug, Default)]
@@ -53,16 +53,15 @@ impl Rest {
         Self(tids.into_iter().map(note).collect())
     }
 
-    /// True when the stopped `tids`, which are all threads, have slept until they were
-    /// stopped.
-    pub(super) fn lasted(&self, pid: i32, tids: &[i32]) -> bool {
+    /// True when the stopped `threads`, which are all that there are, have slept until they
+    /// were stopped.
+    pub(super) fn lasted(&self, pid: i32, threads: &Registers) -> bool {
         self.0.as_ref().is_some_and(|noted| {
-            let slept = |tid| {
-                noted
-                    .get(tid)
-                    .is_some_and(|asleep| asleep.lasted(pid, *tid))
+            let slept = |(&tid, regs): (&i32, &Regs)| {
+                let asleep = noted.get(&tid);
+                asleep.is_some_and(|asleep| asleep.lasted(pid, tid, regs))
             };
-            noted.len() == tids.len() && tids.iter().all(slept)
+            noted.len() == threads.len() && threads.iter().all(slept)
         })
     }
 }
@@ -71,15 +70,12 @@ impl Asleep {
     fn note(pid: i32, tid: i32) -> Option<Self> {
         // The count first: a thread that runs in between counts as one that has run.
         let n_runs = n_runs(pid, tid)?;
-        let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
+        let text = procfs::read_lossy(&format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
         let call = parse_syscall(&text)?;
         Some(Self { call, n_runs })
     }
 
-    fn lasted(&self, pid: i32, tid: i32) -> bool {
-        let Ok(Some(regs)) = ptrace::registers(tid) else {
-            return false;
-        };
+    fn lasted(&self, pid: i32, tid: i32, regs: &Regs) -> bool {
         let call = regs.interrupted_call().map(|call| Place {
             nr: call.nr,
             args: call.args,
@@ -93,7 +89,7 @@ impl Asleep {
 /// The third figure of `/proc/PID/task/TID/schedstat`
 /// (Documentation/scheduler/sched-stats.rst). All are 0 where the kernel does not count.
 fn n_runs(pid: i32, tid: i32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
+    let text = procfs::read_lossy(&format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
     let n_runs = text.split_whitespace().nth(2)?.parse().ok()?;
     (n_runs > 0).then_some(n_runs)
 }

@@ -111,9 +111,13 @@ impl Sleepers {
     /// `has_memory`: nothing of its memory is missing. Without, a timeout that lies in
     /// memory stays what it was, until this is called again.
     pub(super) fn rewind(&self, pid: i32, tid: i32, has_memory: bool) {
-        let Ok(Some(regs)) = ptrace::registers(tid) else {
-            return;
-        };
+        if let Ok(Some(regs)) = ptrace::registers(tid) {
+            self.rewind_from(pid, tid, &regs, has_memory);
+        }
+    }
+
+    /// The same, of a thread with these registers.
+    pub(super) fn rewind_from(&self, pid: i32, tid: i32, regs: &Regs, has_memory: bool) {
         let Some(call) = regs.interrupted_call() else {
             return;
         };
@@ -124,7 +128,7 @@ impl Sleepers {
         };
         let args = match timeout {
             Timeout::Timespec(_) if !has_memory => call.args,
-            _ => self.args_for(pid, tid, &regs, &call, timeout),
+            _ => self.args_for(pid, tid, regs, &call, timeout),
         };
         if let Err(error) = ptrace::set_registers(tid, &regs.restarting(args)) {
             tracing::debug!("thread {tid} will see EINTR: {error}");
@@ -167,7 +171,7 @@ impl Sleepers {
 
 impl Sleeper {
     fn note(pid: i32, tid: i32) -> Option<Self> {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
+        let text = procfs::read_lossy(&format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
         let call = parse_syscall(&text)?;
         let has_timeout = match timeout_of(call.nr)? {
             Timeout::None => false,

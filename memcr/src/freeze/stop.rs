@@ -1,10 +1,9 @@
-//! Stopping all threads: passes over the thread list until one finds nothing new.
+//! Stopping all threads: passes over the thread list until all that there are stand still.
 //!
 //! ```text
-//!  list ─▶ attach to each new one ─▶ wait until each stands still ─┐
-//!   ▲                                                              │ some were new
-//!   └──────────────────────────────────────────────────────────────┤
-//!                                                                  └ none: count them
+//!  list ─▶ attach to each new one ─▶ wait until each stands still ─▶ count them
+//!   ▲                                                                  │ some are missing
+//!   └──────────────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! The list alone proves nothing: while threads end, a reading of `/proc/PID/task` may
@@ -53,18 +52,18 @@ impl Frozen {
         let mut pause = Pause::default();
         for pass in 0..MAX_PASSES {
             let denied = self.attach_to_new(witness)?;
-            if self.stopping.is_empty() {
-                match denied {
-                    Some(error) if pass >= DENIED_PASSES => return Err(error),
-                    None if self.is_complete()? => return Ok(()),
-                    _ if cancel.reason().is_some() => return Err(FreezeError::Cancelled(pid)),
-                    _ => pause.wait(),
-                }
-            }
+            let is_new = !self.stopping.is_empty();
             // In the order in which they were found: the first thread stays the first.
             self.stopping.reverse();
             while let Some(&tid) = self.stopping.last() {
                 self.stop(tid, cancel, &mut pause)?;
+            }
+            match denied {
+                None if self.is_complete()? => return Ok(()),
+                Some(error) if pass >= DENIED_PASSES => return Err(error),
+                _ if is_new || !self.stopping.is_empty() => {}
+                _ if cancel.reason().is_some() => return Err(FreezeError::Cancelled(pid)),
+                _ => pause.wait(),
             }
         }
         Err(Refusal::Unfinished {
@@ -176,9 +175,12 @@ impl Frozen {
         }
         self.stopping.pop();
         match ptrace::registers(tid) {
-            Ok(None) => Err(Refusal::ForeignAbi(tid).into()),
-            _ => Ok(()),
+            Ok(None) => return Err(Refusal::ForeignAbi(tid).into()),
+            Ok(Some(regs)) => drop(self.registers.insert(tid, regs)),
+            // Gone; the count tells.
+            Err(_) => {}
         }
+        Ok(())
     }
 
     /// Looks at all of them: each that is let go must be, whatever is found out about

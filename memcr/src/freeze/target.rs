@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 
+use super::Registers;
 use super::busy::{self, Io};
 use super::rest::Rest;
 use crate::sys::kcmp;
@@ -228,10 +229,20 @@ impl Target {
         })
     }
 
-    /// Whether no thread has run since the target was examined. `tids`: all threads, which
-    /// are stopped.
-    pub(super) fn has_slept(&self, tids: &[i32]) -> bool {
-        self.rest.lasted(self.pid, tids)
+    /// Its memory without a file behind it, in RAM and in swap, bytes; 0: not known.
+    #[must_use]
+    pub fn anonymous_bytes(&self) -> u64 {
+        let Ok(status) = Status::of_process(self.pid) else {
+            return 0;
+        };
+        let kib = ["RssAnon", "VmSwap"].map(|field| status.number(field).unwrap_or(0));
+        kib.iter().sum::<u64>() * 1024
+    }
+
+    /// Whether no thread has run since the target was examined. `threads`: all of them,
+    /// which are stopped.
+    pub(super) fn has_slept(&self, threads: &Registers) -> bool {
+        self.rest.lasted(self.pid, threads)
     }
 
     /// What can be told for sure only while nothing of the target runs. `has_slept`: as

@@ -15,14 +15,15 @@ use crate::sys::wait::{self, Pause, WaitStatus};
 const SPEAK_EVERY: Duration = Duration::from_secs(10);
 
 impl Borrowed<'_> {
-    /// Lets the thread run until a stop that `is_end` accepts.
+    /// Lets the thread run, at first with `signal` (0: none), until a stop that `is_end`
+    /// accepts.
     pub(super) fn resume(
         &mut self,
         how: Resume,
+        mut signal: libc::c_int,
         is_end: impl Fn(WaitStatus) -> bool,
     ) -> Result<()> {
         let tid = self.tid;
-        let mut signal = 0;
         loop {
             how.resume(tid, signal)
                 .map_err(|source| request("resume", tid, source))?;
@@ -87,7 +88,7 @@ impl Borrowed<'_> {
     pub(super) fn settle(&mut self) -> Result<()> {
         let tid = self.tid;
         ptrace::interrupt(tid).map_err(|source| request("interrupt", tid, source))?;
-        self.resume(Resume::Freely, |status| {
+        self.resume(Resume::Freely, 0, |status| {
             matches!(status, WaitStatus::EventStop(libc::PTRACE_EVENT_STOP, _))
         })
     }

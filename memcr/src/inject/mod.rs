@@ -243,6 +243,24 @@ impl<'a> Borrowed<'a> {
             })
     }
 
+    /// Stops the process as job control does: the thread takes the SIGSTOP at the end of a
+    /// table. Its other threads, which stand in their ptrace stops, are then let go into
+    /// that stop, whoever lets them go, without running (`__ptrace_unlink()` of
+    /// kernel/ptrace.c). A SIGCONT ends it, of which the target's parent may hear.
+    ///
+    /// # Errors
+    /// When the thread did not get there. Without the parasite nothing is done.
+    pub fn stop_process(&mut self) -> Result<bool> {
+        let Some(parasite) = self.parasite else {
+            return Ok(false);
+        };
+        self.run_table(parasite, &mut [])?;
+        self.resume(Resume::Freely, libc::SIGSTOP, |status| {
+            status == WaitStatus::EventStop(libc::PTRACE_EVENT_STOP, libc::SIGSTOP)
+        })?;
+        Ok(true)
+    }
+
     /// Closes descriptors of the target's that are ours.
     ///
     /// # Errors
@@ -350,7 +368,7 @@ impl<'a> Borrowed<'a> {
         ptrace::set_registers(tid, &regs)
             .map_err(|source| request("set registers of", tid, source))?;
         for _ in ["entry", "exit"] {
-            self.resume(Resume::ToSyscall, |status| {
+            self.resume(Resume::ToSyscall, 0, |status| {
                 status == WaitStatus::SyscallStop
             })?;
         }
@@ -377,24 +395,29 @@ impl<'a> Borrowed<'a> {
     }
 
     fn run_table(&mut self, parasite: Parasite, part: &mut [Entry]) -> Result<()> {
-        let tid = self.tid;
         self.enter(parasite, part)?;
+        self.until_end(parasite, part.len())?;
+        parasite
+            .unload(&self.memory, part)
+            .map_err(|source| request("read the table of", self.tid, source))
+    }
+
+    /// Lets the thread run to one of the stops behind `n_entries` of the table.
+    fn until_end(&mut self, parasite: Parasite, n_entries: usize) -> Result<()> {
+        let tid = self.tid;
         let ends = [(0, libc::SIGSTOP), (1, self.ids.nudge)].map(|(i, signal)| {
             (
                 WaitStatus::SignalStop(signal),
-                parasite.entry(part.len() + i),
+                parasite.entry(n_entries + i),
             )
         });
-        self.resume(Resume::Freely, |status| {
+        self.resume(Resume::Freely, 0, |status| {
             let at = || ptrace::registers(tid).ok().flatten();
             ends.iter().any(|(end, _)| status == *end)
                 && at().is_some_and(|regs| {
                     parasite.is_in(regs.pc()) && ends.contains(&(status, regs.entry()))
                 })
-        })?;
-        parasite
-            .unload(&self.memory, part)
-            .map_err(|source| request("read the table of", tid, source))
+        })
     }
 
     fn unmap(&mut self, parasite: Parasite) -> Result<()> {

@@ -22,6 +22,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
@@ -29,6 +30,9 @@ use super::{ChunkClass, PageRun, PopulatePages, RemoteAddr};
 use crate::fault;
 use crate::sys::page_size;
 use crate::sys::userfaultfd::{Event, Userfault};
+
+/// How long the reader of our own events looks for another one before it falls asleep.
+const LINGER: Duration = Duration::from_micros(200);
 
 /// A change of the layout since the image was made.
 #[derive(Debug, Clone, Copy)]
@@ -311,22 +315,44 @@ fn watch(memory: &Arc<GuardedMemory>, heed: Heed, stop: &OwnedFd, family: &Arc<F
         if !fds[1].revents().is_empty() {
             return;
         }
-        if let Err(error) = read_events(memory, heed, family) {
+        let read = match heed {
+            Heed::Nothing => read_quickly(memory, family),
+            Heed::Everything => read_events(memory, heed, family).map(drop),
+        };
+        if let Err(error) = read {
             tracing::warn!("cannot read what becomes of the guarded memory: {error}");
             return;
         }
     }
 }
 
-fn read_events(memory: &Arc<GuardedMemory>, heed: Heed, family: &Arc<Family>) -> io::Result<()> {
+/// Every run that is dropped waits until its event was read. To fall asleep in between and
+/// be woken takes many times as long as the drop of a small run does, so who has had one
+/// event looks for the next for a while: on another CPU it is read before its sender has
+/// fallen asleep, on the same one there is nothing but a switch.
+fn read_quickly(memory: &Arc<GuardedMemory>, family: &Arc<Family>) -> io::Result<()> {
+    let mut last = Instant::now();
+    while last.elapsed() < LINGER {
+        if read_events(memory, Heed::Nothing, family)? {
+            last = Instant::now();
+        }
+        rustix::thread::sched_yield();
+    }
+    Ok(())
+}
+
+/// Reads what there is; answers whether there was anything.
+fn read_events(memory: &Arc<GuardedMemory>, heed: Heed, family: &Arc<Family>) -> io::Result<bool> {
+    let mut is_news = false;
     loop {
         let mut changes = memory
             .changes
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         let Some(event) = memory.context.next_event()? else {
-            return Ok(());
+            return Ok(is_news);
         };
+        is_news = true;
         match event {
             _ if heed == Heed::Nothing => {}
             Event::Remap { from, to } => changes.push(Change::Moved { from, to }),

@@ -32,12 +32,16 @@ impl PhaseClock {
 
     /// Ends the phase that runs, under its name, and starts the next one.
     pub fn done(&mut self, name: &'static str) {
-        let now = Instant::now();
+        self.done_at(name, Instant::now());
+    }
+
+    /// The same, for one that ended before `done` could be called.
+    pub fn done_at(&mut self, name: &'static str, end: Instant) {
         self.phases.push(Phase {
             name,
-            millis: millis(now - self.last),
+            millis: millis(end.saturating_duration_since(self.last)),
         });
-        self.last = now;
+        self.last = end;
     }
 
     /// All phases that ended.

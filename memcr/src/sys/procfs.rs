@@ -3,6 +3,14 @@
 use std::fs;
 use std::io;
 
+use rustix::buffer::spare_capacity;
+use rustix::fs::{Mode, OFlags};
+
+/// Room for all that a file of a thread says: usually one call reads it all. The buffer
+/// that `std::fs::read` begins with, for files whose length nobody knows, takes a dozen
+/// calls to grow, for each of thousands of threads.
+const USUAL_LEN: usize = 4096;
+
 /// The thread ids of a process, ascending as the kernel lists them.
 ///
 /// # Errors
@@ -179,8 +187,17 @@ pub fn rss_bytes(pid: i32) -> u64 {
 
 /// Reads a small file; bytes that are not UTF-8 (a process may name itself so) become
 /// replacement characters.
-fn read_lossy(path: &str) -> io::Result<String> {
-    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+///
+/// # Errors
+/// ENOENT or ESRCH: the process is gone; EACCES: not ours to look at.
+pub fn read_lossy(path: &str) -> io::Result<String> {
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut bytes = Vec::with_capacity(USUAL_LEN);
+    while rustix::io::read(&file, spare_capacity(&mut bytes))? > 0 {
+        bytes.reserve(1);
+    }
+    Ok(String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
 #[cfg(test)]

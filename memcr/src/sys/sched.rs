@@ -1,11 +1,10 @@
 //! `/proc/PID/task/TID/sched`: since when does a thread sleep?
 
-use std::fs;
 use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity, sched_yield};
 
-use super::procfs::Stat;
+use super::procfs::{self, Stat};
 
 /// A sleep that lasts.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +41,7 @@ pub fn asleep(pid: i32, tid: i32) -> Option<Asleep> {
 }
 
 fn read(path: &str) -> Option<(Duration, u64)> {
-    parse(&fs::read_to_string(path).ok()?)
+    parse(&procfs::read_lossy(path).ok()?)
 }
 
 /// `se.exec_start : 551824.745472` (milliseconds) and `nr_voluntary_switches : 12`.

@@ -4,7 +4,7 @@ use crate::common::{Rig, expect_freed, hold, unharmed};
 use crate::{table, test};
 use libtest_mimic::Trial;
 use memcr_harness::wait::until;
-use memcr_harness::{Allow, Held, Result, Snapshot, Victim, ensure, proc, require};
+use memcr_harness::{Allow, Context, Held, Result, Snapshot, Victim, ensure, proc, require};
 use rustix::process::Signal;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -18,7 +18,9 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("terminate", || ended_by(Signal::TERM)),
             ("hang_up", || ended_by(Signal::HUP)),
             ("kill", kill),
-            ("kill_is_never_late", kill_is_never_late),
+            ("kill_is_never_late", || kill_is_never_late(64, 4)),
+            // So many are armed in another way.
+            ("kill_is_never_late_for_many", || kill_is_never_late(520, 1)),
             ("suspend_and_continue", suspend_and_continue),
             ("image_deleted", image_deleted),
             ("image_truncated", image_truncated),
@@ -67,20 +69,29 @@ fn kill() -> Result {
     unharmed(&rig, &mut victim, &before, Allow::default())
 }
 
-/// Between the death of memcr and the recovery no thread may see what is not there: the
-/// kernel lets go of one after the other.
-fn kill_is_never_late() -> Result {
-    for _ in 0..4 {
+/// Between the death of memcr and the recovery no thread may run, much less see what is
+/// not there: the kernel lets go of one after the other.
+fn kill_is_never_late(n_threads: usize, n_rounds: usize) -> Result {
+    for _ in 0..n_rounds {
         let rig = Rig::new()?;
         let dir = format!("dir={}", rig.dir_text());
-        let mut victim = Victim::start("witness", &["threads=64", &dir])?;
-        let held = hold(&rig, &victim, rig.memcr(victim.pid()))?;
+        let mut victim = Victim::start("witness", &[&format!("threads={n_threads}"), &dir])?;
+        let pid = victim.pid();
+        let held = hold(&rig, &victim, rig.memcr(pid))?;
+        let seen = || std::fs::read(rig.dir().join("seen")).context("what was seen");
+        let at_hold = seen()?;
         held.signal(Signal::KILL)?;
         held.finish()?;
-        rig.recover(victim.pid()).run()?.expect(0)?;
+        until("the target to stop", || proc::state(pid, pid) == Some('T'))?;
+        ensure(seen()?[..16] == at_hold[..16], || "a thread ran".into())?;
+        rig.recover(pid).run()?.expect(0)?;
         victim.verify()?;
-        let seen = std::fs::read(rig.dir().join("seen"))?;
-        ensure(seen[0] == 0, || "a thread ran without its memory".into())?;
+        ensure(seen()?[..8] == [0; 8], || {
+            "it ran without its memory".into()
+        })?;
+        until("the target to run", || {
+            seen().is_ok_and(|now| now[8..16] != at_hold[8..16])
+        })?;
     }
     Ok(())
 }

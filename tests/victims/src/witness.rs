@@ -1,5 +1,5 @@
 //! Mode `witness`: threads that look at one word of their memory for ever, and write down
-//! in a file what nobody may ever see.
+//! in a file what nobody may ever see, and that they run at all.
 //!
 //! The file is mapped shared: its page stays where it is whatever becomes of the rest,
 //! and can be read when the witnesses are dead. Word, place and loop are in registers,
@@ -17,7 +17,8 @@ use std::path::PathBuf;
 /// What the word is; zeros are what the kernel shows in its place.
 const WORD: u64 = 0x5eed_5eed_5eed_5eed;
 
-/// Runs the mode: `threads=8 dir=DIR`; the file is `DIR/seen`.
+/// Runs the mode: `threads=8 dir=DIR`; the file is `DIR/seen`: a word that is 1 once they
+/// have seen it, and one that changes as long as any of them runs.
 ///
 /// # Errors
 /// When there is no memory, or no file.
@@ -37,7 +38,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     // SAFETY: both are mappings of a page that are never unmapped.
     unsafe {
         memory.ptr().cast::<u64>().write_volatile(WORD);
-        seen.ptr().cast::<u64>().write_volatile(0);
+        seen.ptr().cast::<[u64; 2]>().write_volatile([0, 0]);
     }
     for _ in 0..n_threads {
         std::thread::spawn(move || watch(memory, seen));
@@ -49,9 +50,11 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
 fn watch(memory: Region, seen: Region) {
     let (word, seen) = (memory.ptr().cast::<u64>(), seen.ptr().cast::<u64>());
     loop {
-        // SAFETY: as above; nobody writes the word, and whatever the threads write to
-        // the other page is the same.
+        // SAFETY: as above; nobody writes the word. What the threads write to the other
+        // page is the same, or a count that may be wrong as long as it changes.
         unsafe {
+            let beats = seen.add(1);
+            beats.write_volatile(beats.read_volatile().wrapping_add(1));
             if word.read_volatile() != WORD {
                 seen.write_volatile(1);
             }
