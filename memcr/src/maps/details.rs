@@ -5,7 +5,6 @@
 //! be others then, which nothing else tells. [`Details::of`] answers only for a mapping
 //! that still has the same bounds.
 
-use std::collections::HashMap;
 use std::io::{self, BufRead};
 
 use super::vma::{self, Vma};
@@ -15,8 +14,6 @@ use super::vma::{self, Vma};
 pub struct VmaDetails {
     /// Resident bytes.
     pub rss_bytes: u64,
-    /// Resident bytes that have no file behind them.
-    pub anonymous_bytes: u64,
     /// The kernel may back it with transparent huge pages.
     pub thp_eligible: bool,
     /// Its two-letter flags.
@@ -43,9 +40,10 @@ pub struct VmFlags {
     pub droppable: bool,
 }
 
-/// All mappings of one reading.
+/// All mappings of one reading, ascending by their bounds: there may be tens of thousands,
+/// for which a table of hashes takes three times as much memory.
 #[derive(Debug, Default)]
-pub struct Details(HashMap<(u64, u64), VmaDetails>);
+pub struct Details(Vec<((u64, u64), VmaDetails)>);
 
 impl Details {
     /// Reads smaps.
@@ -61,26 +59,24 @@ impl Details {
             line.clear();
         }
         entries.close()?;
+        // The file is in this order already.
+        entries.all.sort_unstable_by_key(|(bounds, _)| *bounds);
         Ok(Self(entries.all))
     }
 
     /// What is known of `vma`, if it has the bounds it had when smaps was read.
     #[must_use]
     pub fn of(&self, vma: &Vma) -> Option<VmaDetails> {
-        self.0.get(&(vma.start, vma.end)).copied()
-    }
-
-    /// Anonymous resident bytes of all mappings.
-    #[must_use]
-    pub fn anonymous_bytes(&self) -> u64 {
-        self.0.values().map(|details| details.anonymous_bytes).sum()
+        let bounds = (vma.start, vma.end);
+        let found = self.0.binary_search_by_key(&bounds, |(bounds, _)| *bounds);
+        found.ok().map(|index| self.0[index].1)
     }
 }
 
 /// The entries read so far, and the one that is being read.
 #[derive(Default)]
 struct Entries {
-    all: HashMap<(u64, u64), VmaDetails>,
+    all: Vec<((u64, u64), VmaDetails)>,
     current: Option<(u64, u64)>,
     details: VmaDetails,
     has_flags: bool,
@@ -109,7 +105,7 @@ impl Entries {
                 format!("no VmFlags for {start:#x}-{end:#x}"),
             )),
             Some(bounds) => {
-                self.all.insert(bounds, details);
+                self.all.push((bounds, details));
                 Ok(())
             }
             None => Ok(()),
@@ -117,21 +113,15 @@ impl Entries {
     }
 
     fn field(&mut self, line: &[u8]) {
-        let Ok(text) = std::str::from_utf8(line) else {
-            return;
-        };
-        let Some((name, value)) = text.split_once(':') else {
-            return;
-        };
-        match name {
-            "Rss" => self.details.rss_bytes = kib(value),
-            "Anonymous" => self.details.anonymous_bytes = kib(value),
-            "THPeligible" => self.details.thp_eligible = value.trim() == "1",
-            "VmFlags" => {
-                self.details.flags = VmFlags::parse(value);
-                self.has_flags = true;
-            }
-            _ => {}
+        // Of some twenty fields three are wanted; the others are not even looked at.
+        let value = |name: &[u8]| str::from_utf8(line.strip_prefix(name)?).ok();
+        if let Some(value) = value(b"Rss:") {
+            self.details.rss_bytes = kib(value);
+        } else if let Some(value) = value(b"THPeligible:") {
+            self.details.thp_eligible = value.trim() == "1";
+        } else if let Some(value) = value(b"VmFlags:") {
+            self.details.flags = VmFlags::parse(value);
+            self.has_flags = true;
         }
     }
 }
@@ -190,13 +180,9 @@ VmFlags: rd sh mr io
     fn sizes_and_flags_are_read_per_mapping() {
         let details = Details::read(TEXT.as_bytes()).unwrap();
         let first = details.of(&vma(0x1000, 0x3000)).unwrap();
-        assert_eq!(
-            (first.rss_bytes, first.anonymous_bytes, first.thp_eligible),
-            (8192, 4096, true)
-        );
+        assert_eq!((first.rss_bytes, first.thp_eligible), (8192, true));
         assert!(first.flags.locked && first.flags.dont_dump && !first.flags.special);
         assert!(details.of(&vma(0x5000, 0x6000)).unwrap().flags.special);
-        assert_eq!(details.anonymous_bytes(), 4096);
     }
 
     #[test]
