@@ -106,6 +106,8 @@ impl Victim for Memory {
                     .first()
                     .map_or("nowhere".into(), |r| format!("{:#x}", r.addr())),
             ),
+            // Each page once, and no more than that: what its return costs.
+            "read" => Some(format!("read {} pages", self.read())),
             // New VMAs and pages beside the old ones.
             "grow" => {
                 let len = rest.parse().ok()?;
@@ -118,6 +120,21 @@ impl Victim for Memory {
             }
             _ => None,
         }
+    }
+}
+
+impl Memory {
+    /// Reads a byte of every page; answers the number of pages.
+    fn read(&self) -> usize {
+        let mut n_pages = 0;
+        for region in &self.regions {
+            for byte in region.bytes().iter().step_by(crate::sys::page_len()) {
+                // The compiler must not know that nobody wants the byte.
+                std::hint::black_box(*byte);
+                n_pages += 1;
+            }
+        }
+        n_pages
     }
 }
 
