@@ -1,7 +1,7 @@
 //! What is measured: a pipeline into a sink.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -60,6 +60,11 @@ impl Case {
             [] => "plain".into(),
             _ => self.stages.join(","),
         }
+    }
+
+    /// Where memcr puts the image of a process.
+    pub(crate) fn image(&self, pid: u32, args: &Args) -> PathBuf {
+        self.sink.dir(args).join(format!("pages-{pid}.img"))
     }
 
     /// What memcr must be told to use it.

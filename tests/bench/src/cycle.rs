@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::args::Args;
 use crate::case::Case;
+use crate::cost::{Cost, Held, Meter};
 use crate::stat::millis;
 use crate::warm::warm;
 
@@ -90,6 +91,8 @@ pub(crate) struct Cycle {
     pub(crate) exit_millis: f64,
     /// Most that memcr had resident.
     pub(crate) peak_rss_kib: u64,
+    /// RAM and CPU.
+    pub(crate) cost: Cost,
     /// What memcr reported.
     pub(crate) report: Value,
 }
@@ -103,11 +106,13 @@ pub(crate) fn run(program: &Program, case: &Case, size_mib: u64, args: &Args) ->
     let room = (size_mib << 20) as usize;
     // The image, in RAM or in the page cache.
     warm(room)?;
+    let meter = Meter::start(victim.pid())?;
     let begin = Instant::now();
     let mut memcr = Memcr::start(program, victim.pid(), &case.words(args))?;
     memcr.until_held()?;
     let checkpoint_millis = millis(begin.elapsed());
 
+    let held = meter.held(memcr.pid(), &case.image(victim.pid(), args))?;
     let peak_held = memcr.peak_rss_kib().unwrap_or(0);
     // The pages of the target.
     warm(room)?;
@@ -120,7 +125,7 @@ pub(crate) fn run(program: &Program, case: &Case, size_mib: u64, args: &Args) ->
     // memcr is about to remove the image, which takes longer than this look; where it
     // was faster, its peak until it held the target must do.
     let peak_restored = memcr.peak_rss_kib().unwrap_or(0);
-    let report = memcr.finish()?;
+    let (report, cost) = memcr.finish_metered(held)?;
     let exit_millis = millis(begin.elapsed());
     if !args.no_verify {
         victim.verify()?;
@@ -130,6 +135,7 @@ pub(crate) fn run(program: &Program, case: &Case, size_mib: u64, args: &Args) ->
         restore_millis,
         exit_millis,
         peak_rss_kib: peak_held.max(peak_restored),
+        cost,
         report,
     })
 }
@@ -144,14 +150,18 @@ pub(crate) fn start_victim(size_mib: u64, content: &str) -> Result<Victim> {
 }
 
 /// A memcr at work; killed on drop.
-struct Memcr {
+pub(crate) struct Memcr {
     child: Child,
     output: Option<Lines>,
     errors: Lines,
 }
 
 impl Memcr {
-    fn start(program: &Program, pid: u32, words: &[std::ffi::OsString]) -> Result<Self> {
+    /// Begins to checkpoint `pid`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn start(program: &Program, pid: u32, words: &[std::ffi::OsString]) -> Result<Self> {
         let mut command = program.command();
         command.args(["-p", &pid.to_string(), "--json"]).args(words);
         command
@@ -168,15 +178,27 @@ impl Memcr {
         })
     }
 
-    /// With `--json` the question for Enter goes to stderr.
-    fn until_held(&mut self) -> Result {
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it holds the target.
+    ///
+    /// # Errors
+    /// When it ends without.
+    pub(crate) fn until_held(&mut self) -> Result {
+        // With `--json` the question for Enter goes to stderr.
         match self.errors.until(PROMPT)? {
             Some(_) => Ok(()),
             None => Err(self.failure("never held the target")),
         }
     }
 
-    fn enter(&mut self) -> Result {
+    /// Has it restore the target.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) fn enter(&mut self) -> Result {
         let input = self.child.stdin.as_mut().ok_or("its input is closed")?;
         writeln!(input).context("press Enter")
     }
@@ -187,14 +209,23 @@ impl Memcr {
         proc::kib(&proc::text(self.child.id(), "status").ok()?, "VmHWM").ok()
     }
 
-    /// Waits for its end; answers its report.
-    fn finish(mut self) -> Result<Value> {
-        let output = self.output.take().map_or(Ok(String::new()), Lines::all)?;
+    /// Waits for its end; answers its report, and what the cycle took.
+    fn finish_metered(mut self, held: Held) -> Result<(Value, Cost)> {
+        let output = self.output()?;
+        let cost = held.over(&self.child)?;
+        Ok((self.report(&output)?, cost))
+    }
+
+    fn output(&mut self) -> Result<String> {
+        self.output.take().map_or(Ok(String::new()), Lines::all)
+    }
+
+    fn report(&mut self, output: &str) -> Result<Value> {
         let status = self.child.wait().context("wait for memcr")?;
         if !status.success() {
             return Err(self.failure(&format!("{status}, {output}")));
         }
-        serde_json::from_str(&output).context(format!("the report of memcr, `{output}`"))
+        serde_json::from_str(output).context(format!("the report of memcr, `{output}`"))
     }
 
     fn failure(&self, what: &str) -> Trouble {

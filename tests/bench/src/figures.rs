@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::args::Args;
 use crate::bound::{Bound, Volumes};
 use crate::case::Case;
+use crate::cost;
 use crate::cycle::{Cycle, Program};
 use crate::lab::Lab;
 use crate::limits::{Limits, Step};
@@ -45,6 +46,7 @@ pub(crate) struct Row {
     /// How long the target stood still until it was held, as memcr tells it.
     pub(crate) frozen_millis: Stat,
     pub(crate) peak_rss_mib: Stat,
+    pub(crate) cost: cost::Row,
     /// Medians of the phases that memcr reports, ms, in their order.
     pub(crate) checkpoint_phases: Vec<(String, f64)>,
     pub(crate) restore_phases: Vec<(String, f64)>,
@@ -87,6 +89,7 @@ pub(crate) fn run(args: &Args) -> Result {
         json!({
             "memcr": program.version(),
             "machine": machine,
+            "mhz": cost::mhz(),
             "n_threads": args.n_threads(),
             "content": args.content,
             "runs": args.runs,
@@ -172,6 +175,7 @@ fn row(case: &Case, cycles: &[Cycle], size_mib: u64, limits: &Limits) -> Result<
         exit_millis: stat(|cycle| cycle.exit_millis)?,
         frozen_millis: Stat::of(frozen).ok_or("no cycle")?,
         peak_rss_mib: stat(|cycle| mib(cycle.peak_rss_kib << 10))?,
+        cost: cost::Row::of(cycles, case.sink, volumes).ok_or("no cycle")?,
         checkpoint_phases: phases(cycles, "checkpoint")?,
         restore_phases: phases(cycles, "restore")?,
     })

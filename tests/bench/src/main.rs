@@ -13,12 +13,14 @@
 //! Everything is timed from outside, with one clock: a checkpoint from the start of the
 //! program to the line that says the target is held, a restore from Enter to the first
 //! word of the target. What memcr says about its phases is shown beside, not counted.
+//! What a cycle takes beside time, RAM and CPU, is in [`cost`].
 //! `--fleet` measures the daemon with many targets instead: [`fleet`].
 //! `docs/performance.md` tells how to read the figures.
 
 mod args;
 mod bound;
 mod case;
+mod cost;
 mod cycle;
 mod figures;
 mod fleet;

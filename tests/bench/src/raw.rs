@@ -1,4 +1,5 @@
-//! The system calls that no crate of ours wraps safely: giving pages back, userfaultfd.
+//! The system calls that no crate of ours wraps safely: giving pages back, userfaultfd, what
+//! of a file is in the page cache.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -43,6 +44,34 @@ pub(crate) fn give_back(memory: &mut [u8]) -> io::Result<()> {
         )
     }?;
     Ok(())
+}
+
+/// Pages of a file that are in the page cache.
+///
+/// # Errors
+/// ENOSYS: a kernel before 6.5; EOPNOTSUPP: huge TLB pages.
+pub(crate) fn cached_pages(file: &File) -> io::Result<u64> {
+    /// cachestat(2), on all architectures; libc does not have it everywhere.
+    const SYS_CACHESTAT: libc::c_long = 451;
+    // `struct cachestat_range`: offset and length, where 0 is up to the end; `struct
+    // cachestat`: pages cached, dirty, under writeback, evicted, evicted of late.
+    let (range, mut found) = ([0_u64; 2], [0_u64; 5]);
+    // SAFETY: the call reads two and writes five numbers of 64 bits, which is what `range`
+    // and `found` are; both outlive it.
+    let n = unsafe {
+        libc::syscall(
+            SYS_CACHESTAT,
+            file.as_raw_fd(),
+            range.as_ptr(),
+            found.as_mut_ptr(),
+            0,
+        )
+    };
+    if n == 0 {
+        Ok(found[0])
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// A userfaultfd of this process.
@@ -111,7 +140,7 @@ fn check(ret: i32) -> io::Result<i32> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{Userfault, give_back};
+    use super::{Userfault, cached_pages, give_back};
     use crate::warm::{absent, touched};
 
     const LEN: usize = 1 << 20;
@@ -123,6 +152,15 @@ mod tests {
         give_back(&mut memory).unwrap();
         assert!(memory.iter().all(|byte| *byte == 0));
         assert!(give_back(&mut memory[1..]).is_err());
+    }
+
+    #[test]
+    fn a_file_just_written_is_cached() {
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &[1; LEN]).unwrap();
+        // A kernel before 6.5 does not tell.
+        let Ok(n) = cached_pages(&file) else { return };
+        assert_eq!(n as usize, LEN / rustix::param::page_size());
     }
 
     #[test]

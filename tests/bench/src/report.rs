@@ -1,6 +1,7 @@
 //! Tables for people.
 
 use crate::args::Args;
+use crate::cost;
 use crate::figures::{Figures, Leg};
 use crate::limits::Step;
 use crate::stat::mib;
@@ -51,6 +52,7 @@ pub(crate) fn print(figures: &Figures, args: &Args) {
         cases.push(line);
     }
     print_table(&cases);
+    cost::print(figures);
     print_phases(figures);
 }
 

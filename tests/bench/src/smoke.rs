@@ -49,7 +49,8 @@ fn one(program: &Program, case: &Case, args: &Args) -> Result {
     ensure(taken >= SIZE_MIB << 20, || {
         format!("memcr took {taken} bytes of {SIZE_MIB} MiB")
     })?;
-    ensure(cycle.peak_rss_kib > 0, || "memcr had no memory".into())
+    ensure(cycle.peak_rss_kib > 0, || "memcr had no memory".into())?;
+    ensure(cycle.cost.has_cpu_time(), || "memcr had no CPU".into())
 }
 
 #[derive(Debug, Default)]

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{Place, Plan};
 use crate::args::Args;
+use crate::cost::ram::Ram;
 use crate::cycle::start_victim;
 use crate::report::print_table;
 use crate::stat::Stat;
@@ -81,11 +82,11 @@ pub(super) fn once(place: &Place<'_>, size_mib: u64, n: usize) -> Result<Held> {
     drop(first);
 
     rustix::fs::sync();
-    let before = Memory::now()?;
+    let before = Ram::now()?;
     hold(&mut client, &victims)?;
     // What is not written yet is not available, and would be soon.
     rustix::fs::sync();
-    let after = Memory::now()?;
+    let after = Ram::now()?;
     let held = held(&daemon, &before, &after, n)?;
 
     restore(&mut client, &victims)?;
@@ -117,7 +118,7 @@ fn restore(client: &mut Client, victims: &[Victim]) -> Result {
     Ok(())
 }
 
-fn held(daemon: &Daemon, before: &Memory, after: &Memory, n: usize) -> Result<Held> {
+fn held(daemon: &Daemon, before: &Ram, after: &Ram, n: usize) -> Result<Held> {
     let sessions = daemon.list()?;
     let processes = daemon.children();
     ensure(sessions.len() == n && processes.len() == n, || {
@@ -162,37 +163,6 @@ fn cost_of(pid: u32) -> Result<(u64, u64)> {
         proc::kib(&rollup, "Private_Dirty")?,
         proc::kib(&status, "VmPTE")?,
     ))
-}
-
-/// What the machine has left.
-struct Memory {
-    available_kib: i64,
-    free_kib: i64,
-}
-
-impl Memory {
-    fn now() -> Result<Self> {
-        const FILE: &str = "/proc/meminfo";
-        let text = fs::read_to_string(FILE).context(FILE)?;
-        let kib = |key| proc::kib(&text, key).map(u64::cast_signed);
-        let kept_kib = kept_kib();
-        Ok(Self {
-            available_kib: kib("MemAvailable")? + kept_kib,
-            free_kib: kib("MemFree")? + kept_kib,
-        })
-    }
-}
-
-/// Free pages that the kernel keeps at hand for each CPU, KiB. Neither number has them,
-/// and of one small target they may be half.
-fn kept_kib() -> i64 {
-    // Where it cannot be read, what is won looks smaller than it is.
-    let text = fs::read_to_string("/proc/zoneinfo").unwrap_or_default();
-    let counts = text
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("count:"));
-    let n_pages: i64 = counts.filter_map(|n| n.trim().parse::<i64>().ok()).sum();
-    n_pages * (rustix::param::page_size() / 1024) as i64
 }
 
 fn row(place: &Place<'_>, size_mib: u64, n: usize, runs: &[Held]) -> Result<Row> {
