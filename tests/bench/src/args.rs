@@ -71,6 +71,13 @@ pub(crate) struct Args {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) samples: u32,
 
+    /// Checkpoint and restore N targets at once through a daemon, and one at a time; a part of
+    /// --fleet
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true,
+          default_missing_value = "20", conflicts_with_all = ["vs", "smoke", "fleet"],
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) crowd: Option<u16>,
+
     /// Also write everything measured into a file, as one JSON object
     #[arg(long, value_name = "FILE", conflicts_with = "smoke")]
     pub(crate) json: Option<PathBuf>,

@@ -14,7 +14,8 @@
 //! program to the line that says the target is held, a restore from Enter to the first
 //! word of the target. What memcr says about its phases is shown beside, not counted.
 //! What a cycle takes beside time, RAM and CPU, is in [`cost`].
-//! `--fleet` measures the daemon with many targets instead: [`fleet`].
+//! `--fleet` measures the daemon with many targets instead, and `--crowd` many at once:
+//! [`fleet`].
 //! `docs/performance.md` tells how to read the figures.
 
 mod args;
@@ -59,6 +60,9 @@ fn run(args: &Args) -> Result {
     }
     if args.fleet {
         return fleet::run(args);
+    }
+    if args.crowd.is_some() {
+        return fleet::run_crowd(args);
     }
     match &args.vs {
         Some(other) => versus::run(args, other),

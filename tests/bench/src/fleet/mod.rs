@@ -6,12 +6,14 @@
 //!                                   └ smaps of each session's process  what it has cost
 //!   latency    client ──restore──▶ daemon ─▶ target runs ─▶ answer     idle, and while others
 //!              8 others ──checkpoint, restore, checkpoint, …           keep the queue filled
+//!   crowd      n clients ──checkpoint, then restore──▶ daemon          at once, and one at a time
 //! ```
 //!
 //! What the machine has won is what counts: it has everything in it, the image in a tmpfs
 //! and the kernel's own memory too. It also has everybody else in it, so it means
 //! something on a quiet machine only; what processes cost is counted for each of them.
 
+mod crowd;
 mod latency;
 mod memory;
 
@@ -36,6 +38,8 @@ struct Plan {
     /// The same, of targets with next to no memory: the rest is what a session costs.
     n_tiny: Vec<usize>,
     n_samples: usize,
+    /// Targets that are to go, and to come back, at once.
+    n_crowd: usize,
 }
 
 impl Plan {
@@ -45,6 +49,7 @@ impl Plan {
             n_held: vec![1, 10, 50],
             n_tiny: vec![1, 200],
             n_samples: args.samples as usize,
+            n_crowd: args.crowd.unwrap_or(20).into(),
         }
     }
 
@@ -54,6 +59,7 @@ impl Plan {
             n_held: vec![2],
             n_tiny: vec![3],
             n_samples: 4,
+            n_crowd: 3,
         }
     }
 }
@@ -66,14 +72,21 @@ pub(crate) fn run(args: &Args) -> Result {
     let program = Program::find(args.memcr.as_deref())?;
     let (machine, plan) = (Machine::here(), Plan::full(args));
     println!("{}: {machine}", program.version());
-    let (mut memory, mut latency) = (Vec::new(), Vec::new());
+    let (mut memory, mut latency, mut crowd) = (Vec::new(), Vec::new(), Vec::new());
     for &sink in &args.sinks {
         let place = Place::new(&program, sink, args)?;
         memory.extend(memory::measure(&place, &plan)?);
         latency.extend(latency::measure(&place, &plan)?);
+        crowd.push(crowd::measure(
+            &place,
+            plan.size_mib,
+            plan.n_crowd,
+            args.runs,
+        )?);
     }
     memory::print(&memory, args);
     latency::print(&latency, &plan, args);
+    crowd::print(&crowd, args);
     write_json(args.json.as_deref(), || {
         json!({
             "memcr": program.version(),
@@ -84,6 +97,33 @@ pub(crate) fn run(args: &Args) -> Result {
             "size_mib": plan.size_mib,
             "memory": memory,
             "latency": latency,
+            "crowd": crowd,
+        })
+    })
+}
+
+/// Measures the crowd alone.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_crowd(args: &Args) -> Result {
+    let program = Program::find(args.memcr.as_deref())?;
+    let (machine, plan) = (Machine::here(), Plan::full(args));
+    println!("{}: {machine}", program.version());
+    let rows = args.sinks.iter().map(|&sink| {
+        let place = Place::new(&program, sink, args)?;
+        crowd::measure(&place, plan.size_mib, plan.n_crowd, args.runs)
+    });
+    let rows = rows.collect::<Result<Vec<_>>>()?;
+    crowd::print(&rows, args);
+    write_json(args.json.as_deref(), || {
+        json!({
+            "memcr": program.version(),
+            "machine": machine,
+            "stage": STAGE,
+            "content": args.content,
+            "runs": args.runs,
+            "crowd": rows,
         })
     })
 }
@@ -100,7 +140,8 @@ pub(crate) fn smoke(program: &Program, sink: Sink, args: &Args) -> Result {
         "a session's process that has no memory".into()
     })?;
     memory::once(&place, 0, plan.n_tiny[0])?;
-    latency::measure(&place, &plan).map(drop)
+    latency::measure(&place, &plan)?;
+    crowd::measure(&place, plan.size_mib, plan.n_crowd, 1).map(drop)
 }
 
 /// What is measured, and where it stores.
