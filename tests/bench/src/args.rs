@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use clap::builder::ArgPredicate;
 
 use crate::case::{Case, Sink};
 
@@ -10,12 +11,13 @@ use crate::case::{Case, Sink};
 #[derive(Debug, Parser)]
 #[command(name = "memcr-bench")]
 pub(crate) struct Args {
-    /// Memory of the target, MiB
+    /// Memory of the target, MiB; with --peers 512
     #[arg(
         long,
         value_name = "MIB,...",
         value_delimiter = ',',
-        default_value = "64,512,2048"
+        default_value = "64,512,2048",
+        default_value_if("peers", ArgPredicate::IsPresent, "512")
     )]
     pub(crate) sizes: Vec<u64>,
 
@@ -77,6 +79,14 @@ pub(crate) struct Args {
           default_missing_value = "20", conflicts_with_all = ["vs", "smoke", "fleet"],
           value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) crowd: Option<u16>,
+
+    /// Measure zram and CRIU beside memcr
+    #[arg(long, conflicts_with_all = ["vs", "smoke", "fleet", "crowd"])]
+    pub(crate) peers: bool,
+
+    /// The CRIU to measure, with --peers
+    #[arg(long, value_name = "PROGRAM", default_value = "criu")]
+    pub(crate) criu: PathBuf,
 
     /// Also write everything measured into a file, as one JSON object
     #[arg(long, value_name = "FILE", conflicts_with = "smoke")]

@@ -209,7 +209,16 @@ impl Memcr {
         proc::kib(&proc::text(self.child.id(), "status").ok()?, "VmHWM").ok()
     }
 
-    /// Waits for its end; answers its report, and what the cycle took.
+    /// Waits for its end; answers its report.
+    ///
+    /// # Errors
+    /// When it failed.
+    pub(crate) fn finish(mut self) -> Result<Value> {
+        let output = self.output()?;
+        self.report(&output)
+    }
+
+    /// The same, and what the cycle took.
     fn finish_metered(mut self, held: Held) -> Result<(Value, Cost)> {
         let output = self.output()?;
         let cost = held.over(&self.child)?;

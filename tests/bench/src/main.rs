@@ -15,7 +15,7 @@
 //! word of the target. What memcr says about its phases is shown beside, not counted.
 //! What a cycle takes beside time, RAM and CPU, is in [`cost`].
 //! `--fleet` measures the daemon with many targets instead, and `--crowd` many at once:
-//! [`fleet`].
+//! [`fleet`]; `--peers` zram and CRIU beside memcr: [`peers`].
 //! `docs/performance.md` tells how to read the figures.
 
 mod args;
@@ -28,6 +28,7 @@ mod fleet;
 mod lab;
 mod limits;
 mod machine;
+mod peers;
 mod raw;
 mod report;
 mod rounds;
@@ -63,6 +64,9 @@ fn run(args: &Args) -> Result {
     }
     if args.crowd.is_some() {
         return fleet::run_crowd(args);
+    }
+    if args.peers {
+        return peers::run(args);
     }
     match &args.vs {
         Some(other) => versus::run(args, other),

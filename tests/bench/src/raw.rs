@@ -1,10 +1,10 @@
-//! The system calls that no crate of ours wraps safely: giving pages back, userfaultfd, what
-//! of a file is in the page cache.
+//! The system calls that no crate of ours wraps safely: giving pages back, userfaultfd, paging
+//! out another process, what of a file is in the page cache.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::mm::{Advice, madvise};
 use rustix::param::page_size;
@@ -44,6 +44,33 @@ pub(crate) fn give_back(memory: &mut [u8]) -> io::Result<()> {
         )
     }?;
     Ok(())
+}
+
+/// Has pages of another process written to swap; answers how many bytes the kernel has gone
+/// through, which may be less than `len`. Pages that it cannot write stay.
+///
+/// # Errors
+/// EPERM: not for this user; EINVAL: no whole pages, or a kernel before 5.10; ENOMEM: not all
+/// of it is mapped.
+pub(crate) fn page_out(pidfd: impl AsFd, addr: usize, len: usize) -> io::Result<usize> {
+    let pages = libc::iovec {
+        iov_base: std::ptr::without_provenance_mut(addr),
+        iov_len: len,
+    };
+    let pidfd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: the call reads one iovec, which outlives it. What that points to is memory of
+    // the other process, of which MADV_PAGEOUT changes no byte; and none of ours if it is us.
+    let n = unsafe {
+        libc::syscall(
+            libc::SYS_process_madvise,
+            pidfd,
+            &raw const pages,
+            1,
+            libc::MADV_PAGEOUT,
+            0,
+        )
+    };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
 /// Pages of a file that are in the page cache.
@@ -140,7 +167,7 @@ fn check(ret: i32) -> io::Result<i32> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{Userfault, cached_pages, give_back};
+    use super::{Userfault, cached_pages, give_back, page_out};
     use crate::warm::{absent, touched};
 
     const LEN: usize = 1 << 20;
@@ -161,6 +188,19 @@ mod tests {
         // A kernel before 6.5 does not tell.
         let Ok(n) = cached_pages(&file) else { return };
         assert_eq!(n as usize, LEN / rustix::param::page_size());
+    }
+
+    #[test]
+    fn paging_out_changes_no_byte() {
+        let memory = touched(LEN).unwrap();
+        let us = rustix::process::getpid();
+        let us = rustix::process::pidfd_open(us, rustix::process::PidfdFlags::empty()).unwrap();
+        // Not for everybody, and not on every kernel.
+        let Ok(n) = page_out(&us, memory.as_ptr().addr(), LEN) else {
+            return;
+        };
+        assert_eq!((n, memory[0]), (LEN, 1));
+        assert!(page_out(&us, 1, LEN).is_err());
     }
 
     #[test]

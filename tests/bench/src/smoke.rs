@@ -10,7 +10,7 @@ use crate::cycle::{self, Program};
 use crate::fleet;
 use crate::lab::Lab;
 use crate::limits::{Limits, Step};
-use crate::rounds;
+use crate::{peers, rounds};
 
 /// Memory of the target, MiB: some sixty chunks.
 const SIZE_MIB: u64 = 16;
@@ -28,6 +28,9 @@ pub(crate) fn run(args: &Args) -> Result {
     for &sink in &args.sinks {
         let name = format!("a fleet into {}", sink.name());
         tally.count(&name, fleet::smoke(&program, sink, args));
+    }
+    for (name, tried) in peers::smoke(&program, args) {
+        tally.count(&name, tried);
     }
     let lab = Lab::open(SIZE_MIB, args)?;
     let mut limits = Limits::new(args.n_threads());

@@ -28,7 +28,7 @@ usage: cargo xtask COMMAND
   campaign [ARG..]
                  kill and fail memcr everywhere; some half an hour, with --quick a minute
   bench [ARG..]  measure memcr beside the machine, with --fleet its daemon with many targets
-                 (`bench --help` tells the arguments)
+                 or --peers zram and CRIU beside it (`bench --help` tells the arguments)
   stage          build memcr and its stages and put them together in target/memcr";
 
 fn main() -> ExitCode {
