@@ -32,7 +32,7 @@ use crate::sys::page_size;
 use crate::sys::userfaultfd::{Event, Userfault};
 
 /// How long the reader of our own events looks for another one before it falls asleep.
-const LINGER: Duration = Duration::from_micros(200);
+const LINGER: Duration = Duration::from_micros(50);
 
 /// A change of the layout since the image was made.
 #[derive(Debug, Clone, Copy)]
@@ -327,18 +327,24 @@ fn watch(memory: &Arc<GuardedMemory>, heed: Heed, stop: &OwnedFd, family: &Arc<F
 }
 
 /// Every run that is dropped waits until its event was read. To fall asleep in between and
-/// be woken takes many times as long as the drop of a small run does, so who has had one
-/// event looks for the next for a while: on another CPU it is read before its sender has
-/// fallen asleep, on the same one there is nothing but a switch.
+/// be woken takes many times as long as the drop of a small run does, so where there is
+/// another CPU for the target, who has had one event looks for the next for a moment: then
+/// it is read before its sender has fallen asleep. No sched_yield(2): others who want the
+/// CPU would have it for milliseconds, each time.
 fn read_quickly(memory: &Arc<GuardedMemory>, family: &Arc<Family>) -> io::Result<()> {
+    let linger = match std::thread::available_parallelism() {
+        Ok(n_cpus) if n_cpus.get() > 1 => LINGER,
+        _ => Duration::ZERO,
+    };
     let mut last = Instant::now();
-    while last.elapsed() < LINGER {
+    loop {
         if read_events(memory, Heed::Nothing, family)? {
             last = Instant::now();
+        } else if last.elapsed() >= linger {
+            return Ok(());
         }
-        rustix::thread::sched_yield();
+        std::hint::spin_loop();
     }
-    Ok(())
 }
 
 /// Reads what there is; answers whether there was anything.
