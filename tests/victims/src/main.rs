@@ -29,8 +29,10 @@ mod region;
 mod regs;
 mod rseq;
 mod seccomp;
+mod shape;
 mod shy;
 mod signals;
+mod sleepers;
 mod sys;
 mod talk;
 mod witness;
@@ -64,6 +66,7 @@ const MODES: &[(&str, Mode)] = &[
     ("fdclose", odd::run_fd_watch),
     ("witness", witness::run),
     ("patrol", patrol::run),
+    ("shape", shape::run),
     ("shy", shy::run),
 ];
 
