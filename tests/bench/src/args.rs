@@ -7,6 +7,11 @@ use clap::builder::ArgPredicate;
 
 use crate::case::{Case, Sink};
 
+/// Pipelines that are measured unless others are named.
+const PIPELINES: [&str; 5] = ["plain", "lz4", "zstd", "crc32,lz4", "md5,lz4,encrypt"];
+/// The same with --shapes: what moves bytes fastest, and what is used most.
+const SHAPES_PIPELINES: [&str; 2] = ["plain", "lz4"];
+
 /// Measures checkpoint and restore beside the limits of the machine.
 #[derive(Debug, Parser)]
 #[command(name = "memcr-bench")]
@@ -26,8 +31,8 @@ pub(crate) struct Args {
     pub(crate) runs: u32,
 
     /// Stages before the sink, in encode order; `plain` for none; may be repeated
-    #[arg(long = "pipeline", value_name = "STAGE,...",
-          default_values = ["plain", "lz4", "zstd", "crc32,lz4", "md5,lz4,encrypt"])]
+    /// [default: plain lz4 zstd crc32,lz4 md5,lz4,encrypt; with --shapes: plain lz4]
+    #[arg(long = "pipeline", value_name = "STAGE,...")]
     pub(crate) pipelines: Vec<String>,
 
     /// Where images go
@@ -88,6 +93,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PROGRAM", default_value = "criu")]
     pub(crate) criu: PathBuf,
 
+    /// Measure what the shape of a target costs: many threads, a sparse reservation, holes,
+    /// thousands of mappings, sizes up to 8 GiB; beside plain memory in the same round
+    #[arg(long, conflicts_with_all = ["vs", "smoke", "fleet", "crowd", "peers"])]
+    pub(crate) shapes: bool,
+
     /// Also write everything measured into a file, as one JSON object
     #[arg(long, value_name = "FILE", conflicts_with = "smoke")]
     pub(crate) json: Option<PathBuf>,
@@ -104,12 +114,13 @@ pub(crate) struct Args {
 impl Args {
     /// Every pipeline into every sink.
     pub(crate) fn cases(&self) -> Vec<Case> {
-        let cases = self.sinks.iter().flat_map(|sink| {
-            self.pipelines
-                .iter()
-                .map(move |stages| Case::new(stages, *sink))
-        });
-        cases.collect()
+        let pipelines: Vec<&str> = match &self.pipelines[..] {
+            [] if self.shapes => SHAPES_PIPELINES.into(),
+            [] => PIPELINES.into(),
+            given => given.iter().map(String::as_str).collect(),
+        };
+        let case = |sink| pipelines.iter().map(move |stages| Case::new(stages, sink));
+        self.sinks.iter().copied().flat_map(case).collect()
     }
 
     /// Threads that work at once.

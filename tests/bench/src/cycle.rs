@@ -102,7 +102,23 @@ pub(crate) struct Cycle {
 /// # Errors
 /// When anything fails, up to a wrong byte in the target.
 pub(crate) fn run(program: &Program, case: &Case, size_mib: u64, args: &Args) -> Result<Cycle> {
-    let mut victim = start_victim(size_mib, &args.content)?;
+    run_on(program, case, size_mib, args, || {
+        start_victim(size_mib, &args.content)
+    })
+}
+
+/// As [`run`], with a target that `start` makes, of which `size_mib` are there.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_on(
+    program: &Program,
+    case: &Case,
+    size_mib: u64,
+    args: &Args,
+    start: impl FnOnce() -> Result<Victim>,
+) -> Result<Cycle> {
+    let mut victim = start()?;
     let room = (size_mib << 20) as usize;
     // The image, in RAM or in the page cache.
     warm(room)?;

@@ -181,8 +181,11 @@ fn row(case: &Case, cycles: &[Cycle], size_mib: u64, limits: &Limits) -> Result<
     })
 }
 
-/// The median of each phase of a checkpoint or restore.
-fn phases(cycles: &[Cycle], of: &str) -> Result<Vec<(String, f64)>> {
+/// The median of each phase of a checkpoint or restore, ms, in their order.
+///
+/// # Errors
+/// When a report has none, or others than the first one.
+pub(crate) fn phases(cycles: &[Cycle], of: &str) -> Result<Vec<(String, f64)>> {
     // Every run has the same phases, in the same order.
     let mut phases: Vec<(String, Vec<f64>)> = Vec::new();
     for cycle in cycles {

@@ -15,7 +15,8 @@
 //! word of the target. What memcr says about its phases is shown beside, not counted.
 //! What a cycle takes beside time, RAM and CPU, is in [`cost`].
 //! `--fleet` measures the daemon with many targets instead, and `--crowd` many at once:
-//! [`fleet`]; `--peers` zram and CRIU beside memcr: [`peers`].
+//! [`fleet`]; `--peers` zram and CRIU beside memcr: [`peers`]; `--shapes` targets that are
+//! not plain memory: [`shapes`].
 //! `docs/performance.md` tells how to read the figures.
 
 mod args;
@@ -32,6 +33,7 @@ mod peers;
 mod raw;
 mod report;
 mod rounds;
+mod shapes;
 mod smoke;
 mod stat;
 mod team;
@@ -67,6 +69,9 @@ fn run(args: &Args) -> Result {
     }
     if args.peers {
         return peers::run(args);
+    }
+    if args.shapes {
+        return shapes::run(args);
     }
     match &args.vs {
         Some(other) => versus::run(args, other),

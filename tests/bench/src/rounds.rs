@@ -53,7 +53,7 @@ pub(crate) fn run(
 
 /// Forwards and backwards in turn: who comes first finds another machine than who
 /// comes second.
-fn order(n: usize, round: u32) -> Vec<usize> {
+pub(crate) fn order(n: usize, round: u32) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     if round % 2 == 1 {
         order.reverse();
