@@ -6,6 +6,7 @@ use clap::Parser;
 use clap::builder::ArgPredicate;
 
 use crate::case::{Case, Sink};
+use crate::shapes::Part;
 
 /// Pipelines that are measured unless others are named.
 const PIPELINES: [&str; 5] = ["plain", "lz4", "zstd", "crc32,lz4", "md5,lz4,encrypt"];
@@ -94,9 +95,12 @@ pub(crate) struct Args {
     pub(crate) criu: PathBuf,
 
     /// Measure what the shape of a target costs: many threads, a sparse reservation, holes,
-    /// thousands of mappings, sizes up to 8 GiB; beside plain memory in the same round
-    #[arg(long, conflicts_with_all = ["vs", "smoke", "fleet", "crowd", "peers"])]
-    pub(crate) shapes: bool,
+    /// thousands of mappings, sizes up to 8 GiB; beside plain memory in the same round.
+    /// With `=PART,...` only these parts
+    #[arg(long, value_name = "PART,...", value_delimiter = ',', require_equals = true,
+          num_args = 0.., default_missing_values = ["fixed", "fragments", "sizes"],
+          conflicts_with_all = ["vs", "smoke", "fleet", "crowd", "peers"])]
+    pub(crate) shapes: Vec<Part>,
 
     /// Also write everything measured into a file, as one JSON object
     #[arg(long, value_name = "FILE", conflicts_with = "smoke")]
@@ -115,7 +119,7 @@ impl Args {
     /// Every pipeline into every sink.
     pub(crate) fn cases(&self) -> Vec<Case> {
         let pipelines: Vec<&str> = match &self.pipelines[..] {
-            [] if self.shapes => SHAPES_PIPELINES.into(),
+            [] if !self.shapes.is_empty() => SHAPES_PIPELINES.into(),
             [] => PIPELINES.into(),
             given => given.iter().map(String::as_str).collect(),
         };

@@ -70,7 +70,7 @@ fn run(args: &Args) -> Result {
     if args.peers {
         return peers::run(args);
     }
-    if args.shapes {
+    if !args.shapes.is_empty() {
         return shapes::run(args);
     }
     match &args.vs {

@@ -49,7 +49,8 @@ use crate::cycle::Program;
 use crate::figures::write_json;
 use crate::machine::Machine;
 use crate::rounds;
-use plan::{Part, Plan};
+pub(crate) use plan::Part;
+use plan::Plan;
 use series::Series;
 
 /// Measures, prints a table for each part, and writes everything to a file if asked to.
@@ -67,9 +68,13 @@ pub(crate) fn run(args: &Args) -> Result {
     }
     let series = series::measure(&programs[0], &plan, args)?;
     let tables = Tables::of(&series)?;
-    fixed::print(&tables.fixed, args);
-    per_byte::print("fragments", &tables.fragments, args);
-    per_byte::print("sizes", &tables.sizes, args);
+    for part in &args.shapes {
+        match part {
+            Part::Fixed => fixed::print(&tables.fixed, args),
+            Part::Fragments => per_byte::print("fragments", &tables.fragments, args),
+            Part::Sizes => per_byte::print("sizes", &tables.sizes, args),
+        }
+    }
     write_json(args.json.as_deref(), || {
         json!({
             "memcr": programs[0].version(),

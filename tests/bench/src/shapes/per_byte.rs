@@ -7,6 +7,7 @@ use super::series::Series;
 use crate::args::Args;
 use crate::bound::Volumes;
 use crate::cycle::Cycle;
+use crate::figures::phases;
 use crate::report::print_table;
 use crate::stat::{Stat, gib, mib};
 
@@ -30,6 +31,8 @@ struct Leg {
     millis_per_gib: Stat,
     /// To the reference of the same round.
     ratio: Stat,
+    /// Medians of the phases that memcr reports, ms, in their order.
+    phases: Vec<(String, f64)>,
 }
 
 /// The rows of a series, the reference first.
@@ -48,15 +51,17 @@ pub(super) fn rows(series: &Series) -> Result<Vec<Row>> {
                 sink: series.case.sink.name(),
                 shape: shape.name.clone(),
                 taken_mib: mib(taken_bytes(first)?),
-                checkpoint: leg(series, cycles, |cycle| cycle.checkpoint_millis)?,
-                restore: leg(series, cycles, |cycle| cycle.restore_millis)?,
+                checkpoint: leg(series, cycles, "checkpoint", |cycle| {
+                    cycle.checkpoint_millis
+                })?,
+                restore: leg(series, cycles, "restore", |cycle| cycle.restore_millis)?,
                 peak_rss_mib: Stat::of(rss).ok_or("no cycle")?,
             })
         })
         .collect()
 }
 
-fn leg(series: &Series, cycles: &[Cycle], millis: fn(&Cycle) -> f64) -> Result<Leg> {
+fn leg(series: &Series, cycles: &[Cycle], name: &str, millis: fn(&Cycle) -> f64) -> Result<Leg> {
     let per_gib =
         |cycle: &Cycle| Ok::<_, memcr_harness::Trouble>(millis(cycle) / gib(taken_bytes(cycle)?));
     let (mut costs, mut ratios) = (Vec::new(), Vec::new());
@@ -69,6 +74,7 @@ fn leg(series: &Series, cycles: &[Cycle], millis: fn(&Cycle) -> f64) -> Result<L
         millis: Stat::of(cycles.iter().map(millis)).ok_or("no cycle")?,
         millis_per_gib: Stat::of(costs).ok_or("no cycle")?,
         ratio: Stat::of(ratios).ok_or("no cycle")?,
+        phases: phases(cycles, name)?,
     })
 }
 
@@ -77,7 +83,7 @@ fn taken_bytes(cycle: &Cycle) -> Result<u64> {
     Ok(volumes.raw_bytes + volumes.zero_bytes)
 }
 
-/// Prints a table.
+/// Prints a table, and where the time went.
 pub(super) fn print(title: &str, rows: &[Row], args: &Args) {
     let title = format!("{title}, {} runs", args.runs);
     let columns = [
@@ -108,6 +114,16 @@ pub(super) fn print(title: &str, rows: &[Row], args: &Args) {
         table.push(line);
     }
     print_table(&table);
+    println!("phases as memcr tells them, ms:");
+    for row in rows {
+        println!("  {} → {}: {}", row.pipeline, row.sink, row.shape);
+        for leg in [&row.checkpoint, &row.restore] {
+            let phases = leg.phases.iter();
+            let words = phases.map(|(name, millis)| format!("{name} {millis:.1}"));
+            println!("    {}", words.collect::<Vec<_>>().join(", "));
+        }
+    }
+    println!();
 }
 
 /// A ratio, `median (min–max)`.

@@ -1,5 +1,6 @@
 //! Which shapes there are, and which of them are compared.
 
+use clap::ValueEnum;
 use memcr_harness::{Result, Victim, ensure};
 
 use crate::args::Args;
@@ -14,8 +15,8 @@ const STACK_KIB: u64 = 8;
 const ROOM_TENTHS: u64 = 22;
 
 /// What a series is measured for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
     /// Frozen time apart from moving bytes.
     Fixed,
     /// Cost per byte of memory in pieces.
@@ -172,17 +173,14 @@ impl Plan {
             Shape::mappings(320, 60_000),
         ];
         let mut sizes = [512, 64, 2048, 8192].map(Shape::plain).to_vec();
-        let skipped = skip(&mut sizes, available_mib());
-        Self {
-            groups: groups(
-                fixed.into(),
-                fragments,
-                sizes,
-                &args.cases(),
-                &one_case(args),
-            ),
-            skipped,
-        }
+        let (cases, one) = (args.cases(), one_case(args));
+        let skipped = match args.shapes.contains(&Part::Sizes) {
+            true => skip(&mut sizes, available_mib()),
+            false => Vec::new(),
+        };
+        let mut groups = groups(fixed.into(), fragments, sizes, &cases, &one);
+        groups.retain(|group| args.shapes.contains(&group.part));
+        Self { groups, skipped }
     }
 
     /// The same in small, into one sink: what shapes do is up to no stage.
