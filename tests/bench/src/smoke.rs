@@ -10,12 +10,9 @@ use crate::cycle::{self, Program};
 use crate::fleet;
 use crate::lab::Lab;
 use crate::limits::{Limits, Step};
-<<<<<<< HEAD
-use crate::{peers, rounds};
-=======
+use crate::peers;
 use crate::rounds;
 use crate::shapes;
->>>>>>> 80c4ad7 (bench: what the shape of a target costs)
 
 /// Memory of the target, MiB: some sixty chunks.
 const SIZE_MIB: u64 = 16;
@@ -34,13 +31,10 @@ pub(crate) fn run(args: &Args) -> Result {
         let name = format!("a fleet into {}", sink.name());
         tally.count(&name, fleet::smoke(&program, sink, args));
     }
-<<<<<<< HEAD
     for (name, tried) in peers::smoke(&program, args) {
         tally.count(&name, tried);
     }
-=======
     tally.count("shapes", shapes::smoke(&program, args));
->>>>>>> 80c4ad7 (bench: what the shape of a target costs)
     let lab = Lab::open(SIZE_MIB, args)?;
     let mut limits = Limits::new(args.n_threads());
     let measured = limits.measure(&lab);
