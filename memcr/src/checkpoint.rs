@@ -37,7 +37,7 @@ use crate::pages::give_back::GivenBack;
 use crate::pages::remote::RemoteMemory;
 use crate::pages::table::KernelPageTable;
 use crate::pipeline::{
-    Cancel, EncodeSetup, Encoder, OpenImage, Pipeline, PipelineError, Progress, causes,
+    Cancel, EncodeSetup, Encoder, OpenImage, Pipeline, PipelineError, Priority, Progress, causes,
 };
 use crate::restore::{self, RestoreOptions};
 pub use crate::session::CheckpointReport;
@@ -70,6 +70,8 @@ pub struct CheckpointOptions {
     pub state_dir: StateDir,
     /// Read the image back and decode it before anything is dropped.
     pub verify: bool,
+    /// Of the workers that store and verify. The target stands still until they are done.
+    pub priority: Priority,
     /// Without a guard nothing is to be dropped. Otherwise the kernel is told to kill the
     /// target should we die.
     pub needs_guard: bool,
@@ -208,7 +210,9 @@ fn store(
     let image = encoder.finish()?;
     clock.done("commit");
     if options.verify {
-        if let Err(error) = image.verify(options.cancel.clone(), Arc::default()) {
+        if let Err(error) =
+            image.verify_at(options.priority, options.cancel.clone(), Arc::default())
+        {
             // Nobody needs an image that does not read back.
             return Err(image.remove_after(error).into());
         }
@@ -279,6 +283,7 @@ fn prepare(
         page_size: page_size() as u32,
         expected_len_bytes,
         fetch: memory.clone(),
+        priority: options.priority,
         cancel: options.cancel.clone(),
         progress: options.progress.clone(),
     };

@@ -24,7 +24,7 @@ use crate::freeze::{FreezeError, Missing};
 use crate::inject::{Borrowed, InjectError};
 use crate::pages::PopulatePages;
 use crate::pipeline::{
-    Cancel, DecodeSetup, DecodeStats, Decoder, OpenImage, PipelineError, Progress, causes,
+    Cancel, DecodeSetup, DecodeStats, Decoder, OpenImage, PipelineError, Priority, Progress, causes,
 };
 use crate::session::gate::{Gate, Open, Step};
 use crate::session::journal::{Journal, State};
@@ -324,7 +324,8 @@ fn bring_back(
     Ok(stats)
 }
 
-/// A decoder that nobody stops half way: the target could only be held on then.
+/// A decoder that nobody stops half way: the target could only be held on then. Its workers
+/// are of normal priority, whatever that of the checkpoint was: the target waits for them.
 pub(crate) fn prepare(
     image: &OpenImage,
     populate: Arc<dyn PopulatePages + Send + Sync>,
@@ -333,6 +334,7 @@ pub(crate) fn prepare(
     image.prepare_decode(DecodeSetup {
         populate,
         workers: None,
+        priority: Priority::Normal,
         cancel: Cancel::new(),
         progress: progress.clone(),
     })

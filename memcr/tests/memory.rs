@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use memcr::pages::{ChunkClass, ChunkPlan, FetchPages, PageRun, PopulatePages, RemoteAddr};
-use memcr::pipeline::{Cancel, DecodeSetup, EncodeSetup, Pipeline};
+use memcr::pipeline::{Cancel, DecodeSetup, EncodeSetup, Pipeline, Priority};
 use memcr::sink::ImageMeta;
 
 use crate::support::{scratch, spec, stages};
@@ -59,6 +59,7 @@ fn round(stages_text: &str, n_chunks: u64) -> u64 {
         page_size: 4096,
         expected_len_bytes: n_chunks * CHUNK,
         fetch: Arc::new(Made),
+        priority: Priority::Normal,
         cancel: Cancel::new(),
         progress: Arc::default(),
     };
@@ -81,6 +82,7 @@ fn round(stages_text: &str, n_chunks: u64) -> u64 {
     let setup = DecodeSetup {
         populate: Arc::new(Made),
         workers: NonZeroUsize::new(4),
+        priority: Priority::Normal,
         cancel: Cancel::new(),
         progress: Arc::default(),
     };

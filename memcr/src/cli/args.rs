@@ -99,6 +99,11 @@ pub struct Job {
     #[arg(global = true, long)]
     pub verify: bool,
 
+    /// Let everybody else on the machine go first during the checkpoint, for which the process
+    /// stands still the longer; restores are as fast as ever
+    #[arg(global = true, long)]
+    pub idle: bool,
+
     /// Undo the checkpoint if it is not complete after so many seconds; of the daemon: give
     /// up every checkpoint, and answer every restore, by then
     #[arg(global = true, short = 't', long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = super::compat::seconds)]

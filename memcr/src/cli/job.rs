@@ -24,7 +24,7 @@ use super::failure::Failure;
 use super::interactive::{self, Line};
 use super::{compat, progress, report, sessions, signals};
 use crate::checkpoint::{CheckpointOptions, CheckpointReport, checkpoint};
-use crate::pipeline::{Cancel, LinkDescription, Pipeline, Progress, SearchPath};
+use crate::pipeline::{Cancel, LinkDescription, Pipeline, Priority, Progress, SearchPath};
 use crate::restore::{self, RestoreError, RestoreOptions, RestoreReport, restore};
 use crate::session::gate::Gate;
 use crate::session::journal::{GroupRecord, StateDir};
@@ -51,6 +51,8 @@ pub(crate) struct Order<'a> {
     pub(crate) search: &'a SearchPath,
     /// What the configuration and the flags come to.
     pub(crate) choice: &'a Choice,
+    /// Of the workers, unless the choice is that everybody else goes first.
+    pub(crate) priority: Priority,
     /// Of which group it is a member.
     pub(crate) group: Option<GroupRecord>,
     /// Where it waits for the others of that.
@@ -141,6 +143,10 @@ impl Order<'_> {
             include_locked: false,
             state_dir,
             verify: self.args.job.verify,
+            priority: match self.choice.idle {
+                true => Priority::Idle,
+                false => self.priority,
+            },
             needs_guard: parks,
             group: self.group.clone(),
             gate: self.gate.clone(),

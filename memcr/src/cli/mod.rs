@@ -40,7 +40,7 @@ use failure::Failure;
 use memcr_text::Out;
 
 use crate::daemon;
-use crate::pipeline::{Cancel, Pipeline, SearchPath};
+use crate::pipeline::{Cancel, Pipeline, Priority, SearchPath};
 use crate::session::gate::Open;
 use crate::session::journal::StateDir;
 use crate::sys;
@@ -186,6 +186,7 @@ fn with_target(
         state_dir: &state_dir(args, &config),
         search: &search(&config),
         choice: &config::pipeline(&config, &args.job, &args.common.set)?,
+        priority: Priority::Normal,
         group: None,
         gate: Arc::new(Open),
         cancel: Cancel::new(),

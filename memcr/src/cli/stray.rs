@@ -59,6 +59,7 @@ const MEANINGFUL: &[(&str, &[Mode])] = {
             ],
         ),
         ("verify", &[Job, Daemon, Checkpoint]),
+        ("idle", &[Job, Daemon, Checkpoint]),
         ("timeout", &[Job, Daemon, Checkpoint]),
         ("on_corrupt", &[Job, Daemon, Restore, Recover]),
         ("check_config", &[CheckConfig]),

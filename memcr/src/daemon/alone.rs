@@ -12,6 +12,7 @@ use crate::cli::args::Args;
 use crate::cli::config::{self, Config};
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
+use crate::pipeline::Priority;
 use crate::session::journal::StateDir;
 
 /// What is to be done.
@@ -48,6 +49,8 @@ pub(crate) fn run(
                 pid: 0,
                 args: args.clone(),
                 choice,
+                // Nobody is restored beside it.
+                priority: Priority::Normal,
                 permit: None,
                 group: None,
                 parks: true,

@@ -30,7 +30,7 @@ use crate::cli::failure::Failure;
 use crate::cli::job::{self, Taken};
 use crate::cli::sessions::{Outcome, Sessions};
 use crate::cli::stages;
-use crate::pipeline::{Cancel, CancelReason, Pipeline, SearchPath};
+use crate::pipeline::{Cancel, CancelReason, Pipeline, Priority, SearchPath};
 use crate::restore::{self, RestoreOptions};
 use crate::session::gate::{Barred, Gate, Step};
 use crate::session::journal::GroupRecord;
@@ -91,6 +91,8 @@ pub(crate) struct Checkpoint {
     pub(crate) args: Args,
     /// What it comes to.
     pub(crate) choice: Choice,
+    /// Of the workers, unless the choice is that everybody else goes first.
+    pub(crate) priority: Priority,
     /// What the one who asks may do, looked at again when the target stands still.
     pub(crate) permit: Option<Permit>,
     /// The group that it is to be a member of, which opens the gates.
@@ -170,6 +172,7 @@ fn checkpoint(home: &Home, task: &Checkpoint, link: &Arc<Link>) -> End {
         state_dir: &home.state_dir,
         search: &home.search,
         choice: &task.choice,
+        priority: task.priority,
         group: task.group.clone(),
         gate: Arc::new(gate),
         cancel,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::pipeline::calls::Calls;
 use crate::pipeline::foreman::{panic_text, spawn};
-use crate::pipeline::{Cancel, PipelineError, Result};
+use crate::pipeline::{Cancel, PipelineError, Priority, Result};
 
 /// How long a wait lasts before the cancel token is looked at again. Whatever else ends
 /// a wait wakes it at once.
@@ -165,10 +165,11 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    /// Starts `n` threads. Each makes its tools and reports; then it works. Answers when
-    /// all are ready; when one cannot be, all have ended.
+    /// Starts `n` threads of this priority. Each makes its tools and reports; then it works.
+    /// Answers when all are ready; when one cannot be, all have ended.
     pub(super) fn start<T>(
         n: usize,
+        priority: Priority,
         stop: &Arc<Stop>,
         tools: impl Fn() -> Result<T> + Send + Sync + 'static,
         work: impl Fn(usize, T) + Send + Sync + 'static,
@@ -185,6 +186,7 @@ impl Crew {
             let (ready, body, stop) = (ready.clone(), Arc::clone(&body), Arc::clone(stop));
             let here = here.clone();
             match spawn(format!("memcr-worker-{number}"), move || {
+                hold_back(number, priority);
                 worker(number, ready, &body, &stop);
                 drop((body, here));
             }) {
@@ -250,6 +252,16 @@ pub(super) fn answer<T>(inbox: &mpsc::Receiver<T>, stop: &Stop) -> Option<T> {
                 }
             }
         }
+    }
+}
+
+/// A priority that cannot be had costs others some time and the target nothing: it is told,
+/// once, and the work is done.
+fn hold_back(number: usize, priority: Priority) {
+    if let Err(error) = priority.take()
+        && number == 0
+    {
+        tracing::warn!("the checkpoint does not let others go first: {error}");
     }
 }
 
@@ -356,7 +368,10 @@ mod tests {
             *n += 1;
             if *n == 2 { Err(corrupt()) } else { Ok(()) }
         };
-        assert!(Crew::start(3, &stop(), tools, |_, ()| {}).is_err_and(|e| e.is_corrupt()));
+        assert!(
+            Crew::start(3, Priority::Normal, &stop(), tools, |_, ()| {})
+                .is_err_and(|e| e.is_corrupt())
+        );
         assert_eq!(*guard(&n), 3);
     }
 
@@ -370,11 +385,11 @@ mod tests {
                 let _ = guard(&held).recv();
             }
         };
-        let crew = Crew::start(2, &stop, || Ok(()), work).unwrap();
+        let crew = Crew::start(2, Priority::Normal, &stop, || Ok(()), work).unwrap();
         stop.fail(corrupt());
         assert!(!crew.leave(&stop));
         drop(release);
-        let crew = Crew::start(2, &stop, || Ok(()), |_, ()| {}).unwrap();
+        let crew = Crew::start(2, Priority::Normal, &stop, || Ok(()), |_, ()| {}).unwrap();
         assert!(crew.leave(&stop));
     }
 
@@ -382,7 +397,7 @@ mod tests {
     fn a_panic_of_a_worker_is_the_failure() {
         let stop = stop();
         let work = |number, ()| assert_eq!(number, 0, "wrong number");
-        let crew = Crew::start(2, &stop, || Ok(()), work).unwrap();
+        let crew = Crew::start(2, Priority::Normal, &stop, || Ok(()), work).unwrap();
         assert!(crew.leave(&stop));
         assert!(
             matches!(stop.take(), Err(PipelineError::Panicked(text)) if text.contains("wrong number"))

@@ -27,7 +27,7 @@ use crate::pipeline::foreman::Foreman;
 use crate::pipeline::links::Chain;
 use crate::pipeline::open::chain_image_error;
 use crate::pipeline::shift::turnstiles;
-use crate::pipeline::{Cancel, PipelineError, Place, Progress, Result, bench};
+use crate::pipeline::{Cancel, PipelineError, Place, Priority, Progress, Result, bench};
 use crate::sink::frame::IndexEntry;
 use crate::sink::{ImageError, ImageReader, IndexCursor};
 
@@ -37,6 +37,8 @@ pub struct DecodeSetup {
     pub populate: Arc<dyn PopulatePages + Send + Sync>,
     /// Number of workers; `None`: as the pipeline was asked for.
     pub workers: Option<NonZeroUsize>,
+    /// Of the workers.
+    pub priority: Priority,
     /// Stops the work.
     pub cancel: Cancel,
     /// Shows how far it is.
@@ -106,7 +108,12 @@ struct Pass {
 }
 
 impl Decoder {
-    pub(super) fn start(foreman: Arc<Foreman>, shift: Shift, n_workers: usize) -> Result<Self> {
+    pub(super) fn start(
+        foreman: Arc<Foreman>,
+        shift: Shift,
+        n_workers: usize,
+        priority: Priority,
+    ) -> Result<Self> {
         let shift = Arc::new(shift);
         let (orders, inboxes): (Vec<_>, Vec<_>) =
             (0..n_workers).map(|_| mpsc::channel::<Arc<Pass>>()).unzip();
@@ -115,6 +122,7 @@ impl Decoder {
         let (tools, work) = (Arc::clone(&shift), Arc::clone(&shift));
         let crew = Crew::start(
             n_workers,
+            priority,
             &shift.stop,
             move || {
                 Bench::new(

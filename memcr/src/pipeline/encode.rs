@@ -24,7 +24,7 @@ use crate::pipeline::foreman::Foreman;
 use crate::pipeline::links::Chain;
 use crate::pipeline::queue::Job;
 use crate::pipeline::shift::Shift;
-use crate::pipeline::{Cancel, OpenImage, PipelineError, Place, Progress, Result, open};
+use crate::pipeline::{Cancel, OpenImage, PipelineError, Place, Priority, Progress, Result, open};
 use crate::sink::layout::{Header, VERSION, this_arch};
 use crate::sink::{ImageMeta, TargetIdentity};
 
@@ -38,6 +38,8 @@ pub struct EncodeSetup {
     pub expected_len_bytes: u64,
     /// Source of the pages.
     pub fetch: Arc<dyn FetchPages + Send + Sync>,
+    /// Of the workers.
+    pub priority: Priority,
     /// Stops the work.
     pub cancel: Cancel,
     /// Shows how far it is.
@@ -71,6 +73,7 @@ pub(super) fn prepare(
     let header = header(&setup, blueprint.chunk_len)?;
     let (foreman, workers) = (Arc::new(foreman), blueprint.workers);
     let stop = Stop::new(setup.cancel.clone(), Arc::clone(foreman.calls()));
+    let priority = setup.priority;
     let open = move |chain: &Arc<Chain>| {
         let (shift, n_workers) = Shift::open(chain, setup, stop, &header, workers)?;
         let locator = shift.store.0.sink_locator().ok();
@@ -95,6 +98,7 @@ pub(super) fn prepare(
     // From here on a failure drops the encoder, which removes the image.
     encoder.crew = Some(Crew::start(
         shift.1,
+        priority,
         &Arc::clone(&work.stop),
         move || Bench::new(&tools.chain, &tools.common, 0, &tools.turnstiles),
         move |_, bench| work.work(bench),

@@ -26,6 +26,7 @@
 //! | `describe`, `params`, `order` | what plugins say of themselves, and what is checked by it |
 //! | `links` | the stages with their handles |
 //! | `foreman`, `crew`, `queue` | threads: who does what, when it ends, who waits |
+//! | `priority` | what they let go first |
 //! | `calls` | who is waited for, and when not any longer |
 //! | `bench`, `zero` | one worker's buffers, and the way of a chunk over them |
 //! | `encode`, `shift`, `open`, `decode` | the two directions, and the committed image between them |
@@ -47,6 +48,7 @@ mod open;
 mod order;
 mod orphan;
 mod params;
+mod priority;
 mod queue;
 mod search;
 mod shift;
@@ -67,5 +69,6 @@ pub use error::{LoadError, PipelineError, Place, Result};
 pub use load::Plugin;
 pub use open::OpenImage;
 pub use params::parse_size;
+pub use priority::Priority;
 pub use search::{FoundStage, SearchPath, find_all};
 pub use watch::{Cancel, CancelReason, Progress};

@@ -18,7 +18,7 @@ use crate::pipeline::decode::{self, DecodeSetup, DecodeStats, Decoder};
 use crate::pipeline::error::causes;
 use crate::pipeline::foreman::Foreman;
 use crate::pipeline::links::{Chain, Link, SinkStore, sink_error};
-use crate::pipeline::{Cancel, LinkDescription, PipelineError, Place, Progress, Result};
+use crate::pipeline::{Cancel, LinkDescription, PipelineError, Place, Priority, Progress, Result};
 use crate::sink::layout::{Footer, Header};
 use crate::sink::{
     ImageError, ImageFacts, ImageMeta, ImageReader, ReadImage, TargetIdentity, facts, hex,
@@ -154,11 +154,12 @@ impl OpenImage {
         let (source, footer) = (self.source.clone(), self.footer);
         let workers = Workers(setup.workers.or(self.blueprint.workers.0));
         let stop = Stop::new(setup.cancel.clone(), Arc::clone(self.foreman.calls()));
+        let priority = setup.priority;
         let (shift, n_workers) = self.foreman.with_chain(move |chain| {
             let reader = read_again(chain, &source, &footer)?;
             decode::begin(chain, reader, setup, stop, workers)
         })?;
-        Decoder::start(Arc::clone(&self.foreman), shift, n_workers)
+        Decoder::start(Arc::clone(&self.foreman), shift, n_workers, priority)
     }
 
     /// Decodes every chunk into nothing and checks every digest and total.
@@ -166,10 +167,24 @@ impl OpenImage {
     /// # Errors
     /// As [`OpenImage::prepare_decode`] and [`Decoder::pass`].
     pub fn verify(&self, cancel: Cancel, progress: Arc<Progress>) -> Result<DecodeStats> {
+        self.verify_at(Priority::Normal, cancel, progress)
+    }
+
+    /// The same by workers that let others go first.
+    ///
+    /// # Errors
+    /// As [`OpenImage::verify`].
+    pub fn verify_at(
+        &self,
+        priority: Priority,
+        cancel: Cancel,
+        progress: Arc<Progress>,
+    ) -> Result<DecodeStats> {
         self.read_meta()?;
         let setup = DecodeSetup {
             populate: Arc::new(Nowhere),
             workers: None,
+            priority,
             cancel,
             progress,
         };

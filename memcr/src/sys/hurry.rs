@@ -5,11 +5,11 @@ use std::io;
 /// `struct sched_attr` (sched_setattr(2)), as far as every kernel with that call knows it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-struct Attr {
+pub(super) struct Attr {
     size: u32,
-    policy: u32,
+    pub(super) policy: u32,
     flags: u64,
-    nice: i32,
+    pub(super) nice: i32,
     priority: u32,
     runtime: u64,
     deadline: u64,
@@ -21,7 +21,19 @@ const RESET_ON_FORK: u64 = 1;
 const OTHER: u32 = libc::SCHED_OTHER as u32;
 const FIFO: u32 = libc::SCHED_FIFO as u32;
 const BATCH: u32 = libc::SCHED_BATCH as u32;
-const IDLE: u32 = libc::SCHED_IDLE as u32;
+pub(super) const IDLE: u32 = libc::SCHED_IDLE as u32;
+
+impl Attr {
+    /// Another policy for a thread that is scheduled so far as `before` says.
+    pub(super) fn of(policy: u32, before: Self) -> Self {
+        Self {
+            size: LEN,
+            policy,
+            flags: before.flags & RESET_ON_FORK,
+            ..Self::default()
+        }
+    }
+}
 
 /// A thread that goes before all ordinary ones, until this is dropped: then it is scheduled
 /// as before.
@@ -41,11 +53,8 @@ impl Hurry {
             return None;
         }
         let attr = Attr {
-            size: LEN,
-            policy: FIFO,
-            flags: before.flags & RESET_ON_FORK,
             priority: 1,
-            ..Attr::default()
+            ..Attr::of(FIFO, before)
         };
         set(tid, &attr).ok()?;
         Some(Self { tid, before })
@@ -64,7 +73,7 @@ impl Drop for Hurry {
     }
 }
 
-fn get(tid: i32) -> io::Result<Attr> {
+pub(super) fn get(tid: i32) -> io::Result<Attr> {
     let mut attr = Attr::default();
     let place = &raw mut attr;
     // SAFETY: the kernel writes at most LEN bytes, which is what `attr` has; all of its
@@ -73,7 +82,7 @@ fn get(tid: i32) -> io::Result<Attr> {
     super::check(result).map(|_| attr)
 }
 
-fn set(tid: i32, attr: &Attr) -> io::Result<()> {
+pub(super) fn set(tid: i32, attr: &Attr) -> io::Result<()> {
     let place = std::ptr::from_ref(attr);
     // SAFETY: the kernel reads `attr.size` bytes, which is the size of `attr`.
     let result = unsafe { libc::syscall(libc::SYS_sched_setattr, tid, place, 0) };

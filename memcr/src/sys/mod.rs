@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod arch;
+pub mod background;
 pub mod collapse;
 pub mod features;
 pub mod fork;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memcr::pages::{ChunkPlan, FetchPages};
-use memcr::pipeline::{Cancel, CancelReason, EncodeSetup, Pipeline, PipelineError};
+use memcr::pipeline::{Cancel, CancelReason, EncodeSetup, Pipeline, PipelineError, Priority};
 
 use crate::support::{
     HUGE, Memory, PAGE, PLAIN, checkpoint, content, feed, meta, plans, restore, setup, spec, stages,
@@ -331,6 +331,7 @@ fn a_caller_that_waits_in_a_full_queue_is_told() {
     let setup = EncodeSetup {
         cancel: cancel.clone(),
         fetch,
+        priority: Priority::Normal,
         ..setup(&Arc::new(memory))
     };
     let spec = spec(&format!("disk:path={}", dir.path().display()), 1);

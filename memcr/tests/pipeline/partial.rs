@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use linux_keyutils::{KeyRing, KeyRingIdentifier};
 use memcr::pages::{ChunkPlan, FetchPages};
-use memcr::pipeline::{EncodeSetup, Pipeline, PipelineSpec};
+use memcr::pipeline::{EncodeSetup, Pipeline, PipelineSpec, Priority};
 use memcr::sys::keyring;
 
 use crate::support::{Memory, PLAIN, content, meta, plans, setup, skip, spec, stages};
@@ -37,6 +37,7 @@ fn other_process() {
     let memory = Arc::new(memory);
     let setup = EncodeSetup {
         fetch: Arc::new(Deadly(memory.clone())),
+        priority: Priority::Normal,
         ..setup(&memory)
     };
     let mut encoder = Pipeline::load(&spec(&pipeline, 1), stages())

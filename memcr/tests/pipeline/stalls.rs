@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use memcr::pages::{ChunkClass, PageRun, PopulatePages};
 use memcr::pipeline::{
     Cancel, CancelReason, DecodeSetup, EncodeSetup, OpenImage, Pipeline, PipelineError,
-    PipelineSpec,
+    PipelineSpec, Priority,
 };
 
 use crate::faults::told;
@@ -224,6 +224,7 @@ fn into_setup(into: &Arc<impl PopulatePages + Send + 'static>) -> DecodeSetup {
     DecodeSetup {
         populate: into.clone(),
         workers: None,
+        priority: Priority::Normal,
         cancel: Cancel::new(),
         progress: Arc::default(),
     }

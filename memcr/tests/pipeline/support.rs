@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use memcr::pages::{ChunkClass, ChunkPlan, FetchPages, PageRun, PopulatePages, RemoteAddr};
 use memcr::pipeline::{
     Cancel, DecodeSetup, DecodeStats, EncodeSetup, Encoder, OpenImage, Pipeline, PipelineError,
-    PipelineSpec, Progress, SearchPath, StageSpec,
+    PipelineSpec, Priority, Progress, SearchPath, StageSpec,
 };
 use memcr::sink::{ImageMeta, Protection, TargetIdentity, VmaRecord, VmaTable};
 
@@ -178,6 +178,7 @@ pub(crate) fn setup(memory: &Arc<Memory>) -> EncodeSetup {
         page_size: PAGE as u32,
         expected_len_bytes: 1 << 20,
         fetch: memory.clone(),
+        priority: Priority::Normal,
         cancel: Cancel::new(),
         progress: Arc::new(Progress::default()),
     }
@@ -239,6 +240,7 @@ pub(crate) fn restore(image: &OpenImage, into: &Arc<Memory>) -> Result<DecodeSta
     let setup = DecodeSetup {
         populate: into.clone(),
         workers: None,
+        priority: Priority::Normal,
         cancel: Cancel::new(),
         progress: Arc::new(Progress::default()),
     };

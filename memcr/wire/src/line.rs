@@ -34,6 +34,8 @@ pub(crate) struct Line {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) compress: Option<Scalar>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) idle: Option<Scalar>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) timeout: Option<Scalar>,
 }
 
@@ -53,7 +55,8 @@ pub(crate) struct Head {
 pub(crate) enum Scalar {
     Text(String),
     Number(Number),
-    /// Neither: the word says what it is.
+    Truth(bool),
+    /// None of these: the word says what it is.
     Other(&'static str),
 }
 
@@ -68,6 +71,7 @@ impl fmt::Display for Scalar {
                 write!(f, "{head:?}... ({} bytes)", text.len())
             }
             Self::Number(number) => number.fmt(f),
+            Self::Truth(truth) => truth.fmt(f),
             Self::Other(what) => f.write_str(what),
         }
     }
@@ -106,7 +110,7 @@ impl<'de> Visitor<'de> for AnyScalar {
     }
 
     fn visit_bool<E>(self, truth: bool) -> Result<Scalar, E> {
-        Ok(Scalar::Other(if truth { "true" } else { "false" }))
+        Ok(Scalar::Truth(truth))
     }
 
     fn visit_unit<E>(self) -> Result<Scalar, E> {

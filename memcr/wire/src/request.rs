@@ -88,6 +88,9 @@ pub struct Choice {
     pub dir: Option<PathBuf>,
     /// How the image is compressed.
     pub compress: Option<Compress>,
+    /// Everybody else on the machine goes first, so that the process stands still the longer.
+    /// `false`: as the daemon's configuration says.
+    pub idle: bool,
 }
 
 /// Why a line is no request.
@@ -166,6 +169,9 @@ pub enum RequestError {
     /// No compression.
     #[error("`compress` is one of none, lz4 and zstd, not {0}")]
     Compress(String),
+    /// Neither true nor false.
+    #[error("`idle` is true or false, not {0}")]
+    Idle(String),
     /// A pipeline says already how it compresses.
     #[error("`pipeline` and `compress` exclude each other: a pipeline says how it compresses")]
     Both,
@@ -344,6 +350,7 @@ impl fmt::Display for Subject {
 impl Choice {
     fn put(&self, line: &mut Line) -> Result<(), RequestError> {
         line.pipeline = self.pipeline.clone().map(Scalar::Text);
+        line.idle = self.idle.then_some(Scalar::Truth(true));
         line.compress = self.compress.map(|word| Scalar::Text(word.name().into()));
         if let Some(dir) = &self.dir {
             // JSON is text, and a path need not be.

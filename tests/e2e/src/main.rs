@@ -23,6 +23,7 @@
 //! | `guard`     | the guard over dropped memory, and what holds without one            |
 //! | `held`      | what happens while the target is held, also to the image            |
 //! | `parked`    | `checkpoint` and `restore` as two commands, nothing in between      |
+//! | `idle`      | who goes first while a checkpoint stores, and while one restores      |
 //! | `image`     | flipped bits, truncations                                           |
 //! | `daemon`    | the daemon, its protocols, its clients; many processes as one       |
 //! | `limits`    | 34, 35, 38, 40                                                      |
@@ -33,6 +34,7 @@ mod common;
 mod daemon;
 mod guard;
 mod held;
+mod idle;
 mod image;
 mod limits;
 mod machinery;
@@ -75,6 +77,7 @@ fn main() {
         held::tests(),
         parked::tests(),
         image::tests(),
+        idle::tests(),
         daemon::tests(),
         limits::tests(),
         programs::tests(),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memcr::pages::{ChunkClass, ChunkPlan, FetchPages, PageRun, RemoteAddr};
-use memcr::pipeline::{Cancel, EncodeSetup, Pipeline, PipelineSpec, StageSpec};
+use memcr::pipeline::{Cancel, EncodeSetup, Pipeline, PipelineSpec, Priority, StageSpec};
 use memcr::sink::{ImageMeta, Protection, TargetIdentity, VmaRecord, VmaTable};
 
 const PAGE: u64 = 4096;
@@ -67,6 +67,7 @@ fn seed(dir: &Path, stages: &str, n_chunks: u64) {
         page_size: PAGE as u32,
         expected_len_bytes: 0,
         fetch: Arc::new(Text),
+        priority: Priority::Normal,
         cancel: Cancel::new(),
         progress: Arc::default(),
     };

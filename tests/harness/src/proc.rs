@@ -68,6 +68,38 @@ pub fn threads(pid: u32) -> Vec<u32> {
         .collect()
 }
 
+/// How a thread is scheduled (sched(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schedule {
+    /// Its policy, as in sched_setscheduler(2).
+    pub policy: u32,
+    /// Its nice value.
+    pub nice: i32,
+}
+
+impl Schedule {
+    /// The policy SCHED_IDLE.
+    pub const IDLE: u32 = 5;
+
+    /// Of a thread of a process.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn of(pid: u32, tid: u32) -> Result<Self> {
+        let stat = text(pid, &format!("task/{tid}/stat"))?;
+        // Numbers as in proc(5), where the state, behind the name, is the third.
+        let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        let field = |number: usize| {
+            let word = fields.split_whitespace().nth(number - 3);
+            word.ok_or_else(|| Trouble::Failed(format!("no field {number} in {stat}")))
+        };
+        Ok(Self {
+            policy: field(41)?.parse().context(&stat)?,
+            nice: field(19)?.parse().context(&stat)?,
+        })
+    }
+}
+
 /// Whether a process exists and is not a zombie.
 #[must_use]
 pub fn lives(pid: u32) -> bool {

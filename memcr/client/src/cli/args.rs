@@ -80,6 +80,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", conflicts_with = "compress")]
     pub(crate) pipeline: Option<String>,
 
+    /// Let everybody else on the machine go first, for which the process stands still longer
+    #[arg(long)]
+    pub(crate) idle: bool,
+
     /// Give up after so many seconds
     ///
     /// The daemon undoes a checkpoint that is not complete by then; a restore goes on. A

@@ -66,6 +66,7 @@ impl Order {
                 pipeline: args.pipeline.clone(),
                 dir: absolute,
                 compress: args.compress.map(Compress::from),
+                idle: args.idle,
             },
             dir: args.dir.clone(),
         })
@@ -91,7 +92,7 @@ impl Order {
         let Some(Subject::Pid(pid)) = self.subject else {
             return None;
         };
-        if self.choice.pipeline.is_some() {
+        if self.choice.pipeline.is_some() || self.choice.idle {
             return None;
         }
         let has_options = self.dir.is_some() || self.choice.compress.is_some();
@@ -173,6 +174,7 @@ fn check_choice(args: &Args, job: &str) -> Result<(), clap::Error> {
         ("-d", args.dir.is_some(), is_procedure),
         ("-z", args.compress.is_some(), is_procedure),
         ("--pipeline", args.pipeline.is_some(), args.checkpoint),
+        ("--idle", args.idle, args.checkpoint),
     ] {
         if is_given && !fits {
             let what = format!("{flag} says how to checkpoint, and means nothing to {job}");
@@ -199,6 +201,7 @@ fn check_protocol(args: &Args, job: &str) -> Result<(), clap::Error> {
         (args.tree.is_some(), "--tree"),
         (args.cgroup.is_some(), "--cgroup"),
         (args.pipeline.is_some(), "--pipeline"),
+        (args.idle, "--idle"),
     ];
     match beyond.into_iter().find(|(is_given, _)| *is_given) {
         None => Ok(()),

@@ -27,7 +27,7 @@ fn requests_go_out_and_answers_come_back() {
         assert_eq!(
             request,
             json!({"memcr": 1, "id": 1, "do": "checkpoint", "pid": 4711, "dir": "/var",
-                   "compress": "zstd", "timeout": 2.5})
+                   "compress": "zstd", "idle": true, "timeout": 2.5})
         );
         say(
             stream,
@@ -50,6 +50,7 @@ fn requests_go_out_and_answers_come_back() {
         pipeline: None,
         dir: Some("/var".into()),
         compress: Some(Compress::Zstd),
+        idle: true,
     };
     let timeout = Some(Duration::from_millis(2500));
     let answer = client.checkpoint(Subject::Pid(4711), choice, timeout);

@@ -75,6 +75,10 @@ fn flags_become_requests() {
             "-p 7 -c -z NONE",
             json!({"do": "checkpoint", "pid": 7, "compress": "none"}),
         ),
+        (
+            "-p 7 -c --idle",
+            json!({"do": "checkpoint", "pid": 7, "idle": true}),
+        ),
         // Where the image is, the daemon knows.
         (
             "-p 7 -r -d /tmp --compress zstd",
@@ -308,6 +312,7 @@ fn what_an_old_daemon_cannot_be_asked_is_not_tried() {
     for words in [
         "--tree 7 -c",
         "-p 7 -c --pipeline small",
+        "-p 7 -c --idle",
         "--list",
         "-p 7 --abort",
     ] {
@@ -444,6 +449,14 @@ fn flags_that_do_not_go_together_are_refused() {
         (
             "-c -p 7 --v2 --pipeline x",
             "the old protocol (--v2) cannot say --pipeline",
+        ),
+        (
+            "-c -p 7 --v1 --idle",
+            "the old protocol (--v1) cannot say --idle",
+        ),
+        (
+            "-r -p 7 --idle",
+            "--idle says how to checkpoint, and means nothing to -r",
         ),
         ("-c -p 0", "0 is not in 1..=2147483647"),
         ("-c -p -4", "-4 is not in 1..=2147483647"),

@@ -52,6 +52,8 @@ pub struct File {
     pub state_dir: Option<PathBuf>,
     /// Threads that encode and decode; 0: one per CPU.
     pub workers: Option<Given<u16>>,
+    /// Whether checkpoints let everybody else on the machine go first.
+    pub idle: Option<bool>,
     /// Seconds after which a stage that does not come back is given up; 0: never.
     pub stall_limit: Option<Given<u64>>,
     /// Chunk length as text, a number of bytes with or without suffix.
@@ -93,6 +95,7 @@ pub fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
             .workers
             .map(|value| number(&places, "workers", value, 0..=MAX_WORKERS))
             .transpose()?,
+        idle: raw.idle,
         stall_limit: raw
             .stall_limit
             .map(|value| number(&places, "stall_limit", value, 0..=MAX_STALL_LIMIT))
@@ -120,6 +123,7 @@ struct Raw {
     stage_path: Option<Vec<Spanned<PathBuf>>>,
     state_dir: Option<Spanned<PathBuf>>,
     workers: Option<Spanned<Value>>,
+    idle: Option<bool>,
     stall_limit: Option<Spanned<Value>>,
     chunk: Option<Spanned<Value>>,
     #[serde(default)]
@@ -297,6 +301,14 @@ mod tests {
             (
                 "stall_limit = 'ever'",
                 "p.toml:1:15: stall_limit: `\"ever\"` is no number from 0 to 86400",
+            ),
+            (
+                "idle = 1",
+                "p.toml:1:8: invalid type: integer `1`, expected a boolean",
+            ),
+            (
+                "idle = 'yes'",
+                "p.toml:1:8: invalid type: string \"yes\", expected a boolean",
             ),
             ("pipeline = [", "p.toml:1:13: "),
             ("chunk = [1]", "p.toml:1:9: `chunk` is a list; a text"),

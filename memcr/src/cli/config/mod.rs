@@ -147,6 +147,7 @@ impl File {
             stage_path: self.stage_path.or(base.stage_path),
             state_dir: self.state_dir.or(base.state_dir),
             workers: self.workers.or(base.workers),
+            idle: self.idle.or(base.idle),
             stall_limit: self.stall_limit.or(base.stall_limit),
             chunk: self.chunk.or(base.chunk),
             pipelines: base.pipelines,
@@ -277,7 +278,10 @@ mod tests {
         let built_in = file::parse(Path::new("pipeline.toml"), BUILT_IN).unwrap();
         assert_eq!(built_in.pipeline.unwrap().value, "compress,file");
         assert!(
-            built_in.workers.is_some() && built_in.chunk.is_some() && built_in.stage_path.is_some()
+            built_in.workers.is_some()
+                && built_in.idle == Some(false)
+                && built_in.chunk.is_some()
+                && built_in.stage_path.is_some()
         );
     }
 

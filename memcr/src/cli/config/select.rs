@@ -26,6 +26,8 @@ use super::{Config, ConfigError, Origin, Param};
 pub struct Choice {
     /// The pipeline.
     pub spec: PipelineSpec,
+    /// Whether the checkpoint lets everybody else on the machine go first.
+    pub idle: bool,
     params: Vec<(String, Param)>,
 }
 
@@ -101,6 +103,7 @@ pub fn pipeline(config: &Config, job: &Job, sets: &[String]) -> Result<Choice, C
             chunk_len_bytes: chunk_len_bytes(config)?,
             stall_limit: stall_limit(config),
         },
+        idle: job.idle || config.settings.idle.unwrap_or(false),
         params: stages.into_iter().flat_map(Named::into_params).collect(),
     })
 }
@@ -407,6 +410,26 @@ mod tests {
             ),
         ] {
             assert_eq!(chosen(line).unwrap(), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_flag_or_the_configuration_makes_it_idle() {
+        for (line, text, want) in [
+            ("m -p1", "", false),
+            ("m -p1", "idle = false", false),
+            ("m -p1 --idle", "idle = false", true),
+            ("m -p1", "idle = true", true),
+            ("m checkpoint 1 --idle", "", true),
+        ] {
+            let text = format!("pipeline = 'file'\n{text}");
+            let config = Config {
+                path: None,
+                settings: super::super::parse(Path::new("p"), &text).unwrap(),
+            };
+            let args = Args::try_parse_from(line.split(' ')).unwrap();
+            let choice = super::pipeline(&config, &args.job, &[]).unwrap();
+            assert_eq!(choice.idle, want, "{line} {text}");
         }
     }
 

@@ -3,6 +3,7 @@ use super::*;
 use crate::cli::args::Args;
 use crate::cli::config::{Config, Places, pipeline};
 use crate::daemon::link::News;
+use crate::pipeline::Priority;
 use clap::Parser;
 
 /// A desk, and what it has said.
@@ -22,6 +23,7 @@ fn task(pid: i32) -> Checkpoint {
         pid,
         choice: pipeline(&config, &args.job, &[]).unwrap(),
         args,
+        priority: Priority::Low,
         permit: None,
         group: None,
         parks: false,

@@ -25,6 +25,15 @@ use crate::daemon::connection::Connection;
 use crate::daemon::members;
 use crate::daemon::peer::Peer;
 use crate::daemon::permit::Permit;
+use crate::pipeline::Priority;
+
+/// Of the workers of clients' checkpoints. Whoever waits for a restore waits to go on;
+/// whoever waits for a checkpoint has put something aside. Both are asked for at any time,
+/// and the desk keeps no restore waiting, so on a busy device they share the CPUs: with
+/// this a restore has nine tenths of what both want, and without restores nothing is lost.
+/// Not SCHED_IDLE: a checkpoint beside any other busy program would then hardly go on, with
+/// its target standing still. That is for the operator or the client to want (`idle`).
+const PRIORITY: Priority = Priority::Low;
 
 impl Server {
     /// A request of `peer` has come in on a connection. That may be over by now, since an
@@ -212,6 +221,7 @@ impl Server {
         let mut args = self.home.args.clone();
         let job = &mut args.job;
         job.timeout = timeout.or(self.settings.timeout);
+        job.idle |= choice.idle;
         if let Some(name) = &choice.pipeline {
             choices.pipeline(name).map_err(forbidden)?;
             job.pipeline = Some(name.clone());
@@ -236,6 +246,7 @@ impl Server {
             pid: 0,
             args,
             choice: chosen,
+            priority: PRIORITY,
             permit: Permit::new(rules, peer),
             group: None,
             parks: false,
@@ -290,6 +301,7 @@ fn legacy(request: Result<LegacyRequest, memcr_wire::Malformed>) -> Result<Ask, 
                 pipeline: None,
                 dir: request.dir.map(directory),
                 compress: request.compress,
+                idle: false,
             },
             timeout: None,
         },

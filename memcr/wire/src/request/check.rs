@@ -61,6 +61,7 @@ fn refuse_strays(verb: &'static str, line: &Line, known: &[&str]) -> Checked<()>
         ("pipeline", line.pipeline.is_some()),
         ("dir", line.dir.is_some()),
         ("compress", line.compress.is_some()),
+        ("idle", line.idle.is_some()),
         ("timeout", line.timeout.is_some()),
     ];
     let stray = given
@@ -94,6 +95,7 @@ fn choice(line: &Line) -> Checked<Choice> {
         pipeline: line.pipeline.as_ref().map(pipeline).transpose()?,
         dir: dir.transpose()?.map(PathBuf::from),
         compress: line.compress.as_ref().map(compress).transpose()?,
+        idle: idle(line)?,
     })
 }
 
@@ -146,6 +148,14 @@ fn compress(value: &Scalar) -> Checked<Compress> {
         _ => None,
     };
     word.ok_or_else(|| RequestError::Compress(value.to_string()))
+}
+
+fn idle(line: &Line) -> Checked<bool> {
+    match &line.idle {
+        None => Ok(false),
+        Some(Scalar::Truth(truth)) => Ok(*truth),
+        Some(other) => Err(RequestError::Idle(other.to_string())),
+    }
 }
 
 fn timeout(line: &Line) -> Checked<Option<Duration>> {

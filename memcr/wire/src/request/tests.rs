@@ -28,6 +28,7 @@ fn the_lines_of_the_specification_are_understood() {
         pipeline: Some("small".into()),
         dir: Some("/var/tmp".into()),
         compress: None,
+        idle: true,
     };
     let lz4 = Choice {
         compress: Some(Compress::Lz4),
@@ -37,12 +38,16 @@ fn the_lines_of_the_specification_are_understood() {
     let cgroup = || Subject::Cgroup("/app.slice/x".into());
     for (line, want) in [
         (
-            r#"{"memcr":1,"do":"checkpoint","pid":4711,"pipeline":"small","dir":"/var/tmp","timeout":20.5}"#,
+            r#"{"memcr":1,"do":"checkpoint","pid":4711,"pipeline":"small","dir":"/var/tmp","idle":true,"timeout":20.5}"#,
             checkpoint(Subject::Pid(4711), choice, Some(20.5)),
         ),
         (
             r#"{"memcr":1,"do":"checkpoint","pid":4711,"compress":"lz4"}"#,
             checkpoint(Subject::Pid(4711), lz4, None),
+        ),
+        (
+            r#"{"memcr":1,"do":"checkpoint","pid":4711,"idle":false}"#,
+            checkpoint(Subject::Pid(4711), Choice::default(), None),
         ),
         (
             r#"{"memcr":1,"do":"checkpoint","tree":4711}"#,
@@ -171,6 +176,18 @@ fn mistakes_are_told_with_key_and_value() {
         (
             r#""do":"restore","pid":1,"compress":"lz4""#,
             "`restore` takes no `compress`",
+        ),
+        (
+            r#""do":"restore","pid":1,"idle":true"#,
+            "`restore` takes no `idle`",
+        ),
+        (
+            r#""do":"checkpoint","pid":1,"idle":"yes""#,
+            "`idle` is true or false, not \"yes\"",
+        ),
+        (
+            r#""do":"checkpoint","pid":1,"idle":1"#,
+            "`idle` is true or false, not 1",
         ),
         (
             r#""do":"abort","pid":1,"timeout":1"#,
@@ -308,7 +325,7 @@ fn no_daemon_has_to_refuse_what_a_client_sends() {
     let both = Choice {
         pipeline: Some("small".into()),
         compress: Some(Compress::None),
-        dir: None,
+        ..Choice::default()
     };
     let dir = |dir: &std::ffi::OsStr| Choice {
         dir: Some(dir.into()),

@@ -202,6 +202,7 @@ impl Guest<'_> {
                 pipeline,
                 dir: self.dir(),
                 compress,
+                idle: self.random.below(4) == 0,
             },
             timeout: self.timeout(),
         }
