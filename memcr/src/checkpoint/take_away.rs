@@ -9,10 +9,14 @@ use crate::pages::guarded::{Heed, Watcher};
 use crate::pipeline::{OpenImage, causes};
 use crate::session::journal::{ImageRecord, State};
 use crate::session::{Guarded, Held};
-use crate::sys::procfs;
+use crate::sys::procfs::{self, Stat};
+use crate::sys::same_cpu::OthersBusy;
 
 use super::error::StepError;
 use super::pass;
+
+/// Runs to drop that are too few to arrange anything for.
+const FEW: usize = 256;
 
 /// Drops `drops`, which lie in `mappings` as far as they are anonymous memory, and which
 /// the image holds.
@@ -73,15 +77,29 @@ fn drop_guarded(
     // Clean pages of a file come back from it, guard or not.
     let may_go = |drop: &&DropRun| drop.is_file || guarded.covers(drop.run);
     let (may_go, stays): (Vec<_>, Vec<_>) = drops.iter().partition(may_go);
-    let watcher = Watcher::start(guarded.memory(), Heed::Nothing)?;
+    let cpu = Some(&held.frozen).filter(|_| may_go.len() > FEW);
+    let together = cpu
+        .and_then(cpu_of_first)
+        .and_then(|cpu| Some((cpu, OthersBusy::but(cpu)?)));
+    let watcher = match &together {
+        Some((cpu, _)) => Watcher::start_beside(*cpu, guarded.memory())?,
+        None => Watcher::start(guarded.memory(), Heed::Nothing)?,
+    };
     let mut borrowed = Borrowed::take(&mut held.frozen, held.site, Some(guarded.parasite()))?;
     let mut given_back = give_back(&mut borrowed, may_go)?;
     borrowed.give_back()?;
-    drop(watcher);
+    drop((together, watcher));
     given_back.refused_bytes += stays.iter().map(|drop| drop.run.len_bytes).sum::<u64>();
     pass("checkpoint.dropped")?;
     held.frozen.arm_first()?;
     Ok(given_back)
+}
+
+/// Where the first thread last ran, which is about to drop.
+fn cpu_of_first(frozen: &Frozen) -> Option<usize> {
+    let tid = frozen.tids().first()?;
+    let stat = Stat::read(format!("{}/task/{tid}", frozen.pid()));
+    stat.ok().map(|stat| stat.cpu)
 }
 
 /// Arms all threads but the first.

@@ -29,6 +29,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use super::{ChunkClass, PageRun, PopulatePages, RemoteAddr};
 use crate::fault;
 use crate::sys::page_size;
+use crate::sys::same_cpu::stay_on;
 use crate::sys::userfaultfd::{Event, Userfault};
 
 /// How long the reader of our own events looks for another one before it falls asleep.
@@ -261,25 +262,41 @@ impl Watcher {
     /// # Errors
     /// When there is no descriptor or thread to be had.
     pub fn start(memory: &Arc<GuardedMemory>, heed: Heed) -> io::Result<Self> {
-        Self::with_family(memory, heed, Arc::default())
+        Self::with_family(memory, heed, Arc::default(), None)
     }
 
     fn with_family(
         memory: &Arc<GuardedMemory>,
         heed: Heed,
         family: Arc<Family>,
+        cpu: Option<usize>,
     ) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let (memory, until, relatives) =
             (Arc::clone(memory), Arc::clone(&stop), Arc::clone(&family));
         let thread = std::thread::Builder::new()
             .name("events".into())
-            .spawn(move || watch(&memory, heed, &until, &relatives))?;
+            .spawn(move || {
+                if let Some(cpu) = cpu {
+                    // Anywhere else it works too.
+                    let _ = stay_on(cpu);
+                }
+                watch(&memory, heed, &until, &relatives);
+            })?;
         Ok(Self {
             stop,
             thread: Some(thread),
             family,
         })
+    }
+
+    /// Starts to read the events of our own drops, which a thread on `cpu` makes and waits
+    /// for each: beside it.
+    ///
+    /// # Errors
+    /// As [`Watcher::start`].
+    pub fn start_beside(cpu: usize, memory: &Arc<GuardedMemory>) -> io::Result<Self> {
+        Self::with_family(memory, Heed::Nothing, Arc::default(), Some(cpu))
     }
 
     /// The next child that was made since the watcher started and was not asked for yet.
@@ -305,6 +322,11 @@ impl Drop for Watcher {
 }
 
 fn watch(memory: &Arc<GuardedMemory>, heed: Heed, stop: &OwnedFd, family: &Arc<Family>) {
+    // By the CPUs that this thread may use; asked once, for it reads files.
+    let linger = match std::thread::available_parallelism() {
+        Ok(n_cpus) if n_cpus.get() > 1 => LINGER,
+        _ => Duration::ZERO,
+    };
     loop {
         let mut fds = [
             PollFd::from_borrowed_fd(memory.context.as_fd(), PollFlags::IN),
@@ -316,7 +338,7 @@ fn watch(memory: &Arc<GuardedMemory>, heed: Heed, stop: &OwnedFd, family: &Arc<F
             return;
         }
         let read = match heed {
-            Heed::Nothing => read_quickly(memory, family),
+            Heed::Nothing => read_quickly(memory, linger, family),
             Heed::Everything => read_events(memory, heed, family).map(drop),
         };
         if let Err(error) = read {
@@ -326,16 +348,15 @@ fn watch(memory: &Arc<GuardedMemory>, heed: Heed, stop: &OwnedFd, family: &Arc<F
     }
 }
 
-/// Every run that is dropped waits until its event was read. To fall asleep in between and
-/// be woken takes many times as long as the drop of a small run does, so where there is
-/// another CPU for the target, who has had one event looks for the next for a moment: then
-/// it is read before its sender has fallen asleep. No sched_yield(2): others who want the
-/// CPU would have it for milliseconds, each time.
-fn read_quickly(memory: &Arc<GuardedMemory>, family: &Arc<Family>) -> io::Result<()> {
-    let linger = match std::thread::available_parallelism() {
-        Ok(n_cpus) if n_cpus.get() > 1 => LINGER,
-        _ => Duration::ZERO,
-    };
+/// Every run that is dropped waits until its event was read. Beside its sender on one CPU
+/// nothing is faster than to sleep in between; on different ones to fall asleep and be woken
+/// takes many times as long as the drop of a small run does, so who has had one event looks
+/// for the next for a moment.
+fn read_quickly(
+    memory: &Arc<GuardedMemory>,
+    linger: Duration,
+    family: &Arc<Family>,
+) -> io::Result<()> {
     let mut last = Instant::now();
     loop {
         if read_events(memory, Heed::Nothing, family)? {
@@ -366,7 +387,7 @@ fn read_events(memory: &Arc<GuardedMemory>, heed: Heed, family: &Arc<Family>) ->
             Event::Fork(context) => {
                 drop(changes);
                 let child = Arc::new(memory.child(context));
-                let watcher = Watcher::with_family(&child, heed, Arc::clone(family))?;
+                let watcher = Watcher::with_family(&child, heed, Arc::clone(family), None)?;
                 let mut family = family.lock();
                 family.0.push(child);
                 family.1.push(watcher);

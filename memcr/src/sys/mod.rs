@@ -21,6 +21,7 @@ pub mod process_vm;
 pub mod procfs;
 pub mod ptrace;
 pub mod rlimit;
+pub mod same_cpu;
 pub mod sched;
 pub mod sock_diag;
 pub mod userfaultfd;
