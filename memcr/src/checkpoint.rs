@@ -32,7 +32,6 @@ use crate::inject::Site;
 use crate::maps::details::Details;
 use crate::maps::plan::{PlanOptions, PlanSummary, Planner};
 use crate::maps::policy::{LeftBecause, Policy};
-use crate::maps::vma;
 use crate::pages::give_back::GivenBack;
 use crate::pages::remote::RemoteMemory;
 use crate::pages::table::KernelPageTable;
@@ -184,23 +183,23 @@ fn store(
     pass("checkpoint.frozen")?;
     options.gate.pass(Step::Frozen)?;
     let proc_mem = memory.open()?;
-    let vmas = vma::parse(&std::fs::read(format!("/proc/{pid}/maps"))?)?;
-    let site = Site::find(pid, &vmas, proc_mem)?;
-    if !frozen.has_slept() || vmas.iter().any(|vma| details.of(vma).is_none()) {
+    if !frozen.has_slept() {
         details = read_details(pid)?;
     }
+    let vmas = details.vmas();
+    let site = Site::find(pid, vmas, proc_mem)?;
     if plan.policy.guarded {
         plan.keep = needed(frozen)?;
     }
-    encoder.begin(describe(frozen, &vmas)?)?;
+    encoder.begin(describe(frozen, vmas)?)?;
     clock.done("map");
 
     let table = KernelPageTable::open(pid)?;
     let mut planner = Planner::new(plan, &table, |chunk| {
         Ok::<(), StepError>(encoder.push(chunk)?)
     });
-    for vma in &vmas {
-        planner.add(vma, &details.of(vma).unwrap_or_default())?;
+    for (vma, details) in details.iter() {
+        planner.add(vma, details)?;
     }
     let summary = planner.finish()?;
     frozen.check_idle()?;

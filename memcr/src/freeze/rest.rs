@@ -3,7 +3,8 @@
 //! ```text
 //!  note: every thread asleep in a call          stopped: still in the same call, from
 //!        (number, arguments, place in the code) which our stop alone has woken it
-//!        scheduled in n times                   scheduled in n + 1 times
+//!        scheduled in n times                   scheduled in n + 1 times, or more often
+//!        slept m times                            if preempted on its way, but slept m + 1
 //! ```
 //!
 //! If so for every thread, and no thread is new, then no code of the target has run in
@@ -23,7 +24,7 @@ use std::collections::HashMap;
 use super::Registers;
 use super::restart::parse_syscall;
 use crate::sys::arch::Regs;
-use crate::sys::procfs;
+use crate::sys::procfs::{self, Status};
 
 /// Where every thread slept.
 #[derive(Debug, Default)]
@@ -34,6 +35,8 @@ struct Asleep {
     call: Place,
     /// How often it was given a CPU.
     n_runs: u64,
+    /// How often it gave one up.
+    n_sleeps: u64,
 }
 
 /// A call, and from where it was made.
@@ -57,9 +60,9 @@ impl Rest {
     /// were stopped.
     pub(super) fn lasted(&self, pid: i32, threads: &Registers) -> bool {
         self.0.as_ref().is_some_and(|noted| {
-            let slept = |(&tid, regs): (&i32, &Regs)| {
-                let asleep = noted.get(&tid);
-                asleep.is_some_and(|asleep| asleep.lasted(pid, tid, regs))
+            let slept = |(tid, regs): (&i32, &Regs)| {
+                let asleep = noted.get(tid);
+                asleep.is_some_and(|asleep| asleep.lasted(pid, *tid, regs))
             };
             noted.len() == threads.len() && threads.iter().all(slept)
         })
@@ -68,11 +71,15 @@ impl Rest {
 
 impl Asleep {
     fn note(pid: i32, tid: i32) -> Option<Self> {
-        // The count first: a thread that runs in between counts as one that has run.
-        let n_runs = n_runs(pid, tid)?;
+        // The counts first: a thread that runs in between counts as one that has run.
+        let (n_sleeps, n_runs) = (n_sleeps(pid, tid)?, n_runs(pid, tid)?);
         let text = procfs::read_lossy(&format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
         let call = parse_syscall(&text)?;
-        Some(Self { call, n_runs })
+        Some(Self {
+            call,
+            n_runs,
+            n_sleeps,
+        })
     }
 
     fn lasted(&self, pid: i32, tid: i32, regs: &Regs) -> bool {
@@ -82,8 +89,18 @@ impl Asleep {
             sp: regs.sp(),
             pc: regs.pc(),
         });
-        call == Some(self.call) && n_runs(pid, tid) == Some(self.n_runs + 1)
+        // Of hundreds of threads some are preempted before they stand still. The other
+        // count knows better, but is in a file that takes longer.
+        call == Some(self.call)
+            && (n_runs(pid, tid) == Some(self.n_runs + 1)
+                || n_sleeps(pid, tid) == Some(self.n_sleeps + 1))
     }
+}
+
+/// Voluntary switches (proc_pid_status(5)). The stop is one.
+fn n_sleeps(pid: i32, tid: i32) -> Option<u64> {
+    let status = Status::of_thread(pid, tid).ok()?;
+    status.number("voluntary_ctxt_switches")
 }
 
 /// The third figure of `/proc/PID/task/TID/schedstat`

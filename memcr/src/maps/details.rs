@@ -1,9 +1,9 @@
 //! `/proc/PID/smaps` (proc_pid_smaps(5)): flags and resident size of every mapping.
 //!
+//! It begins each mapping with its line of `/proc/PID/maps`, so it tells everything.
 //! Reading it walks all page tables (some 15 ms per GiB), so it is read before the
-//! freeze, and again on the frozen target only if a thread has run since: the flags may
-//! be others then, which nothing else tells. [`Details::of`] answers only for a mapping
-//! that still has the same bounds.
+//! freeze, and again on the frozen target only if a thread has run since: mappings and
+//! flags may be others then.
 
 use std::io::{self, BufRead};
 
@@ -40,10 +40,12 @@ pub struct VmFlags {
     pub droppable: bool,
 }
 
-/// All mappings of one reading, ascending by their bounds: there may be tens of thousands,
-/// for which a table of hashes takes three times as much memory.
+/// All mappings of one reading, ascending, and what is known of each.
 #[derive(Debug, Default)]
-pub struct Details(Vec<((u64, u64), VmaDetails)>);
+pub struct Details {
+    vmas: Vec<Vma>,
+    details: Vec<VmaDetails>,
+}
 
 impl Details {
     /// Reads smaps.
@@ -59,25 +61,26 @@ impl Details {
             line.clear();
         }
         entries.close()?;
-        // The file is in this order already.
-        entries.all.sort_unstable_by_key(|(bounds, _)| *bounds);
-        Ok(Self(entries.all))
+        Ok(entries.all)
     }
 
-    /// What is known of `vma`, if it has the bounds it had when smaps was read.
+    /// The mappings, as `/proc/PID/maps` has them.
     #[must_use]
-    pub fn of(&self, vma: &Vma) -> Option<VmaDetails> {
-        let bounds = (vma.start, vma.end);
-        let found = self.0.binary_search_by_key(&bounds, |(bounds, _)| *bounds);
-        found.ok().map(|index| self.0[index].1)
+    pub fn vmas(&self) -> &[Vma] {
+        &self.vmas
+    }
+
+    /// Each mapping with what is known of it.
+    pub fn iter(&self) -> impl Iterator<Item = (&Vma, &VmaDetails)> {
+        self.vmas.iter().zip(&self.details)
     }
 }
 
 /// The entries read so far, and the one that is being read.
 #[derive(Default)]
 struct Entries {
-    all: Vec<((u64, u64), VmaDetails)>,
-    current: Option<(u64, u64)>,
+    all: Details,
+    current: Option<Vma>,
     details: VmaDetails,
     has_flags: bool,
 }
@@ -89,7 +92,7 @@ impl Entries {
             self.field(line);
         } else if let Some(vma) = vma::parse_line(line) {
             self.close()?;
-            self.current = Some((vma.start, vma.end));
+            self.current = Some(vma);
         }
         Ok(())
     }
@@ -100,12 +103,13 @@ impl Entries {
             std::mem::take(&mut self.has_flags),
         );
         match self.current.take() {
-            Some((start, end)) if !has_flags => Err(io::Error::new(
+            Some(Vma { start, end, .. }) if !has_flags => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!("no VmFlags for {start:#x}-{end:#x}"),
             )),
-            Some(bounds) => {
-                self.all.push((bounds, details));
+            Some(vma) => {
+                self.all.vmas.push(vma);
+                self.all.details.push(details);
                 Ok(())
             }
             None => Ok(()),
@@ -172,23 +176,17 @@ THPeligible:           0
 VmFlags: rd sh mr io
 ";
 
-    fn vma(start: u64, end: u64) -> Vma {
-        vma::parse_line(format!("{start:x}-{end:x} rw-p 0 0:0 0").as_bytes()).unwrap()
-    }
-
     #[test]
     fn sizes_and_flags_are_read_per_mapping() {
         let details = Details::read(TEXT.as_bytes()).unwrap();
-        let first = details.of(&vma(0x1000, 0x3000)).unwrap();
+        let [(vma, first), (_, second)] = details.iter().collect::<Vec<_>>()[..] else {
+            panic!("{details:?}");
+        };
+        assert_eq!((vma.start, vma.end), (0x1000, 0x3000));
+        assert_eq!(&*vma.name, b"[anon:Odd: name]");
         assert_eq!((first.rss_bytes, first.thp_eligible), (8192, true));
         assert!(first.flags.locked && first.flags.dont_dump && !first.flags.special);
-        assert!(details.of(&vma(0x5000, 0x6000)).unwrap().flags.special);
-    }
-
-    #[test]
-    fn a_mapping_with_other_bounds_is_not_known() {
-        let details = Details::read(TEXT.as_bytes()).unwrap();
-        assert_eq!(details.of(&vma(0x1000, 0x2000)), None);
+        assert!(second.flags.special);
     }
 
     #[test]
