@@ -63,8 +63,10 @@
 //! * A chunk may span mappings. Thousands of small mappings then cost a read and a frame
 //!   per chunk, not per mapping; see [`pages::ChunkPlan`].
 //! * Pages are dropped after the commit, not as they are written. A plain pipeline to a
-//!   tmpfs therefore needs its room for a moment beside the target's; in exchange a
-//!   failure at any point before costs nothing at all.
+//!   tmpfs therefore needs its room for a moment beside the target's, and one that
+//!   compresses the room of the image; in exchange a failure at any point before costs
+//!   nothing at all, and no moment exists in which memory is in an image that has no name
+//!   yet and would go with us.
 
 pub mod checkpoint;
 pub mod cli;

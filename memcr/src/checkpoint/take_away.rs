@@ -1,5 +1,7 @@
 //! The drop: from the first page that goes on, our death must not be the target's harm.
 
+use std::io;
+
 use crate::freeze::{Frozen, Missing};
 use crate::inject::{Borrowed, Site};
 use crate::maps::plan::DropRun;
@@ -77,22 +79,33 @@ fn drop_guarded(
     // Clean pages of a file come back from it, guard or not.
     let may_go = |drop: &&DropRun| drop.is_file || guarded.covers(drop.run);
     let (may_go, stays): (Vec<_>, Vec<_>) = drops.iter().partition(may_go);
-    let cpu = Some(&held.frozen).filter(|_| may_go.len() > FEW);
-    let together = cpu
-        .and_then(cpu_of_first)
-        .and_then(|cpu| Some((cpu, OthersBusy::but(cpu)?)));
-    let watcher = match &together {
-        Some((cpu, _)) => Watcher::start_beside(*cpu, guarded.memory())?,
-        None => Watcher::start(guarded.memory(), Heed::Nothing)?,
-    };
+    let watching = watch(&held.frozen, guarded, may_go.len())?;
     let mut borrowed = Borrowed::take(&mut held.frozen, held.site, Some(guarded.parasite()))?;
     let mut given_back = give_back(&mut borrowed, may_go)?;
     borrowed.give_back()?;
-    drop((together, watcher));
+    drop(watching);
     given_back.refused_bytes += stays.iter().map(|drop| drop.run.len_bytes).sum::<u64>();
     pass("checkpoint.dropped")?;
     held.frozen.arm_first()?;
     Ok(given_back)
+}
+
+/// Starts to read the events of drops: of many runs on the CPU of the thread that drops
+/// them, where it is kept.
+fn watch(
+    frozen: &Frozen,
+    guarded: &Guarded,
+    n_runs: usize,
+) -> io::Result<(Watcher, Option<OthersBusy>)> {
+    if n_runs > FEW
+        && let Some(cpu) = cpu_of_first(frozen)
+        && let Some(others) = OthersBusy::but(cpu)
+    {
+        let watcher = Watcher::start_beside(cpu, guarded.memory())?;
+        return Ok((watcher, Some(others)));
+    }
+    let watcher = Watcher::start(guarded.memory(), Heed::Nothing)?;
+    Ok((watcher, None))
 }
 
 /// Where the first thread last ran, which is about to drop.

@@ -86,3 +86,33 @@ pub fn stay_on(cpu: usize) -> io::Result<()> {
     set.set(cpu);
     Ok(sched_setaffinity(None, &set)?)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_others_are_busy_and_one_is_not() {
+        let ours = sched_getaffinity(None).unwrap();
+        let cpu = (0..CpuSet::MAX_CPU).find(|&cpu| ours.is_set(cpu)).unwrap();
+        match OthersBusy::but(cpu) {
+            Some(busy) => assert_eq!(busy.threads.len() + 1, ours.count() as usize),
+            None => assert!(ours.count() as usize > FEW),
+        }
+        let none = (0..CpuSet::MAX_CPU).find(|&cpu| !ours.is_set(cpu)).unwrap();
+        assert!(OthersBusy::but(none).is_none());
+    }
+
+    #[test]
+    fn a_thread_stays_where_it_is_told_to() {
+        let ours = sched_getaffinity(None).unwrap();
+        let cpu = (0..CpuSet::MAX_CPU).find(|&cpu| ours.is_set(cpu)).unwrap();
+        let there = std::thread::spawn(move || {
+            stay_on(cpu).unwrap();
+            sched_getaffinity(None).unwrap()
+        });
+        let there = there.join().unwrap();
+        assert!(there.count() == 1 && there.is_set(cpu));
+    }
+}

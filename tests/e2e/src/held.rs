@@ -18,9 +18,11 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("terminate", || ended_by(Signal::TERM)),
             ("hang_up", || ended_by(Signal::HUP)),
             ("kill", kill),
-            ("kill_is_never_late", || kill_is_never_late(64, 4)),
+            ("kill_is_never_late", || kill_is_never_late(&["threads=64"])),
             // So many are armed in another way.
-            ("kill_is_never_late_for_many", || kill_is_never_late(520, 1)),
+            ("kill_is_never_late_for_many", || {
+                kill_is_never_late(&["threads=8", "sleepers=600"])
+            }),
             ("suspend_and_continue", suspend_and_continue),
             ("image_deleted", image_deleted),
             ("image_truncated", image_truncated),
@@ -71,11 +73,11 @@ fn kill() -> Result {
 
 /// Between the death of memcr and the recovery no thread may run, much less see what is
 /// not there: the kernel lets go of one after the other.
-fn kill_is_never_late(n_threads: usize, n_rounds: usize) -> Result {
-    for _ in 0..n_rounds {
+fn kill_is_never_late(threads: &[&str]) -> Result {
+    for _ in 0..4 {
         let rig = Rig::new()?;
         let dir = format!("dir={}", rig.dir_text());
-        let mut victim = Victim::start("witness", &[&format!("threads={n_threads}"), &dir])?;
+        let mut victim = Victim::start("witness", &[threads, &[&dir]].concat())?;
         let pid = victim.pid();
         let held = hold(&rig, &victim, rig.memcr(pid))?;
         let seen = || std::fs::read(rig.dir().join("seen")).context("what was seen");

@@ -8,6 +8,7 @@
 
 use crate::opts::Opts;
 use crate::region::Region;
+use crate::sleepers::Sleepers;
 use crate::talk::{Victim, Wrong, serve};
 use std::fs::File;
 use std::io;
@@ -17,13 +18,15 @@ use std::path::PathBuf;
 /// What the word is; zeros are what the kernel shows in its place.
 const WORD: u64 = 0x5eed_5eed_5eed_5eed;
 
-/// Runs the mode: `threads=8 dir=DIR`; the file is `DIR/seen`: a word that is 1 once they
-/// have seen it, and one that changes as long as any of them runs.
+/// Runs the mode: `threads=8 sleepers=0 dir=DIR`, with so many more threads that only sleep.
+/// The file is `DIR/seen`: a word that is 1 once they have seen it, and one that changes as
+/// long as any of them runs.
 ///
 /// # Errors
 /// When there is no memory, or no file.
 pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     let (n_threads, dir) = (opts.len("threads", 8), opts.text("dir", "/tmp"));
+    let n_sleepers = opts.len("sleepers", 0);
     opts.done();
     let page_len = crate::sys::page_len();
     let file = File::options()
@@ -43,7 +46,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     for _ in 0..n_threads {
         std::thread::spawn(move || watch(memory, seen));
     }
-    serve(&mut Witness);
+    serve(&mut Witness(Sleepers::start(n_sleepers)?));
     Ok(())
 }
 
@@ -62,10 +65,10 @@ fn watch(memory: Region, seen: Region) {
     }
 }
 
-struct Witness;
+struct Witness(Sleepers);
 
 impl Victim for Witness {
     fn verify(&mut self) -> Result<u64, Wrong> {
-        Ok(8)
+        Ok(8 + self.0.check()?)
     }
 }
