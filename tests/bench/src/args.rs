@@ -14,7 +14,7 @@ const PIPELINES: [&str; 5] = ["plain", "lz4", "zstd", "crc32,lz4", "md5,lz4,encr
 const SHAPES_PIPELINES: [&str; 2] = ["plain", "lz4"];
 
 /// Measures checkpoint and restore beside the limits of the machine.
-#[derive(Debug, Parser)]
+#[derive(Debug, Clone, Parser)]
 #[command(name = "memcr-bench")]
 pub(crate) struct Args {
     /// Memory of the target, MiB; with --peers 512
@@ -45,9 +45,15 @@ pub(crate) struct Args {
     )]
     pub(crate) sinks: Vec<Sink>,
 
-    /// What the target's memory holds: heap, pointer, text, random or zero
-    #[arg(long, default_value = "heap")]
-    pub(crate) content: String,
+    /// What the target's memory holds: heap, pointer, text, random or zero; the table of
+    /// pipelines is made for each
+    #[arg(
+        long = "content",
+        value_name = "CONTENT,...",
+        value_delimiter = ',',
+        default_value = "heap"
+    )]
+    pub(crate) contents: Vec<String>,
 
     /// Threads of memcr and of the limits [default: one per CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -116,6 +122,20 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// What the target's memory holds, where only one content is measured.
+    pub(crate) fn content(&self) -> &str {
+        self.contents.first().map_or("heap", String::as_str)
+    }
+
+    /// The same for each content.
+    pub(crate) fn by_content(&self) -> Vec<Self> {
+        let only = |content: &String| Self {
+            contents: vec![content.clone()],
+            ..self.clone()
+        };
+        self.contents.iter().map(only).collect()
+    }
+
     /// Every pipeline into every sink.
     pub(crate) fn cases(&self) -> Vec<Case> {
         let pipelines: Vec<&str> = match &self.pipelines[..] {

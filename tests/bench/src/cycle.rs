@@ -103,7 +103,7 @@ pub(crate) struct Cycle {
 /// When anything fails, up to a wrong byte in the target.
 pub(crate) fn run(program: &Program, case: &Case, size_mib: u64, args: &Args) -> Result<Cycle> {
     run_on(program, case, size_mib, args, || {
-        start_victim(size_mib, &args.content)
+        start_victim(size_mib, args.content())
     })
 }
 

@@ -55,6 +55,7 @@ pub(crate) struct Row {
 /// Everything at one size.
 #[derive(Debug, Serialize)]
 pub(crate) struct Figures {
+    pub(crate) content: String,
     pub(crate) size_mib: u64,
     /// ms/GiB.
     pub(crate) limits: BTreeMap<Step, Limit>,
@@ -79,10 +80,12 @@ pub(crate) fn run(args: &Args) -> Result {
     let programs = [program];
     rounds::try_all(&programs, args)?;
     let mut sizes = Vec::new();
-    for &size_mib in &args.sizes {
-        let figures = at_size(&programs, size_mib, args)?;
-        report::print(&figures, args);
-        sizes.push(figures);
+    for args in &args.by_content() {
+        for &size_mib in &args.sizes {
+            let figures = at_size(&programs, size_mib, args)?;
+            report::print(&figures, args);
+            sizes.push(figures);
+        }
     }
     let [program] = programs;
     write_json(args.json.as_deref(), || {
@@ -91,7 +94,6 @@ pub(crate) fn run(args: &Args) -> Result {
             "machine": machine,
             "mhz": cost::mhz(),
             "n_threads": args.n_threads(),
-            "content": args.content,
             "runs": args.runs,
             "sizes": sizes,
         })
@@ -122,6 +124,7 @@ fn at_size(programs: &[Program], size_mib: u64, args: &Args) -> Result<Figures> 
         .map(|(case, series)| row(case, &series[0], size_mib, &limits))
         .collect::<Result<_>>()?;
     Ok(Figures {
+        content: args.content().to_owned(),
         size_mib,
         limits: by_step(&limits),
         rows,

@@ -15,7 +15,8 @@ pub(crate) struct Lab {
     _victim: Victim,
     /// The memory of a target.
     pub(crate) target: RemoteMemory,
-    /// The bytes that are worth storing: the target's, without its pages of zeros.
+    /// The bytes that are worth storing: the target's, without its pages of zeros; of a
+    /// target that has no others, these.
     pub(crate) stored: Vec<u8>,
     /// A directory for each sink.
     pub(crate) tmpfs_dir: PathBuf,
@@ -28,7 +29,7 @@ impl Lab {
     /// # Errors
     /// When the target cannot be started or read.
     pub(crate) fn open(size_mib: u64, args: &Args) -> Result<Self> {
-        let mut victim = start_victim(size_mib, &args.content)?;
+        let mut victim = start_victim(size_mib, args.content())?;
         let addr = victim.ask("where")?;
         let addr = usize::from_str_radix(addr.trim_start_matches("0x"), 16)
             .context(format!("an address from `{addr}`"))?;
@@ -54,5 +55,8 @@ fn without_zero_pages(bytes: &[u8]) -> Vec<u8> {
     let kept: Vec<&[u8]> = pages
         .filter(|page| page.iter().any(|byte| *byte != 0))
         .collect();
+    if kept.is_empty() {
+        return bytes.to_vec();
+    }
     kept.concat()
 }

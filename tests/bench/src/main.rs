@@ -44,7 +44,7 @@ use std::process::ExitCode;
 
 use args::Args;
 use clap::Parser;
-use memcr_harness::Result;
+use memcr_harness::{Result, ensure};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -58,6 +58,11 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result {
+    let is_table = !args.smoke && !args.fleet && args.crowd.is_none() && !args.peers;
+    let is_table = is_table && args.shapes.is_empty() && args.vs.is_none();
+    ensure(is_table || args.contents.len() == 1, || {
+        "only the table of pipelines is made for several --content".into()
+    })?;
     if args.smoke {
         return smoke::run(args);
     }

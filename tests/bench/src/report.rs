@@ -26,7 +26,9 @@ pub(crate) fn print(figures: &Figures, args: &Args) {
 
     let title = format!(
         "{} MiB of {}, {} runs",
-        figures.size_mib, args.content, args.runs
+        figures.size_mib,
+        args.content(),
+        args.runs
     );
     let mut cases = vec![columns([
         &title,

@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args, other: &Path) -> Result {
             "machine": machine,
             "this": programs[0].path,
             "other": programs[1].path,
-            "content": args.content,
+            "content": args.content(),
             "runs": args.runs,
             "sizes": sizes,
         })
@@ -106,7 +106,7 @@ fn pair(series: &Series, millis: fn(&Cycle) -> f64) -> Option<Pair> {
 }
 
 fn print(rows: &[Row], size_mib: u64, args: &Args) {
-    let title = format!("{size_mib} MiB of {}, {} runs", args.content, args.runs);
+    let title = format!("{size_mib} MiB of {}, {} runs", args.content(), args.runs);
     let head = [
         &title,
         "checkpoint: this",

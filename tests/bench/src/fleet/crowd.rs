@@ -65,7 +65,7 @@ type Ask = fn(&mut Client, Subject) -> std::result::Result<(), ClientError>;
 /// Checkpoints and restores `n` targets of `size_mib`, `n_runs` times.
 pub(super) fn measure(place: &Place<'_>, size_mib: u64, n: usize, n_runs: u32) -> Result<Row> {
     let daemon = place.daemon().start()?;
-    let start = |_| start_victim(size_mib, &place.args.content);
+    let start = |_| start_victim(size_mib, place.args.content());
     let mut victims = (0..n).map(start).collect::<Result<Vec<_>>>()?;
     let clients = (0..n).map(|_| daemon.client());
     let mut crowd = Crowd {
@@ -179,7 +179,7 @@ fn pair(runs: &[Run], of: fn(Took) -> f64, of_all_mib: f64) -> Option<Pair> {
 }
 
 pub(super) fn print(rows: &[Row], args: &Args) {
-    let title = format!("ms per MiB, {}, {} runs", args.content, args.runs);
+    let title = format!("ms per MiB, {}, {} runs", args.content(), args.runs);
     let head = [
         &title,
         "checkpoint: one at a time",

@@ -98,7 +98,7 @@ pub(super) fn measure(place: &Place<'_>, plan: &Plan) -> Result<[Row; 2]> {
 
 /// Has its own target checkpointed and restored until it is over.
 fn other(place: &Place<'_>, plan: &Plan, mut client: Client, is_over: &AtomicBool) -> Result {
-    let mut victim = start_victim(plan.size_mib, &place.args.content)?;
+    let mut victim = start_victim(plan.size_mib, place.args.content())?;
     let subject = Subject::Pid(victim.pid().cast_signed());
     while !is_over.load(Ordering::Acquire) {
         checkpoint(&mut client, &subject)?;
@@ -109,7 +109,7 @@ fn other(place: &Place<'_>, plan: &Plan, mut client: Client, is_over: &AtomicBoo
 }
 
 fn samples(place: &Place<'_>, plan: &Plan, daemon: &Daemon, under_load: bool) -> Result<Row> {
-    let mut victim = start_victim(plan.size_mib, &place.args.content)?;
+    let mut victim = start_victim(plan.size_mib, place.args.content())?;
     let mut client = daemon.client()?;
     let (mut runs, mut answered, mut queued) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..plan.n_samples {
@@ -197,7 +197,9 @@ fn verify(place: &Place<'_>, victim: &mut Victim) -> Result {
 pub(super) fn print(rows: &[Row], plan: &Plan, args: &Args) {
     let title = format!(
         "restore of {} MiB of {} through the daemon, {} samples, ms",
-        plan.size_mib, args.content, plan.n_samples
+        plan.size_mib,
+        args.content(),
+        plan.n_samples
     );
     let head = [
         &title,

@@ -72,7 +72,7 @@ pub(super) fn measure(place: &Place<'_>, plan: &Plan) -> Result<Vec<Row>> {
 /// Holds `n` targets and lets them go.
 pub(super) fn once(place: &Place<'_>, size_mib: u64, n: usize) -> Result<Held> {
     let daemon = place.daemon().start()?;
-    let start = |_| start_victim(size_mib, &place.args.content);
+    let start = |_| start_victim(size_mib, place.args.content());
     let mut victims = (0..n).map(start).collect::<Result<Vec<_>>>()?;
     let mut client = daemon.client()?;
     // One to and fro that does not count: what is loaded once is not lost for each.
@@ -201,7 +201,7 @@ fn over_all(runs: &[Held], of: fn(&Held) -> Stat) -> Result<Stat> {
 }
 
 pub(super) fn print(rows: &[Row], args: &Args) {
-    let title = format!("KiB per target, {}, {} runs", args.content, args.runs);
+    let title = format!("KiB per target, {}, {} runs", args.content(), args.runs);
     let head = [
         &title,
         "won (available)",

@@ -92,7 +92,7 @@ pub(crate) fn run(args: &Args) -> Result {
             "memcr": program.version(),
             "machine": machine,
             "stage": STAGE,
-            "content": args.content,
+            "content": args.content(),
             "runs": args.runs,
             "size_mib": plan.size_mib,
             "memory": memory,
@@ -121,7 +121,7 @@ pub(crate) fn run_crowd(args: &Args) -> Result {
             "memcr": program.version(),
             "machine": machine,
             "stage": STAGE,
-            "content": args.content,
+            "content": args.content(),
             "runs": args.runs,
             "crowd": rows,
         })

@@ -126,7 +126,7 @@ pub(crate) fn run(args: &Args) -> Result {
             "memcr": program.version(),
             "criu": criu,
             "machine": machine,
-            "content": args.content,
+            "content": args.content(),
             "runs": args.runs,
             "left_out": left_out,
             "sizes": sizes,
@@ -193,7 +193,7 @@ struct Traveller {
 impl Traveller {
     /// A target, with as much free memory as any way out needs.
     fn ready(size_mib: u64, args: &Args) -> Result<Self> {
-        let mut victim = start_victim(size_mib, &args.content)?;
+        let mut victim = start_victim(size_mib, args.content())?;
         let addr = victim.ask("where")?;
         let addr = usize::from_str_radix(addr.trim_start_matches("0x"), 16)
             .context(format!("an address from `{addr}`"))?;
@@ -251,7 +251,7 @@ fn row((peer, trips): (&Peer, &Vec<Trip>)) -> Option<Row> {
 }
 
 fn print(rows: &[Row], size_mib: u64, args: &Args) {
-    let title = format!("{size_mib} MiB of {}, {} runs", args.content, args.runs);
+    let title = format!("{size_mib} MiB of {}, {} runs", args.content(), args.runs);
     let head = [
         &title,
         "out ms",

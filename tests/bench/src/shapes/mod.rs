@@ -80,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result {
             "memcr": programs[0].version(),
             "machine": machine,
             "n_threads": args.n_threads(),
-            "content": args.content,
+            "content": args.content(),
             "runs": args.runs,
             "skipped": plan.skipped,
             "fixed": tables.fixed,

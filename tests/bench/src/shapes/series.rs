@@ -61,7 +61,7 @@ impl Series {
     fn round(&mut self, program: &Program, round: u32, args: &Args) -> Result {
         for i in rounds::order(self.shapes.len(), round) {
             let (shape, cycles) = &mut self.shapes[i];
-            let start = || shape.start(&args.content);
+            let start = || shape.start(args.content());
             let cycle = cycle::run_on(program, &self.case, shape.size_mib, args, start)
                 .and_then(|cycle| shape.expect(&cycle).map(|()| cycle))
                 .context(format!("{}, {}", shape.name, rounds::named(&self.case)))?;
