@@ -19,6 +19,10 @@ use rustix::fs::{Advice, fadvise};
 /// How far ahead the disk is sent, bytes: some milliseconds of a fast one.
 const AHEAD: u64 = 8 << 20;
 
+/// Reads that are shorter than this are not of chunks but of tables, here and there in the
+/// file: what would be asked for behind them, they themselves would have to wait for.
+const SHORT: usize = 32 << 10;
+
 /// Follows how far a file was asked for.
 #[derive(Debug, Default)]
 pub(crate) struct ReadAhead {
@@ -29,6 +33,9 @@ pub(crate) struct ReadAhead {
 impl ReadAhead {
     /// Somebody reads `len` bytes at `offset` of `file`: asks for what comes next.
     pub(crate) fn about_to_read(&self, file: &File, offset: u64, len: usize) {
+        if len < SHORT {
+            return;
+        }
         let asked = self.asked.load(Relaxed);
         let Some((from, to)) = next(asked, offset, offset.saturating_add(len as u64)) else {
             return;
@@ -47,7 +54,7 @@ impl ReadAhead {
 /// What to ask for when `start..end` is read and all up to `asked` was asked for.
 fn next(asked: u64, start: u64, end: u64) -> Option<(u64, u64)> {
     let to = end.saturating_add(AHEAD);
-    // Far from there: the tables at the end are read first, and there may be two passes.
+    // Far from there: there may be two passes.
     if start > asked || start.saturating_add(2 * AHEAD) < asked {
         return Some((start, to));
     }

@@ -1,7 +1,7 @@
 //! Out of the page cache: memory that was saved must not live on as cached file pages.
 //!
 //! ```text
-//!   bytes written   0 ── 8 ── 16 ── … ── 56 ── 64 MiB ── …
+//!   bytes written   0 ── 4 ──  8 ── … ── 60 ── 64 MiB ── …
 //!                        │     │          │     └ wait for the disk, then drop what is clean
 //!                        └─────┴──────────┴ start the write-out, drop what is clean
 //! ```
@@ -22,8 +22,9 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::Advice;
 
 /// Bytes between two starts of the write-out: long enough for a disk to write in one
-/// go, short against the memory of a small device.
-const WINDOW: u64 = 8 << 20;
+/// go, short against the memory of a small device, and what is left of it at the end is
+/// waited for with the target standing still.
+const WINDOW: u64 = 4 << 20;
 /// Bytes between two waits; a multiple of [`WINDOW`].
 const BOUND: u64 = 64 << 20;
 
