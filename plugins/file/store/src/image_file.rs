@@ -23,7 +23,6 @@ use rustix::fs::{Advice, AtFlags, CWD, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use crate::existing::{self, Existing};
-use crate::read_ahead::ReadAhead;
 use crate::write_out::{WriteOut, advise};
 use crate::{Cache, Directory, make, sweep};
 
@@ -38,7 +37,6 @@ pub struct ImageFile {
     identity: (u64, u64),
     link: Link,
     write_out: WriteOut,
-    read_ahead: ReadAhead,
     /// Length at which the kernel would answer a write with SIGXFSZ, bytes.
     max_len: u64,
     /// The final name if that one is taken.
@@ -89,7 +87,6 @@ impl ImageFile {
             identity,
             link,
             write_out,
-            read_ahead: ReadAhead::default(),
             max_len: 0,
             other_name: String::new(),
         })
@@ -130,7 +127,6 @@ impl ImageFile {
     /// # Errors
     /// `IO`.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
-        self.read_ahead.about_to_read(&self.file, offset, out.len());
         let mut len = 0;
         while len < out.len() {
             match self
@@ -252,7 +248,6 @@ impl ImageFile {
             identity,
             link,
             write_out,
-            read_ahead: ReadAhead::default(),
             max_len,
             other_name: make::other_name(image),
         };

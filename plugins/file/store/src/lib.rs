@@ -11,7 +11,6 @@
 //!                   │
 //!                commit           exact length, then pages-PID.img, in one step
 //!                   │
-//!                                             ReadAhead: the disk reads while we work
 //!   ImageFile::open ┴─▶ read_at ──▶ remove    unlinks the name only if it still is ours
 //! ```
 //!
@@ -22,7 +21,6 @@ mod directory;
 mod existing;
 mod image_file;
 mod make;
-mod read_ahead;
 pub mod room;
 mod sweep;
 #[cfg(feature = "testing")]
