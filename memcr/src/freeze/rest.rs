@@ -22,9 +22,8 @@
 use std::collections::HashMap;
 
 use super::Registers;
-use super::restart::parse_syscall;
 use crate::sys::arch::Regs;
-use crate::sys::procfs::{self, Status};
+use crate::sys::procfs::{self, Place, Status};
 
 /// Where every thread slept.
 #[derive(Debug, Default)]
@@ -37,15 +36,6 @@ struct Asleep {
     n_runs: u64,
     /// How often it gave one up.
     n_sleeps: u64,
-}
-
-/// A call, and from where it was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) nr: u64,
-    pub(super) args: [u64; 6],
-    pub(super) sp: u64,
-    pub(super) pc: u64,
 }
 
 impl Rest {
@@ -73,8 +63,7 @@ impl Asleep {
     fn note(pid: i32, tid: i32) -> Option<Self> {
         // The counts first: a thread that runs in between counts as one that has run.
         let (n_sleeps, n_runs) = (n_sleeps(pid, tid)?, n_runs(pid, tid)?);
-        let text = procfs::read_lossy(&format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
-        let call = parse_syscall(&text)?;
+        let call = procfs::call_of(pid, tid)?;
         Some(Self {
             call,
             n_runs,

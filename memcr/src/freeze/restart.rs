@@ -26,10 +26,9 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::rest::Place;
 use crate::sys::arch::{ERESTARTNOHAND, InterruptedCall, Regs, nr};
 use crate::sys::proc_mem::ProcMem;
-use crate::sys::procfs::{self, Status};
+use crate::sys::procfs::{self, Place, Status};
 use crate::sys::{ptrace, sched};
 
 /// Where a call keeps its relative timeout.
@@ -171,8 +170,7 @@ impl Sleepers {
 
 impl Sleeper {
     fn note(pid: i32, tid: i32) -> Option<Self> {
-        let text = procfs::read_lossy(&format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
-        let call = parse_syscall(&text)?;
+        let call = procfs::call_of(pid, tid)?;
         let has_timeout = match timeout_of(call.nr)? {
             Timeout::None => false,
             Timeout::Millis(index) => call.args[index] as i32 > 0,
@@ -187,20 +185,6 @@ impl Sleeper {
             slept_at_stop: None,
         })
     }
-}
-
-/// `/proc/PID/task/TID/syscall` (proc_pid_syscall(5)) of a thread asleep in a call:
-/// number, six arguments, stack pointer, program counter.
-pub(super) fn parse_syscall(text: &str) -> Option<Place> {
-    let mut words = text.split_whitespace();
-    let nr = words.next()?.parse().ok()?;
-    let mut next = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
-    let mut args = [0; 6];
-    for arg in &mut args {
-        *arg = next()?;
-    }
-    let (sp, pc) = (next()?, next()?);
-    Some(Place { nr, args, sp, pc })
 }
 
 /// Puts a timespec with the time that is left just below the red zone of the thread's
@@ -227,19 +211,4 @@ fn shorten(pid: i32, regs: &Regs, address: u64, slept: Duration) -> Option<u64> 
     bytes[8..].copy_from_slice(&u64::from(left.subsec_nanos()).to_ne_bytes());
     memory.write(place, &bytes).ok()?;
     Some(place)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn the_line_of_a_sleeping_thread_is_read() {
-        let call = parse_syscall("232 0x4 0x7ffd 0x20 0x3e8 0x0 0x0 0x7ffd5f10 0x7f01\n").unwrap();
-        assert_eq!((call.nr, call.args), (232, [4, 0x7ffd, 0x20, 0x3e8, 0, 0]));
-        assert_eq!((call.sp, call.pc), (0x7ffd_5f10, 0x7f01));
-        assert_eq!(parse_syscall("running\n"), None);
-        assert_eq!(parse_syscall("-1 0x7ffd5f10 0x7f01\n"), None);
-    }
 }

@@ -165,6 +165,39 @@ fn parse_stat(text: &str) -> Option<Stat> {
     })
 }
 
+/// A call in which a thread is asleep, and from where it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Number of the call.
+    pub nr: u64,
+    /// Its arguments.
+    pub args: [u64; 6],
+    /// Stack pointer.
+    pub sp: u64,
+    /// Program counter: behind the instruction that made it.
+    pub pc: u64,
+}
+
+/// The call that a thread is asleep in (`/proc/PID/task/TID/syscall`,
+/// proc_pid_syscall(5)). `None`: it runs, waits elsewhere in the kernel, or is gone.
+#[must_use]
+pub fn call_of(pid: i32, tid: i32) -> Option<Place> {
+    parse_syscall(&read_lossy(&format!("/proc/{pid}/task/{tid}/syscall")).ok()?)
+}
+
+/// Number, six arguments, stack pointer, program counter.
+fn parse_syscall(text: &str) -> Option<Place> {
+    let mut words = text.split_whitespace();
+    let nr = words.next()?.parse().ok()?;
+    let mut next = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+    let mut args = [0; 6];
+    for arg in &mut args {
+        *arg = next()?;
+    }
+    let (sp, pc) = (next()?, next()?);
+    Some(Place { nr, args, sp, pc })
+}
+
 /// The boot's random id.
 ///
 /// # Errors
@@ -220,6 +253,15 @@ mod tests {
                 cpu: 3
             }
         );
+    }
+
+    #[test]
+    fn the_line_of_a_sleeping_thread_is_read() {
+        let call = parse_syscall("232 0x4 0x7ffd 0x20 0x3e8 0x0 0x0 0x7ffd5f10 0x7f01\n").unwrap();
+        assert_eq!((call.nr, call.args), (232, [4, 0x7ffd, 0x20, 0x3e8, 0, 0]));
+        assert_eq!((call.sp, call.pc), (0x7ffd_5f10, 0x7f01));
+        assert_eq!(parse_syscall("running\n"), None);
+        assert_eq!(parse_syscall("-1 0x7ffd5f10 0x7f01\n"), None);
     }
 
     #[test]
