@@ -106,6 +106,10 @@ pub const POINTS: &[(&str, &str)] = &[
         "pages.populate",
         "a chunk is about to be written into the target",
     ),
+    (
+        "pages.event",
+        "a thread of the target waits until its change of the layout is read",
+    ),
 ];
 
 #[cfg(feature = "fault-points")]

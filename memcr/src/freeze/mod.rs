@@ -14,6 +14,7 @@
 mod arm;
 mod busy;
 mod doom;
+mod orphan;
 mod rest;
 mod restart;
 mod ring;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 
 pub use arm::Missing;
 pub use doom::{Doom, doom_of_parked};
+pub use orphan::stop_first;
 pub use target::{Refusal, Target};
 
 use crate::pipeline::Cancel;
@@ -132,35 +134,45 @@ pub fn freeze(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
 /// With the target as before.
 pub fn freeze_again(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
     let witness = Witness::call().map_err(FreezeError::NoThread)?;
-    let sleepers = Sleepers::note(target.pid);
-    let mut options = (Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACESYSGOOD).bits();
-    if target.has_seccomp {
-        options |= ptrace::SUSPEND_SECCOMP;
-    }
-    let mut frozen = Frozen {
-        target,
-        since: Instant::now(),
-        tids: Vec::new(),
-        registers: Registers::new(),
-        stopping: Vec::new(),
-        sleepers,
-        has_slept: false,
-        options,
-        missing: Missing::Nothing,
-        was_stopped: false,
-        is_armed: false,
-        owed: Vec::new(),
-        exit_signal: None,
-        swallowed: Vec::new(),
-        not_send: PhantomData,
-    };
+    let mut frozen = Frozen::none_of(target);
     // On any failure `frozen` is dropped, which lets go of whatever was stopped.
-    frozen.stop_all(cancel, &witness)?;
-    frozen.sleepers.threads_stopped(frozen.target.pid);
+    frozen.freeze_others(cancel, &witness)?;
     Ok(frozen)
 }
 
 impl Frozen {
+    /// No thread was told to stop yet.
+    fn none_of(target: Target) -> Self {
+        let sleepers = Sleepers::note(target.pid);
+        let mut options = (Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACESYSGOOD).bits();
+        if target.has_seccomp {
+            options |= ptrace::SUSPEND_SECCOMP;
+        }
+        Self {
+            target,
+            since: Instant::now(),
+            tids: Vec::new(),
+            registers: Registers::new(),
+            stopping: Vec::new(),
+            sleepers,
+            has_slept: false,
+            options,
+            missing: Missing::Nothing,
+            was_stopped: false,
+            is_armed: false,
+            owed: Vec::new(),
+            exit_signal: None,
+            swallowed: Vec::new(),
+            not_send: PhantomData,
+        }
+    }
+
+    fn freeze_others(&mut self, cancel: &Cancel, witness: &Witness) -> Result<(), FreezeError> {
+        self.stop_all(cancel, witness)?;
+        self.sleepers.threads_stopped(self.target.pid);
+        Ok(())
+    }
+
     /// The target.
     #[must_use]
     pub fn target(&self) -> &Target {

@@ -31,7 +31,7 @@ const MAX_PASSES: usize = 1000;
 const DENIED_PASSES: usize = 20;
 
 /// What became of an attempt to attach to a thread.
-enum Attached {
+pub(super) enum Attached {
     /// It was told to stop.
     Stopping,
     /// It has ended.
@@ -130,7 +130,7 @@ impl Frozen {
     /// Attaches to a thread and tells it to stop. An error may be that of a moment: a
     /// thread on its way out cannot be attached to, and its id may already be that of
     /// the thread that execs in its place.
-    fn attach(&self, tid: i32) -> Result<Attached, FreezeError> {
+    pub(super) fn attach(&self, tid: i32) -> Result<Attached, FreezeError> {
         let error = match ptrace::seize(tid, self.options).and_then(|()| ptrace::interrupt(tid)) {
             Ok(()) => return Ok(Attached::Stopping),
             Err(error) => error,
@@ -156,7 +156,12 @@ impl Frozen {
     }
 
     /// Waits for the last one of `stopping`, `tid`.
-    fn stop(&mut self, tid: i32, cancel: &Cancel, pause: &mut Pause) -> Result<(), FreezeError> {
+    pub(super) fn stop(
+        &mut self,
+        tid: i32,
+        cancel: &Cancel,
+        pause: &mut Pause,
+    ) -> Result<(), FreezeError> {
         let pid = self.target.pid;
         let mut clones = Vec::new();
         let begin = Instant::now();

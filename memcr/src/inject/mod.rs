@@ -179,6 +179,15 @@ impl<'a> Borrowed<'a> {
         parasite.set_returned(&memory).map_err(unread)
     }
 
+    /// Whether the first thread of such a target may still be making calls of a table.
+    ///
+    /// # Errors
+    /// When its memory cannot be read.
+    pub fn is_at_work(pid: i32, parasite: Parasite) -> Result<bool> {
+        let is_at_work = ProcMem::open(pid).and_then(|memory| parasite.is_at_work(&memory));
+        is_at_work.map_err(|source| request("read the table of", pid, source))
+    }
+
     /// Maps the parasite, if it is not there. False: the target may not have such a
     /// mapping; calls are single ones then.
     ///

@@ -6,9 +6,9 @@ use std::io;
 
 use memcr_parasite::{DATA, DATA_LEN, ENTRIES, ENTRY_LEN, Entry, FLAGS, HOST, REGS};
 
-use super::saved::Saved;
+use super::saved::{NOT_MADE, Saved};
 use crate::maps::vma::Vma;
-use crate::sys::arch::BLOB;
+use crate::sys::arch::{BLOB, nr};
 use crate::sys::proc_mem::ProcMem;
 
 /// Calls in one table: 64 KiB of it. A target fragmented into 100,000 runs then takes
@@ -48,7 +48,8 @@ impl Parasite {
     }
 
     /// True when `pc` is an address in the code.
-    pub(super) fn is_in(self, pc: u64) -> bool {
+    #[must_use]
+    pub fn is_in(self, pc: u64) -> bool {
         (self.0..self.0 + DATA).contains(&pc)
     }
 
@@ -119,6 +120,20 @@ impl Parasite {
         Ok(memory.read_u64(self.data() + HOST + Saved::LENT_AT)? != 0)
     }
 
+    /// Whether it may still be at the calls of a table: it is borrowed, and has not made
+    /// the call by which it takes its own signal mask back.
+    pub(super) fn is_at_work(self, memory: &ProcMem) -> io::Result<bool> {
+        if !self.is_lent(memory)? {
+            return Ok(false);
+        }
+        let mut table = vec![Entry::default(); CAPACITY];
+        self.unload(memory, &mut table)?;
+        let is_last =
+            |entry: &&Entry| entry.nr == nr::RT_SIGPROCMASK && entry.args[1] == self.mask();
+        let last = table.iter().find(is_last);
+        Ok(last.is_none_or(|last| last.ret == NOT_MADE))
+    }
+
     /// Says that it is not any more.
     pub(super) fn set_returned(self, memory: &ProcMem) -> io::Result<()> {
         memory.write(self.data() + HOST + Saved::LENT_AT, &[0; 8])
@@ -133,13 +148,20 @@ impl Parasite {
         memory.write(self.entries(), &bytes_of(&words.collect::<Vec<_>>()))
     }
 
-    /// Reads the answers back.
+    /// Reads them back, with the answers of those that were made.
     pub(super) fn unload(self, memory: &ProcMem, entries: &mut [Entry]) -> io::Result<()> {
         let mut bytes = vec![0; entries.len() * ENTRY_LEN];
         memory.read(self.entries(), &mut bytes)?;
         let words = bytes.as_chunks::<8>().0;
-        for (entry, words) in entries.iter_mut().zip(words.chunks_exact(ENTRY_LEN / 8)) {
-            entry.ret = i64::from_ne_bytes(words[ENTRY_LEN / 8 - 1]);
+        let words = words.iter().map(|word| u64::from_ne_bytes(*word));
+        let words: Vec<u64> = words.collect();
+        for (entry, words) in entries.iter_mut().zip(words.as_chunks().0) {
+            let [nr, a, b, c, d, e, f, ret] = *words;
+            *entry = Entry {
+                nr,
+                args: [a, b, c, d, e, f],
+                ret: ret.cast_signed(),
+            };
         }
         Ok(())
     }

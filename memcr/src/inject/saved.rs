@@ -17,6 +17,8 @@ const MAGIC: u64 = u64::from_be_bytes(*b"memcrsav");
 const N_REGS: usize = 27;
 /// Not in the libc crate for every target (linux/prctl.h).
 const PR_SET_SYSCALL_USER_DISPATCH: u64 = 59;
+/// The answer of a call that was not made yet; the kernel gives none like it.
+pub(super) const NOT_MADE: i64 = i64::MIN;
 
 /// All of a thread's state that the calls change.
 #[derive(Debug, Clone)]
@@ -101,10 +103,11 @@ impl Saved {
         let mut last = vec![
             send(libc::SIGSTOP),
             send(ids.nudge),
-            call(
-                nr::RT_SIGPROCMASK,
-                [libc::SIG_SETMASK as u64, mask_at, 0, 8, 0, 0],
-            ),
+            Entry {
+                nr: nr::RT_SIGPROCMASK,
+                args: [libc::SIG_SETMASK as u64, mask_at, 0, 8, 0, 0],
+                ret: NOT_MADE,
+            },
         ];
         if self.dispatch.is_on() {
             let [mode, selector, offset, len] = self.dispatch.to_words();

@@ -42,11 +42,52 @@ enum Change {
     Removed(PageRun),
 }
 
+impl Change {
+    fn range(&self) -> PageRun {
+        let (Self::Moved { from: range, .. } | Self::Removed(range)) = self;
+        *range
+    }
+}
+
+/// What happened to the layout, and what is yet to be heard of a drop of our own.
+#[derive(Debug, Default)]
+struct Changes {
+    list: Vec<Change>,
+    own: Option<PageRun>,
+}
+
+impl Changes {
+    /// Pages were given up: by the target, unless it is the drop that was expected. Each
+    /// event counts once; the target may give up the same pages.
+    fn removed(&mut self, run: PageRun) {
+        if self.own == Some(run) {
+            self.own = None;
+        } else {
+            self.list.push(Change::Removed(run));
+        }
+    }
+
+    /// The drop that was expected is over. If it was not heard of as such, its mapping was
+    /// split meanwhile, and the first part that was heard of is ours.
+    fn end_drop(&mut self) {
+        let Some(own) = self.own.take() else { return };
+        let is_own = |change: &Change| {
+            let range = change.range();
+            matches!(change, Change::Removed(_))
+                && range.addr == own.addr
+                && range.end() < own.end()
+        };
+        if let Some(place) = self.list.iter().position(is_own) {
+            self.list.remove(place);
+        }
+    }
+}
+
 /// The guarded memory of one process: the target, or a child that it made meanwhile.
 #[derive(Debug)]
 pub struct GuardedMemory {
     context: Arc<Userfault>,
-    changes: RwLock<Vec<Change>>,
+    changes: RwLock<Changes>,
     skipped_bytes: AtomicU64,
     /// It may end, and its memory with it: then there is nothing to be given back.
     is_child: bool,
@@ -95,8 +136,24 @@ impl GuardedMemory {
         }
     }
 
-    /// Provides the pages of `run`, at their places of now.
-    fn provide(&self, run: PageRun, bytes: &[u8]) -> io::Result<()> {
+    /// A drop of ours was under way when its memcr died: the next event that tells of one
+    /// of `own` is not the target's.
+    pub fn expect_drop(&self, own: Option<PageRun>) {
+        let mut changes = self.changes.write().unwrap_or_else(PoisonError::into_inner);
+        changes.own = own;
+    }
+
+    /// That drop is over.
+    pub fn end_drop(&self) {
+        let mut changes = self.changes.write().unwrap_or_else(PoisonError::into_inner);
+        changes.end_drop();
+    }
+
+    /// Provides the pages of `run` that are missing, at their places of now.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn provide(&self, run: PageRun, bytes: &[u8]) -> io::Result<()> {
         let mut done = 0;
         while done < run.len_bytes {
             let rest = PageRun {
@@ -112,7 +169,7 @@ impl GuardedMemory {
     /// bytes are settled.
     fn provide_some(&self, run: PageRun, bytes: &[u8]) -> io::Result<u64> {
         let changes = self.changes.read().unwrap_or_else(PoisonError::into_inner);
-        let mut place = match first_piece(&changes, run) {
+        let mut place = match first_piece(&changes.list, run) {
             Some((place, 0)) => place,
             Some((_, given_up)) => return Ok(self.skip(given_up)),
             None => return Ok(self.skip(run.len_bytes)),
@@ -145,10 +202,8 @@ impl GuardedMemory {
     }
 
     fn pieces(&self, run: PageRun) -> Vec<(PageRun, u64)> {
-        pieces(
-            &self.changes.read().unwrap_or_else(PoisonError::into_inner),
-            run,
-        )
+        let changes = self.changes.read().unwrap_or_else(PoisonError::into_inner);
+        pieces(&changes.list, run)
     }
 
     /// The memory of a child, as it is at the moment of the fork.
@@ -156,7 +211,10 @@ impl GuardedMemory {
         let changes = self.changes.read().unwrap_or_else(PoisonError::into_inner);
         Self {
             context: Arc::new(context),
-            changes: RwLock::new(changes.clone()),
+            changes: RwLock::new(Changes {
+                list: changes.list.clone(),
+                own: None,
+            }),
             skipped_bytes: AtomicU64::new(0),
             is_child: true,
         }
@@ -179,9 +237,13 @@ impl PopulatePages for GuardedMemory {
     }
 }
 
-/// The first of [`pieces`]: usually there are no changes.
+fn overlap(a: PageRun, b: PageRun) -> bool {
+    a.addr < b.end() && b.addr < a.end()
+}
+
+/// The first of [`pieces`]: usually no change is about them.
 fn first_piece(changes: &[Change], run: PageRun) -> Option<(PageRun, u64)> {
-    if changes.is_empty() {
+    if !changes.iter().any(|change| overlap(change.range(), run)) {
         return Some((run, 0));
     }
     pieces(changes, run).into_iter().next()
@@ -203,7 +265,7 @@ fn pieces(changes: &[Change], run: PageRun) -> Vec<(PageRun, u64)> {
 
 /// What becomes of one piece: the parts before, within and behind the range of a change.
 fn changed((run, offset): (PageRun, u64), change: &Change) -> Vec<(PageRun, u64)> {
-    let (Change::Moved { from: range, .. } | Change::Removed(range)) = change;
+    let range = change.range();
     let start = run.addr.max(range.addr).min(run.end());
     let end = run.end().min(range.end()).max(start);
     let part = |from: RemoteAddr, to: RemoteAddr| PageRun {
@@ -337,6 +399,8 @@ fn watch(memory: &Arc<GuardedMemory>, heed: Heed, stop: &OwnedFd, family: &Arc<F
         if !fds[1].revents().is_empty() {
             return;
         }
+        // Whoever waits for it waits until it was read, whatever a test orders.
+        let _ = fault::point("pages.event");
         let read = match heed {
             Heed::Nothing => read_quickly(memory, linger, family),
             Heed::Everything => read_events(memory, heed, family).map(drop),
@@ -382,8 +446,8 @@ fn read_events(memory: &Arc<GuardedMemory>, heed: Heed, family: &Arc<Family>) ->
         is_news = true;
         match event {
             _ if heed == Heed::Nothing => {}
-            Event::Remap { from, to } => changes.push(Change::Moved { from, to }),
-            Event::Remove(run) => changes.push(Change::Removed(run)),
+            Event::Remap { from, to } => changes.list.push(Change::Moved { from, to }),
+            Event::Remove(run) => changes.removed(run),
             Event::Fork(context) => {
                 drop(changes);
                 let child = Arc::new(memory.child(context));
@@ -426,6 +490,26 @@ mod tests {
                 (run(0x4000, 0x1000), 0x3000)
             ]
         );
+    }
+
+    #[test]
+    fn a_drop_of_ours_is_none_of_the_target() {
+        let own = run(0x2000, 0x4000);
+        let list_after = |events: &[PageRun]| -> Vec<PageRun> {
+            let mut changes = Changes {
+                list: Vec::new(),
+                own: Some(own),
+            };
+            events.iter().for_each(|event| changes.removed(*event));
+            changes.end_drop();
+            changes.list.iter().map(Change::range).collect()
+        };
+        assert_eq!(list_after(&[own]), []);
+        assert_eq!(list_after(&[own, own]), [own], "the target drops the same");
+        let page = run(0x2000, 0x1000);
+        assert_eq!(list_after(&[own, page]), [page]);
+        assert_eq!(list_after(&[page, own]), [page], "before ours is heard of");
+        assert_eq!(list_after(&[page]), [], "ours is heard of in parts");
     }
 
     #[test]

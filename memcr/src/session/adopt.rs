@@ -3,17 +3,17 @@
 //! ```text
 //!   journal ─▶ same process? ─▶ fetch the guard ─▶ open the image, is it the one?
 //!                                                      │
-//!      dropping: freeze, rescue the first thread ◀─────┤
+//!      dropping: stop and rescue the first thread ◀────┤
 //!                                                      ▼
 //!      populate what is missing ─▶ end the guard ─▶ freeze ─▶ take down ─▶ release
 //!      └ children forked meanwhile, too
 //! ```
 //!
-//! The target is not frozen while pages come back, unless its own drop was under way:
-//! somebody may have continued it, and a thread that waits for a page inside of the kernel
-//! stops for nobody before it has got it. One that was continued is told to stop, so that
-//! it does not fork and move on for ever meanwhile; whatever its threads are in the middle
-//! of, they finish.
+//! The target is not frozen while pages come back, but for its first thread if that was in
+//! the middle of the drop: somebody may have continued it, and a thread that waits for a page
+//! inside of the kernel stops for nobody before it has got it. One that was continued is told
+//! to stop, so that it does not fork and move on for ever meanwhile; whatever its threads are
+//! in the middle of, they finish.
 //!
 //! | journal says | what is missing | what is done |
 //! |---|---|---|
@@ -23,6 +23,7 @@
 
 mod error;
 mod orphan;
+mod own_drop;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -235,12 +236,17 @@ fn cure(record: &Record, target: Target) -> Result<()> {
 pub fn hold(mut journal: Journal) -> Result<()> {
     let record = journal.record().clone();
     let pid = record.pid;
-    let target = target(&record)?;
-    let was_dropping = record.state == State::Dropping;
-    let mut orphan = Orphan::take(record, &target)?;
-    if was_dropping {
-        orphan.stop_drop()?;
+    if record.state == State::Dropping {
+        // What is left to be dropped stays. Nothing is touched: a layout that changes from
+        // here on is for whoever brings the memory back.
+        journal.update(|record| {
+            record.parked = true;
+            record.rss_held_bytes = procfs::rss_bytes(pid);
+        })?;
+        return Ok(());
     }
+    let target = target(&record)?;
+    let orphan = Orphan::take(record, &target)?;
     let was_stopped = orphan.was_stopped;
     let frozen = orphan.into_frozen()?;
     frozen

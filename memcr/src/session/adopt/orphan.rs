@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use rustix::process::{Signal, pidfd_send_signal};
 
+use super::own_drop::{Kept, own_drop};
 use super::{A_MOMENT, AdoptError, Result, has_ended, read_vmas, target};
-use crate::freeze::{Frozen, Missing, Target, freeze_again};
+use crate::freeze::{Frozen, Missing, Target, freeze_again, stop_first};
 use crate::inject::{Borrowed, Site};
 use crate::pages::guarded::{GuardedMemory, Heed, Watcher};
 use crate::pages::{PageRun, RemoteAddr};
@@ -15,9 +16,13 @@ use crate::pipeline::{Cancel, DecodeStats, OpenImage, Pipeline, PipelineError, P
 use crate::restore::{OnCorrupt, RestoreOptions, prepare, remove_all, wait_for_others};
 use crate::session::journal::{Journal, Record};
 use crate::session::{Guarded, TakeDownError};
+use crate::sys::hurry::Hurry;
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::procfs::{self, Status};
 use crate::sys::tgkill;
+
+/// Threads that are looked at to learn whether many run.
+const ENOUGH: usize = 64;
 
 /// A target, its guard, and what its journal says.
 pub(super) struct Orphan {
@@ -26,9 +31,13 @@ pub(super) struct Orphan {
     pidfd: OwnedFd,
     /// Whether job control is to find it stopped.
     pub(super) was_stopped: bool,
+    /// Somebody has continued it.
+    is_continued: bool,
     /// As long as its threads may change the layout of its memory.
     watcher: Option<Watcher>,
-    /// Once its threads are in ptrace stops of ours.
+    /// As long as its threads keep others from the CPU.
+    _ahead: Option<Hurry>,
+    /// Once its first thread, or all of them, are in ptrace stops of ours.
     frozen: Option<Box<Frozen>>,
 }
 
@@ -56,39 +65,74 @@ impl Orphan {
         let failed = |source| AdoptError::Guard { pid, source };
         let guarded = Guarded::fetch(target.as_fd(), &record).map_err(failed)?;
         let pidfd = target.as_fd().try_clone_to_owned().map_err(failed)?;
-        let mut orphan = Self {
-            was_stopped: record.was_stopped,
+        let is_continued = is_continued(pid);
+        let orphan = Self {
+            was_stopped: record.was_stopped && !is_continued,
+            is_continued,
             record,
             guarded,
             pidfd,
+            _ahead: some_run(pid).then(Hurry::ahead).flatten(),
             watcher: None,
             frozen: None,
         };
-        orphan.stop_again();
+        // One that sleeps may do so in the kernel, for a page: with a signal pending it
+        // would look for it without a pause (`handle_userfault()` of mm/userfaultfd.c), and
+        // hundreds of those leave no CPU to us. It is told when all pages are there.
+        orphan.stop_again(|state| state == 'R');
         Ok(orphan)
     }
 
-    /// Somebody has continued it: then it is to run afterwards, but not now. A SIGSTOP to
+    /// One that somebody has continued is to run afterwards, but not now. A SIGSTOP to
     /// each thread, as one to the process might be somebody else's wish.
-    fn stop_again(&mut self) {
+    fn stop_again(&self, whom: impl Fn(char) -> bool) {
         let pid = self.record.pid;
-        if Status::of_process(pid).is_ok_and(|status| status.state() == 'T') {
+        if !self.is_continued {
             return;
         }
-        self.was_stopped = false;
         for tid in procfs::tids(pid).unwrap_or_default() {
-            // Gone meanwhile: then it does nothing any more.
-            let _ = tgkill(pid, tid, libc::SIGSTOP);
+            if Status::of_thread(pid, tid).is_ok_and(|status| whom(status.state())) {
+                // Gone meanwhile: then it does nothing any more.
+                let _ = tgkill(pid, tid, libc::SIGSTOP);
+            }
         }
     }
 
     /// Its first thread may be dropping pages still: it is stopped, and put back to where
-    /// it was when it was borrowed.
+    /// it was when it was borrowed. The others may wait for pages, and stop for nobody.
     pub(super) fn stop_drop(&mut self) -> Result<()> {
-        // A drop waits until its event is read.
-        let watcher = self.watch(Heed::Nothing)?;
-        self.freeze()?;
-        drop(watcher);
+        let (pid, parasite) = (self.record.pid, self.guarded.parasite());
+        let inject = |source| AdoptError::Inject { pid, source };
+        let freeze = |source| AdoptError::Freeze { pid, source };
+        if !Borrowed::is_at_work(pid, parasite).map_err(inject)? {
+            return Ok(());
+        }
+        let told = stop_first(target(&self.record)?, self.is_continued);
+        let mut frozen = told.map_err(freeze)?;
+        // Should we fail, nothing is let go by us that is not whole.
+        frozen.set_missing(Missing::Guarded).map_err(freeze)?;
+        let system = |what| move |source| AdoptError::System { pid, what, source };
+        let own = own_drop(pid, parasite).map_err(system("find out what it drops"))?;
+        // What it has written there since it was continued is in no image.
+        let kept = match own {
+            Some(run) => {
+                frozen.stop_awake().map_err(freeze)?;
+                Kept::of(pid, run).map_err(system("read what it drops"))?
+            }
+            None => Kept::default(),
+        };
+        let memory = Arc::clone(self.guarded.memory());
+        memory.expect_drop(own);
+        // Its call ends when the event was read.
+        self.watcher = Some(self.watch(Heed::Everything)?);
+        frozen.wait_for_first().map_err(freeze)?;
+        memory.end_drop();
+        let back = kept.put_back(&memory);
+        back.map_err(system("put back what it had written"))?;
+        let set = frozen.die_with_us(pid, false);
+        set.map_err(system("set options of its first thread"))?;
+        Borrowed::rescue(&mut frozen, parasite).map_err(inject)?;
+        self.frozen = Some(Box::new(frozen));
         Ok(())
     }
 
@@ -97,8 +141,12 @@ impl Orphan {
         image: &OpenImage,
         progress: &Arc<Progress>,
     ) -> std::result::Result<DecodeStats, StepError> {
-        self.watcher = Some(self.watch(Heed::Everything)?);
+        if self.watcher.is_none() {
+            self.watcher = Some(self.watch(Heed::Everything)?);
+        }
         let stats = populate(image, self.guarded.memory(), progress)?;
+        // So that it does not fork and move on for ever.
+        self.stop_again(|_| true);
         self.serve_children(image)?;
         // Whoever waits for a page that never was goes on, and can be frozen.
         let ended = self.guarded.memory().unguard(&ranges(&self.record));
@@ -135,6 +183,7 @@ impl Orphan {
             was_stopped,
             watcher,
             frozen,
+            ..
         } = self;
         drop(watcher);
         let take_down = |source| AdoptError::TakeDown { pid, source };
@@ -159,12 +208,13 @@ impl Orphan {
         Ok(*frozen)
     }
 
+    /// Stops all threads, or all but the first.
     fn freeze(&mut self) -> Result<()> {
-        if self.frozen.is_some() {
-            return Ok(());
-        }
         let pid = self.record.pid;
         let failed = |source| AdoptError::Freeze { pid, source };
+        if let Some(frozen) = &mut self.frozen {
+            return frozen.stop_others().map_err(failed);
+        }
         let mut frozen = freeze_again(target(&self.record)?, &Cancel::new()).map_err(failed)?;
         // Should we fail, nothing is let go by us that is not whole.
         frozen.set_missing(Missing::Guarded).map_err(failed)?;
@@ -236,6 +286,29 @@ impl Fate {
             }
         }
     }
+}
+
+/// Job control does not hold the process `pid` any more: its first thread is neither stopped
+/// nor about to be. One in the middle of a drop waits for its event; then the others tell.
+fn is_continued(pid: i32) -> bool {
+    let Ok(first) = Status::of_process(pid) else {
+        return false;
+    };
+    let is_told = first.signals("SigPnd") & 1 << (libc::SIGSTOP - 1) != 0;
+    if first.state() == 'T' || is_told {
+        return false;
+    }
+    let tids = procfs::tids(pid).unwrap_or_default();
+    let is_stopped = |&tid: &i32| Status::of_thread(pid, tid).is_ok_and(|it| it.state() == 'T');
+    first.state() != 'D' || !tids.iter().any(is_stopped)
+}
+
+/// Whether some of its threads run, or look for a page without a pause: those that are told
+/// to stop while they wait for it inside of the kernel.
+fn some_run(pid: i32) -> bool {
+    let tids = procfs::tids(pid).unwrap_or_default();
+    let mut some = tids.iter().step_by(tids.len() / ENOUGH + 1);
+    some.any(|&tid| Status::of_thread(pid, tid).is_ok_and(|it| it.state() == 'R'))
 }
 
 fn populate(

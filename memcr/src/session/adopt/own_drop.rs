@@ -1,0 +1,99 @@
+//! A drop of ours that its memcr did not live to see the end of.
+//!
+//! The thread waits in a call of the parasite until its event is read, and is to be
+//! stopped right behind it. Meanwhile somebody may have continued the target, whose other
+//! threads give up and move memory as well: their events must be heeded, ours must not.
+//!
+//! ```text
+//!   told to stop (ptrace) ─▶ asleep in madvise(ADDR, LEN) of the parasite: what comes of
+//!                            that range is ours, and it makes no other call
+//! ```
+//!
+//! That call cannot be called off: when its event is read, the pages go. A thread that ran
+//! since may have written to them, and the image does not know. So before the event is read no
+//! thread may run, and what is there is kept, and put back behind it. Should we die in
+//! between, with all that in our memory alone, a target that was continued dies with us.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::inject::Parasite;
+use crate::pages::guarded::GuardedMemory;
+use crate::pages::{PageRun, RemoteAddr};
+use crate::sys::arch::nr;
+use crate::sys::page_size;
+use crate::sys::pagemap::Pagemap;
+use crate::sys::proc_mem::ProcMem;
+use crate::sys::procfs::{self, Status};
+use crate::sys::wait::Pause;
+
+/// How long the thread may run without being seen asleep or stopped.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The pages that the first thread of `pid`, which was told to stop, is about to have
+/// dropped. `None`: it stands still, or comes to do so without another event of its own.
+///
+/// # Errors
+/// When it cannot be found out.
+pub(super) fn own_drop(pid: i32, parasite: Parasite) -> io::Result<Option<PageRun>> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut pause = Pause::default();
+    loop {
+        match Status::of_thread(pid, pid)?.state() {
+            // On its way: into the stop, or into the call.
+            'R' | 'T' if Instant::now() < deadline => pause.wait(),
+            'R' | 'T' => return Err(io::ErrorKind::TimedOut.into()),
+            'D' => return Ok(drop_in(pid, parasite)),
+            _ => return Ok(None),
+        }
+    }
+}
+
+/// Of a thread that cannot go on before an event was read. One that waits for something
+/// else ahead of it, such as the lock of its mappings, is in that call too.
+fn drop_in(pid: i32, parasite: Parasite) -> Option<PageRun> {
+    let call = procfs::call_of(pid, pid)?;
+    let is_ours = call.nr == nr::MADVISE && parasite.is_in(call.pc);
+    is_ours.then_some(PageRun {
+        addr: RemoteAddr(call.args[0]),
+        len_bytes: call.args[1],
+    })
+}
+
+/// Pages as they are before a drop. A drop is of [`MAX_RUN_LEN`] at most.
+///
+/// [`MAX_RUN_LEN`]: crate::pages::give_back::MAX_RUN_LEN
+#[derive(Debug, Default)]
+pub(super) struct Kept(Vec<(PageRun, Vec<u8>)>);
+
+impl Kept {
+    /// Those of `run` in the process `pid` that are there.
+    pub(super) fn of(pid: i32, run: PageRun) -> io::Result<Self> {
+        let memory = ProcMem::open(pid)?;
+        let mut entries = vec![0; (run.len_bytes / page_size()) as usize];
+        Pagemap::open(pid)?.entries(run.addr.0, &mut entries)?;
+        let mut kept = Vec::new();
+        let mut addr = run.addr;
+        for part in entries.chunk_by(|a, b| is_there(*a) == is_there(*b)) {
+            let len_bytes = part.len() as u64 * page_size();
+            if is_there(part[0]) {
+                let mut bytes = vec![0; len_bytes as usize];
+                memory.read(addr.0, &mut bytes)?;
+                kept.push((PageRun { addr, len_bytes }, bytes));
+            }
+            addr = addr.offset(len_bytes);
+        }
+        Ok(Self(kept))
+    }
+
+    /// Provides them where they are missing now.
+    pub(super) fn put_back(&self, memory: &GuardedMemory) -> io::Result<()> {
+        let mut kept = self.0.iter();
+        kept.try_for_each(|(run, bytes)| memory.provide(*run, bytes))
+    }
+}
+
+/// In RAM or in swap (bits 63 and 62, Documentation/admin-guide/mm/pagemap.rst).
+fn is_there(entry: u64) -> bool {
+    entry >> 62 != 0
+}
