@@ -22,6 +22,7 @@
 //! | `undo`      | failures of every kind that must cost the target nothing            |
 //! | `guard`     | the guard over dropped memory, and what holds without one            |
 //! | `held`      | what happens while the target is held, also to the image            |
+//! | `orphaned`  | memcr dies in the middle of a drop, and somebody continues the target |
 //! | `parked`    | `checkpoint` and `restore` as two commands, nothing in between      |
 //! | `idle`      | who goes first while a checkpoint stores, and while one restores      |
 //! | `image`     | flipped bits, truncations                                           |
@@ -40,6 +41,7 @@ mod limits;
 mod machinery;
 mod mappings;
 mod options;
+mod orphaned;
 mod parked;
 mod programs;
 mod races;
@@ -75,6 +77,7 @@ fn main() {
         undo::tests(),
         guard::tests(),
         held::tests(),
+        orphaned::tests(),
         parked::tests(),
         image::tests(),
         idle::tests(),

@@ -1,10 +1,11 @@
-//! SIGCONT from somebody who does not know: a parked target goes on and has to wait at
-//! the first missing page, whatever it was about to do with its memory.
+//! SIGCONT from somebody who does not know: a parked target, or one whose memcr has died in
+//! the middle of the drop, goes on and has to wait at the first missing page, whatever it was
+//! about to do with its memory.
 
 use crate::Campaign;
 use crate::phase::Phase;
 use crate::subject::{Kind, Subject};
-use memcr_harness::Result;
+use memcr_harness::{Finished, Result};
 use rustix::process::Signal;
 use std::time::Duration;
 
@@ -54,6 +55,32 @@ pub(crate) fn run(campaign: &mut Campaign) -> Result {
             let what = format!("round {i}, restored after {at:?}");
             campaign.table.count(&row, &what, &outcome);
         }
+        for i in 0..n_rounds {
+            let (at, n) = (campaign.random.moment(LONGEST), 1 + i % 4);
+            let outcome = subject.trial(&[0], |subject| in_the_drop(subject, n, at))?;
+            let row = format!("stray SIGCONT in the drop, {name}");
+            let what = format!("round {i}, recovered after {at:?}");
+            campaign.table.count(&row, &what, &outcome);
+        }
     }
     Ok(())
+}
+
+/// memcr dies while a thread of the target waits in a call that drops pages, at the latest in
+/// the drop of mapping `n`; then somebody continues the target.
+fn in_the_drop(subject: &mut Subject, n: usize, at: Duration) -> Result<Finished> {
+    for n in (1..=n).rev() {
+        let orders = format!("pages.event@{n}=kill");
+        let memcr = subject.rig.memcr(subject.pid()).with_fault(&orders);
+        let finished = memcr.arg("-n").run()?;
+        if finished.code.is_none() {
+            break;
+        }
+        // There are fewer.
+        finished.expect(0)?;
+    }
+    subject.victim.signal(Signal::CONT)?;
+    // Not synchronisation: any moment will do.
+    std::thread::sleep(at);
+    subject.rig.recover(subject.pid()).run()
 }

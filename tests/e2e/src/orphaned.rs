@@ -1,0 +1,100 @@
+//! memcr dies in the middle of a drop: some pages are gone, one thread waits in the call that
+//! drops the next. Then somebody continues the target, which changes its memory, or waits
+//! for what is missing, where nothing can stop it.
+
+use crate::common::Rig;
+use crate::{table, test};
+use libtest_mimic::Trial;
+use memcr_harness::wait::until;
+use memcr_harness::{Allow, Result, Snapshot, Victim, ensure, proc, require};
+use rustix::process::Signal;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    let mut trials = table("orphaned", &[("stopped_before", stopped_before)]);
+    for (name, mode, args) in TARGETS {
+        for continued in [false, true] {
+            let how = if continued { "continued" } else { "left_alone" };
+            trials.push(test(format!("orphaned::{name}_{how}"), move || {
+                comes_back(mode, args, continued)
+            }));
+        }
+    }
+    trials.push(test("orphaned::held_on", held_on));
+    trials
+}
+
+/// What they do when they go on. The many wait in the kernel, for the page of the word that
+/// they sleep on.
+const TARGETS: [(&str, &str, &[&str]); 5] = [
+    ("memory", "patrol", &["size=8M"]),
+    ("mremap", "patrol", &["size=8M", "habit=mremap"]),
+    ("dontneed", "patrol", &["size=8M", "habit=dontneed"]),
+    ("fork", "forks", &["how=fork", "pause=200"]),
+    ("many", "shape", &["size=16M", "vmas=3000", "sleepers=600"]),
+];
+
+/// Runs memcr until it dies with a thread of the target in the middle of the drop of mapping
+/// `n`, counted from 1. False: there are fewer.
+fn orphan(rig: &Rig, victim: &Victim, n: usize) -> Result<bool> {
+    let orders = format!("pages.event@{n}=kill");
+    let memcr = rig.memcr(victim.pid()).with_fault(&orders).arg("-n");
+    let finished = memcr.run()?;
+    if finished.code.is_none() {
+        return Ok(true);
+    }
+    finished.expect(0)?;
+    ensure(n > 1, || "nothing was dropped".into())?;
+    Ok(false)
+}
+
+fn comes_back(mode: &str, args: &[&str], continued: bool) -> Result {
+    require("userfaultfd")?;
+    for n in [1, 2, 4, 7] {
+        let rig = Rig::new()?;
+        let mut victim = Victim::start(mode, args)?;
+        let pid = victim.pid();
+        if !orphan(&rig, &victim, n)? {
+            continue;
+        }
+        if continued {
+            victim.signal(Signal::CONT)?;
+        }
+        rig.recover(pid).run()?.expect(0)?;
+        victim.verify()?;
+        rig.expect_clean()?;
+        victim.quit()?;
+    }
+    Ok(())
+}
+
+/// One that job control had stopped stays so, and goes on when that ends.
+fn stopped_before() -> Result {
+    require("userfaultfd")?;
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=8M", "threads=3"])?;
+    let pid = victim.pid();
+    victim.signal(Signal::STOP)?;
+    until("the target to stop", || proc::state(pid, pid) == Some('T'))?;
+    orphan(&rig, &victim, 1)?;
+    rig.recover(pid).run()?.expect(0)?;
+    until("the target to stop again", || {
+        proc::state(pid, pid) == Some('T')
+    })?;
+    victim.signal(Signal::CONT)?;
+    victim.verify()?;
+    rig.expect_clean()
+}
+
+/// `recover --hold` leaves it as it is, and a restore brings all of it back.
+fn held_on() -> Result {
+    require("userfaultfd")?;
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=8M", "threads=3"])?;
+    let (pid, before) = (victim.pid(), Snapshot::take(victim.pid())?);
+    orphan(&rig, &victim, 1)?;
+    rig.recover(pid).arg("--hold").run()?.expect(0)?;
+    rig.restore(pid).run()?.expect(0)?;
+    rig.expect_clean()?;
+    victim.verify()?;
+    before.still(pid, Allow::default())
+}
