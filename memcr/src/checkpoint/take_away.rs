@@ -7,12 +7,12 @@ use crate::inject::{Borrowed, Site};
 use crate::maps::plan::DropRun;
 use crate::pages::PageRun;
 use crate::pages::give_back::{GivenBack, give_back};
-use crate::pages::guarded::{Heed, Watcher};
+use crate::pages::guarded::Watcher;
 use crate::pipeline::{OpenImage, causes};
 use crate::session::journal::{ImageRecord, State};
 use crate::session::{Guarded, Held};
-use crate::sys::procfs::{self, Stat};
-use crate::sys::same_cpu::OthersBusy;
+use crate::sys::procfs;
+use crate::sys::same_cpu::Beside;
 
 use super::error::StepError;
 use super::pass;
@@ -90,29 +90,13 @@ fn drop_guarded(
     Ok(given_back)
 }
 
-/// Starts to read the events of drops: of many runs on the CPU of the thread that drops
-/// them, where it is kept.
-fn watch(
-    frozen: &Frozen,
-    guarded: &Guarded,
-    n_runs: usize,
-) -> io::Result<(Watcher, Option<OthersBusy>)> {
-    if n_runs > FEW
-        && let Some(cpu) = cpu_of_first(frozen)
-        && let Some(others) = OthersBusy::but(cpu)
-    {
-        let watcher = Watcher::start_beside(cpu, guarded.memory())?;
-        return Ok((watcher, Some(others)));
-    }
-    let watcher = Watcher::start(guarded.memory(), Heed::Nothing)?;
-    Ok((watcher, None))
-}
-
-/// Where the first thread last ran, which is about to drop.
-fn cpu_of_first(frozen: &Frozen) -> Option<usize> {
-    let tid = frozen.tids().first()?;
-    let stat = Stat::read(format!("{}/task/{tid}", frozen.pid()));
-    stat.ok().map(|stat| stat.cpu)
+/// Starts to read the events of drops: of many runs beside the thread that drops them.
+fn watch(frozen: &Frozen, guarded: &Guarded, n_runs: usize) -> io::Result<Watcher> {
+    let beside = match frozen.tids().first() {
+        Some(&first) if n_runs > FEW => Beside::of(frozen.pid(), first),
+        _ => None,
+    };
+    Watcher::start_for_drops(guarded.memory(), beside)
 }
 
 /// Arms all threads but the first.

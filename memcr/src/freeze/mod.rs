@@ -295,7 +295,7 @@ impl Frozen {
     /// What the target may have changed since it was examined.
     fn look_again(&mut self) -> Result<(), FreezeError> {
         let is_known = self.registers.len() == self.tids.len();
-        self.has_slept = is_known && self.target.has_slept(&self.registers);
+        self.has_slept = self.target.has_slept(&self.registers) && is_known;
         tracing::debug!(
             "the target has slept since it was examined: {}",
             self.has_slept

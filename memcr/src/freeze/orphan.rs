@@ -43,6 +43,7 @@ pub fn stop_first(target: Target, die_with_us: bool) -> Result<Frozen, FreezeErr
     let attached = frozen.attach(pid);
     frozen.options = options;
     match attached? {
+        Attached::Running => frozen.tell(pid),
         Attached::Stopping => frozen.stopping.push(pid),
         Attached::Gone => return Err(FreezeError::TargetExited(pid)),
     }
@@ -86,8 +87,10 @@ impl Frozen {
             }
             let _watch = witness.watch(listed.clone());
             for tid in listed {
-                if matches!(self.attach(tid)?, Attached::Stopping) {
-                    self.stopping.push(tid);
+                match self.attach(tid)? {
+                    Attached::Running => self.tell(tid),
+                    Attached::Stopping => self.stopping.push(tid),
+                    Attached::Gone => {}
                 }
             }
             self.quiet()?;

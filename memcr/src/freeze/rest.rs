@@ -3,8 +3,7 @@
 //! ```text
 //!  note: every thread asleep in a call          stopped: still in the same call, from
 //!        (number, arguments, place in the code) which our stop alone has woken it
-//!        scheduled in n times                   scheduled in n + 1 times, or more often
-//!        slept m times                            if preempted on its way, but slept m + 1
+//!        they went to sleep m times             m times, and once more each, to stop
 //! ```
 //!
 //! If so for every thread, and no thread is new, then no code of the target has run in
@@ -24,65 +23,94 @@ use std::collections::HashMap;
 use super::Registers;
 use crate::sys::arch::Regs;
 use crate::sys::procfs::{self, Place, Status};
+use crate::sys::taskstats::TaskStats;
 
 /// Where every thread slept.
 #[derive(Debug, Default)]
-pub(super) struct Rest(Option<HashMap<i32, Asleep>>);
+pub(super) struct Rest(Option<Noted>);
 
-#[derive(Debug, PartialEq, Eq)]
-struct Asleep {
-    call: Place,
-    /// How often it was given a CPU.
-    n_runs: u64,
-    /// How often it gave one up.
-    n_sleeps: u64,
+#[derive(Debug)]
+struct Noted {
+    places: HashMap<i32, Place>,
+    n_sleeps: Sleeps,
+}
+
+/// How often threads had gone to sleep.
+#[derive(Debug)]
+enum Sleeps {
+    /// All of them together. Each does so once when it is stopped: if together they did so as
+    /// often as there are threads, none did so more often.
+    Together(TaskStats, u64),
+    /// Each of them: where the kernel does not add them up, or not for us.
+    Each(HashMap<i32, u64>),
 }
 
 impl Rest {
     /// Notes where the threads sleep, if all of them do.
     pub(super) fn note(pid: i32) -> Self {
         let tids = procfs::tids(pid).unwrap_or_default();
-        let note = |tid| Some((tid, Asleep::note(pid, tid)?));
-        Self(tids.into_iter().map(note).collect())
+        // The counts first: a thread that runs in between counts as one that has run.
+        let n_sleeps = Sleeps::note(pid, &tids);
+        let place = |tid| Some((tid, procfs::call_of(pid, tid)?));
+        let places: Option<_> = tids.into_iter().map(place).collect();
+        let noted = n_sleeps.zip(places);
+        Self(noted.map(|(n_sleeps, places)| Noted { places, n_sleeps }))
     }
 
     /// True when the stopped `threads`, which are all that there are, have slept until they
     /// were stopped.
     pub(super) fn lasted(&self, pid: i32, threads: &Registers) -> bool {
         self.0.as_ref().is_some_and(|noted| {
-            let slept = |(tid, regs): (&i32, &Regs)| {
-                let asleep = noted.get(tid);
-                asleep.is_some_and(|asleep| asleep.lasted(pid, *tid, regs))
+            let are_there = |(tid, regs): (&i32, &Regs)| {
+                let place = noted.places.get(tid);
+                place.is_some_and(|place| is_there(place, regs))
             };
-            noted.len() == threads.len() && threads.iter().all(slept)
+            noted.places.len() == threads.len()
+                && threads.iter().all(are_there)
+                && noted.n_sleeps.are_one_more(pid, threads)
         })
     }
 }
 
-impl Asleep {
-    fn note(pid: i32, tid: i32) -> Option<Self> {
-        // The counts first: a thread that runs in between counts as one that has run.
-        let (n_sleeps, n_runs) = (n_sleeps(pid, tid)?, n_runs(pid, tid)?);
-        let call = procfs::call_of(pid, tid)?;
-        Some(Self {
-            call,
-            n_runs,
-            n_sleeps,
-        })
-    }
-
-    fn lasted(&self, pid: i32, tid: i32, regs: &Regs) -> bool {
-        let call = regs.interrupted_call().map(|call| Place {
+/// Whether a stopped thread is still in the call.
+fn is_there(place: &Place, regs: &Regs) -> bool {
+    let call = regs.interrupted_call();
+    call.is_some_and(|call| {
+        let now = Place {
             nr: call.nr,
             args: call.args,
             sp: regs.sp(),
             pc: regs.pc(),
-        });
-        // Of hundreds of threads some are preempted before they stand still. The other
-        // count knows better, but is in a file that takes longer.
-        call == Some(self.call)
-            && (n_runs(pid, tid) == Some(self.n_runs + 1)
-                || n_sleeps(pid, tid) == Some(self.n_sleeps + 1))
+        };
+        now == *place
+    })
+}
+
+impl Sleeps {
+    fn note(pid: i32, tids: &[i32]) -> Option<Self> {
+        let all = TaskStats::open().and_then(|stats| Ok((stats.n_sleeps(pid)?, stats)));
+        match all {
+            Ok((n_sleeps, stats)) => Some(Self::Together(stats, n_sleeps)),
+            Err(error) => {
+                tracing::debug!("sleeps are counted for each thread: {error}");
+                let each = tids.iter().map(|&tid| Some((tid, n_sleeps(pid, tid)?)));
+                each.collect::<Option<_>>().map(Self::Each)
+            }
+        }
+    }
+
+    /// Whether each of `threads` went to sleep once since, for its stop.
+    fn are_one_more(&self, pid: i32, threads: &Registers) -> bool {
+        match self {
+            Self::Together(stats, before) => {
+                let now = stats.n_sleeps(pid).ok();
+                now == Some(before + threads.len() as u64)
+            }
+            Self::Each(before) => threads.keys().all(|&tid| {
+                let before = before.get(&tid);
+                before.is_some_and(|before| n_sleeps(pid, tid) == Some(before + 1))
+            }),
+        }
     }
 }
 
@@ -90,12 +118,4 @@ impl Asleep {
 fn n_sleeps(pid: i32, tid: i32) -> Option<u64> {
     let status = Status::of_thread(pid, tid).ok()?;
     status.number("voluntary_ctxt_switches")
-}
-
-/// The third figure of `/proc/PID/task/TID/schedstat`
-/// (Documentation/scheduler/sched-stats.rst). All are 0 where the kernel does not count.
-fn n_runs(pid: i32, tid: i32) -> Option<u64> {
-    let text = procfs::read_lossy(&format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
-    let n_runs = text.split_whitespace().nth(2)?.parse().ok()?;
-    (n_runs > 0).then_some(n_runs)
 }

@@ -1,9 +1,9 @@
 //! Stopping all threads: passes over the thread list until all that there are stand still.
 //!
 //! ```text
-//!  list ─▶ attach to each new one ─▶ wait until each stands still ─▶ count them
-//!   ▲                                                                  │ some are missing
-//!   └──────────────────────────────────────────────────────────────────┘
+//!  list ─▶ attach to each new one ─▶ tell it to stop, wait until it does ─▶ count them
+//!   ▲                                                                        │ some are missing
+//!   └────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! The list alone proves nothing: while threads end, a reading of `/proc/PID/task` may
@@ -32,7 +32,9 @@ const DENIED_PASSES: usize = 20;
 
 /// What became of an attempt to attach to a thread.
 pub(super) enum Attached {
-    /// It was told to stop.
+    /// It is ours now, and runs on until it is told to stop.
+    Running,
+    /// It was ours already, and is about to stop: born of a thread that we trace.
     Stopping,
     /// It has ended.
     Gone,
@@ -84,22 +86,39 @@ impl Frozen {
         }
         let _watch = witness.watch(known.into_iter().chain(listed.iter().copied()).collect());
         let mut denied = None;
+        let mut running = Vec::with_capacity(listed.len());
         for tid in listed {
             match self.attach(tid) {
+                Ok(Attached::Running) => running.push(tid),
                 Ok(Attached::Stopping) => self.stopping.push(tid),
                 // Should we be its tracer all the same, it is gone only when we notice.
                 Ok(Attached::Gone) => drop(wait::take_end(tid)),
                 Err(error) => denied = Some(error),
             }
         }
+        if self.tids.is_empty() && self.stopping.is_empty() {
+            self.since = Instant::now();
+        }
+        running.into_iter().for_each(|tid| self.tell(tid));
         Ok(denied)
+    }
+
+    /// Tells a thread of ours to stop. One that has ended meanwhile is waited for like others.
+    pub(super) fn tell(&mut self, tid: i32) {
+        if let Err(error) = ptrace::interrupt(tid) {
+            tracing::debug!("thread {tid} was not told to stop: {error}");
+        }
+        self.stopping.push(tid);
     }
 
     /// True when all threads that there are stand still.
     fn is_complete(&mut self) -> Result<bool, FreezeError> {
         let pid = self.target.pid;
         let status = Status::of_process(pid).map_err(|_| FreezeError::TargetExited(pid))?;
-        self.take_notice();
+        let n_threads = status.number("Threads");
+        if n_threads != Some(self.tids.len() as u64) {
+            self.take_notice();
+        }
         let Some(first) = self.tids.iter().position(|&tid| tid == pid) else {
             return match status.state() {
                 'Z' | 'X' if self.tids.is_empty() => Err(FreezeError::TargetExited(pid)),
@@ -114,10 +133,11 @@ impl Frozen {
         }
         // Where it could not be attached to at once, it was found behind others.
         self.tids[..=first].rotate_right(1);
-        Ok(status.number("Threads") == Some(self.tids.len() as u64))
+        Ok(n_threads == Some(self.tids.len() as u64))
     }
 
-    /// Forgets threads that stood still and were ended; before their tracer takes notice
+    /// Forgets threads that stood still and were ended, as by one that execs, which is not
+    /// among those that stand still; before their tracer takes notice
     /// they are not gone, and an exec waits for that.
     fn take_notice(&mut self) {
         self.tids.retain(|&tid| !wait::take_end(tid));
@@ -127,12 +147,12 @@ impl Frozen {
         }
     }
 
-    /// Attaches to a thread and tells it to stop. An error may be that of a moment: a
+    /// Attaches to a thread, which runs on. An error may be that of a moment: a
     /// thread on its way out cannot be attached to, and its id may already be that of
     /// the thread that execs in its place.
     pub(super) fn attach(&self, tid: i32) -> Result<Attached, FreezeError> {
-        let error = match ptrace::seize(tid, self.options).and_then(|()| ptrace::interrupt(tid)) {
-            Ok(()) => return Ok(Attached::Stopping),
+        let error = match ptrace::seize(tid, self.options) {
+            Ok(()) => return Ok(Attached::Running),
             Err(error) => error,
         };
         let Ok(status) = Status::of_thread(self.target.pid, tid) else {
@@ -142,7 +162,6 @@ impl Frozen {
             return Ok(Attached::Gone);
         }
         if status.number("TracerPid") == Some(sys::gettid() as u64) {
-            // Born of a thread that we trace: attached by the kernel, about to stop.
             return Ok(Attached::Stopping);
         }
         target::check_tracer(self.target.pid, &status)?;

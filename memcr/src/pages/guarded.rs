@@ -29,7 +29,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use super::{ChunkClass, PageRun, PopulatePages, RemoteAddr};
 use crate::fault;
 use crate::sys::page_size;
-use crate::sys::same_cpu::stay_on;
+use crate::sys::same_cpu::Beside;
 use crate::sys::userfaultfd::{Event, Userfault};
 
 /// How long the reader of our own events looks for another one before it falls asleep.
@@ -331,7 +331,7 @@ impl Watcher {
         memory: &Arc<GuardedMemory>,
         heed: Heed,
         family: Arc<Family>,
-        cpu: Option<usize>,
+        mut beside: Option<Beside>,
     ) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let (memory, until, relatives) =
@@ -339,11 +339,10 @@ impl Watcher {
         let thread = std::thread::Builder::new()
             .name("events".into())
             .spawn(move || {
-                if let Some(cpu) = cpu {
-                    // Anywhere else it works too.
-                    let _ = stay_on(cpu);
+                if let Some(beside) = &beside {
+                    beside.settle();
                 }
-                watch(&memory, heed, &until, &relatives);
+                watch(&memory, heed, &until, &relatives, &mut beside);
             })?;
         Ok(Self {
             stop,
@@ -352,13 +351,16 @@ impl Watcher {
         })
     }
 
-    /// Starts to read the events of our own drops, which a thread on `cpu` makes and waits
-    /// for each: beside it.
+    /// Starts to read the events of our own drops; `beside`: beside the thread that makes
+    /// them and waits for each.
     ///
     /// # Errors
     /// As [`Watcher::start`].
-    pub fn start_beside(cpu: usize, memory: &Arc<GuardedMemory>) -> io::Result<Self> {
-        Self::with_family(memory, Heed::Nothing, Arc::default(), Some(cpu))
+    pub fn start_for_drops(
+        memory: &Arc<GuardedMemory>,
+        beside: Option<Beside>,
+    ) -> io::Result<Self> {
+        Self::with_family(memory, Heed::Nothing, Arc::default(), beside)
     }
 
     /// The next child that was made since the watcher started and was not asked for yet.
@@ -383,7 +385,13 @@ impl Drop for Watcher {
     }
 }
 
-fn watch(memory: &Arc<GuardedMemory>, heed: Heed, stop: &OwnedFd, family: &Arc<Family>) {
+fn watch(
+    memory: &Arc<GuardedMemory>,
+    heed: Heed,
+    stop: &OwnedFd,
+    family: &Arc<Family>,
+    beside: &mut Option<Beside>,
+) {
     // By the CPUs that this thread may use; asked once, for it reads files.
     let linger = match std::thread::available_parallelism() {
         Ok(n_cpus) if n_cpus.get() > 1 => LINGER,
@@ -408,6 +416,9 @@ fn watch(memory: &Arc<GuardedMemory>, heed: Heed, stop: &OwnedFd, family: &Arc<F
         if let Err(error) = read {
             tracing::warn!("cannot read what becomes of the guarded memory: {error}");
             return;
+        }
+        if let Some(beside) = beside {
+            beside.meet();
         }
     }
 }

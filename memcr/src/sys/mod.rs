@@ -24,6 +24,7 @@ pub mod rlimit;
 pub mod same_cpu;
 pub mod sched;
 pub mod sock_diag;
+pub mod taskstats;
 pub mod userfaultfd;
 pub mod wait;
 

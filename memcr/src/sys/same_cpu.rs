@@ -12,12 +12,14 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::background::step_back;
+use super::procfs::Stat;
 
 /// CPUs of a machine on which it pays to keep all others busy.
 const FEW: usize = 4;
@@ -25,10 +27,70 @@ const FEW: usize = 4;
 const LAST: i32 = 19;
 /// Looks between two looks at the order to stop.
 const SPINS: u32 = 1000;
+/// Meetings after which it is looked whether both still are on one CPU: what takes longer in
+/// the mean seems not to be.
+const N_MEETINGS: u32 = 16;
+const LONG: Duration = Duration::from_micros(15);
+
+/// Keeps the calling thread on the CPU of another one, with which it does nothing but wait in
+/// turns, and all other CPUs busy, until it is dropped.
+#[derive(Debug)]
+pub struct Beside {
+    pid: i32,
+    tid: i32,
+    busy: OthersBusy,
+    n_meetings: u32,
+    since: Instant,
+}
+
+impl Beside {
+    /// Beside thread `tid` of process `pid`. `None`: there are too many CPUs, or it is on
+    /// none of ours, or no thread is to be had.
+    #[must_use]
+    pub fn of(pid: i32, tid: i32) -> Option<Self> {
+        let cpu = cpu_of(pid, tid)?;
+        Some(Self {
+            pid,
+            tid,
+            busy: OthersBusy::but(cpu)?,
+            n_meetings: 0,
+            since: Instant::now(),
+        })
+    }
+
+    /// Brings the calling thread there.
+    pub fn settle(&self) {
+        // Anywhere else it works too.
+        let _ = stay_on(self.busy.but.load(Relaxed));
+    }
+
+    /// Both have waited for each other once more: has the other thread been moved?
+    pub fn meet(&mut self) {
+        self.n_meetings += 1;
+        if !self.n_meetings.is_multiple_of(N_MEETINGS) {
+            return;
+        }
+        if self.since.elapsed() > LONG * N_MEETINGS
+            && let Some(cpu) = cpu_of(self.pid, self.tid)
+            && self.busy.but.load(Relaxed) != cpu
+        {
+            self.busy.change_to(cpu);
+            self.settle();
+        }
+        self.since = Instant::now();
+    }
+}
+
+/// Where a thread runs, or last ran.
+fn cpu_of(pid: i32, tid: i32) -> Option<usize> {
+    let stat = Stat::read(format!("{pid}/task/{tid}"));
+    stat.ok().map(|stat| stat.cpu)
+}
 
 /// Keeps all CPUs but one busy, until it is dropped.
 #[derive(Debug)]
-pub struct OthersBusy {
+struct OthersBusy {
+    but: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -36,30 +98,44 @@ pub struct OthersBusy {
 impl OthersBusy {
     /// Keeps all CPUs that we may use busy, but for `cpu`. `None`: there are too many, or it
     /// is none of them, or no thread is to be had.
-    #[must_use]
-    pub fn but(cpu: usize) -> Option<Self> {
+    fn but(cpu: usize) -> Option<Self> {
         let ours = sched_getaffinity(None).ok()?;
         if !ours.is_set(cpu) || ours.count() as usize > FEW {
             return None;
         }
         let mut busy = Self {
+            but: Arc::new(AtomicUsize::new(cpu)),
             stop: Arc::default(),
             threads: Vec::new(),
         };
-        let others = (0..CpuSet::MAX_CPU).filter(|&other| other != cpu && ours.is_set(other));
-        for other in others {
-            busy.threads.push(busy.keep(other).ok()?);
+        for one in (0..CpuSet::MAX_CPU).filter(|&one| ours.is_set(one)) {
+            busy.threads.push(busy.keep(one).ok()?);
         }
         Some(busy)
     }
 
+    /// Another one is left alone from now on.
+    fn change_to(&self, cpu: usize) {
+        self.but.store(cpu, Relaxed);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        self.threads.iter().for_each(|it| it.thread().unpark());
+    }
+
     fn keep(&self, cpu: usize) -> io::Result<JoinHandle<()>> {
-        let until = Arc::clone(&self.stop);
+        let (but, until) = (Arc::clone(&self.but), Arc::clone(&self.stop));
         let thread = Builder::new().name("busy".into());
         thread.spawn(move || {
             // Elsewhere, or before others, it would do more harm than good.
-            if step_back(LAST).is_ok() && stay_on(cpu).is_ok() {
-                while !until.load(Relaxed) {
+            if step_back(LAST).is_err() || stay_on(cpu).is_err() {
+                return;
+            }
+            while !until.load(Relaxed) {
+                if but.load(Relaxed) == cpu {
+                    std::thread::park();
+                } else {
                     (0..SPINS).for_each(|_| std::hint::spin_loop());
                 }
             }
@@ -70,6 +146,7 @@ impl OthersBusy {
 impl Drop for OthersBusy {
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
+        self.wake();
         for thread in self.threads.drain(..) {
             // It cannot panic, and there is nothing to be learnt from it.
             let _ = thread.join();
@@ -77,11 +154,8 @@ impl Drop for OthersBusy {
     }
 }
 
-/// Lets the calling thread run on `cpu` only.
-///
-/// # Errors
-/// EINVAL: it may not be used.
-pub fn stay_on(cpu: usize) -> io::Result<()> {
+/// Lets the calling thread run on `cpu` only. EINVAL: it may not be used.
+fn stay_on(cpu: usize) -> io::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu);
     Ok(sched_setaffinity(None, &set)?)
@@ -95,13 +169,33 @@ mod tests {
     #[test]
     fn the_others_are_busy_and_one_is_not() {
         let ours = sched_getaffinity(None).unwrap();
-        let cpu = (0..CpuSet::MAX_CPU).find(|&cpu| ours.is_set(cpu)).unwrap();
-        match OthersBusy::but(cpu) {
-            Some(busy) => assert_eq!(busy.threads.len() + 1, ours.count() as usize),
-            None => assert!(ours.count() as usize > FEW),
+        let cpus = (0..CpuSet::MAX_CPU).filter(|&cpu| ours.is_set(cpu));
+        for cpu in cpus {
+            match OthersBusy::but(cpu) {
+                Some(busy) => {
+                    assert_eq!(busy.threads.len(), ours.count() as usize);
+                    busy.change_to(cpu);
+                }
+                None => assert!(ours.count() as usize > FEW),
+            }
         }
         let none = (0..CpuSet::MAX_CPU).find(|&cpu| !ours.is_set(cpu)).unwrap();
         assert!(OthersBusy::but(none).is_none());
+    }
+
+    #[test]
+    fn it_follows_the_other_thread() {
+        let own = std::process::id().cast_signed();
+        let tid = rustix::thread::gettid().as_raw_nonzero().get();
+        let Some(mut beside) = Beside::of(own, tid) else {
+            assert!(sched_getaffinity(None).unwrap().count() as usize > FEW);
+            return;
+        };
+        let elsewhere = CpuSet::MAX_CPU;
+        beside.busy.but.store(elsewhere, Relaxed);
+        beside.since = Instant::now() - LONG * N_MEETINGS * 2;
+        (0..N_MEETINGS).for_each(|_| beside.meet());
+        assert_ne!(beside.busy.but.load(Relaxed), elsewhere);
     }
 
     #[test]
