@@ -17,8 +17,10 @@ use crate::sys::same_cpu::Beside;
 use super::error::StepError;
 use super::pass;
 
-/// Runs to drop that are too few to arrange anything for.
+/// Runs to drop that are too few to arrange anything for, and how long those are of which the
+/// drop itself takes the time, bytes.
 const FEW: usize = 256;
+const SMALL: u64 = 1 << 20;
 
 /// Drops `drops`, which lie in `mappings` as far as they are anonymous memory, and which
 /// the image holds.
@@ -79,7 +81,7 @@ fn drop_guarded(
     // Clean pages of a file come back from it, guard or not.
     let may_go = |drop: &&DropRun| drop.is_file || guarded.covers(drop.run);
     let (may_go, stays): (Vec<_>, Vec<_>) = drops.iter().partition(may_go);
-    let watching = watch(&held.frozen, guarded, may_go.len())?;
+    let watching = watch(&held.frozen, guarded, &may_go)?;
     let mut borrowed = Borrowed::take(&mut held.frozen, held.site, Some(guarded.parasite()))?;
     let mut given_back = give_back(&mut borrowed, may_go)?;
     borrowed.give_back()?;
@@ -90,10 +92,11 @@ fn drop_guarded(
     Ok(given_back)
 }
 
-/// Starts to read the events of drops: of many runs beside the thread that drops them.
-fn watch(frozen: &Frozen, guarded: &Guarded, n_runs: usize) -> io::Result<Watcher> {
+/// Starts to read the events of drops: of many small runs beside the thread that drops them.
+fn watch(frozen: &Frozen, guarded: &Guarded, drops: &[&DropRun]) -> io::Result<Watcher> {
+    let n_small = drops.iter().filter(|drop| drop.run.len_bytes <= SMALL);
     let beside = match frozen.tids().first() {
-        Some(&first) if n_runs > FEW => Beside::of(frozen.pid(), first),
+        Some(&first) if n_small.count() > FEW => Beside::of(frozen.pid(), first),
         _ => None,
     };
     Watcher::start_for_drops(guarded.memory(), beside)

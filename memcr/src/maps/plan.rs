@@ -34,6 +34,12 @@ pub struct PlanOptions {
     pub keep: Vec<PageRun>,
 }
 
+/// Of how many bytes one run consists that is given back, of what is there: less than twice
+/// as many. To give one back is a call that cannot be interrupted nor called off, so who
+/// finishes it for us keeps what it is about to drop. The runs of a long one meet where the
+/// address is a multiple of that, so that no huge page is split.
+const DROP_LEN: u64 = 8 << 20;
+
 /// A run that is to be given back to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DropRun {
@@ -141,6 +147,7 @@ where
                 _ => None,
             },
             run: None,
+            there_bytes: 0,
         };
         let n_before = self.summary.drops.len();
         let mut regions = std::mem::take(&mut self.regions);
@@ -262,12 +269,12 @@ where
                     self.leave(reason, run.len_bytes);
                 }
                 None => {
-                    drop.extend(run);
+                    drop.extend(run, &mut self.summary.drops);
                     self.store(run, class)?;
                 }
             },
             PageState::CleanFile if self.options.policy.drop_file_pages => {
-                drop.extend(run);
+                drop.extend(run, &mut self.summary.drops);
                 self.summary.drop_only_bytes += run.len_bytes;
             }
             PageState::CleanFile => {
@@ -327,21 +334,30 @@ struct OpenDrop {
     /// Why copied pages of this mapping stay, if they do.
     copies: Option<LeftBecause>,
     run: Option<PageRun>,
+    /// How much of it is there.
+    there_bytes: u64,
 }
 
 impl OpenDrop {
     /// Takes `run` in, with the absent pages before it.
-    fn extend(&mut self, run: PageRun) {
-        let addr = self.run.map_or(run.addr, |open| open.addr);
-        self.run = Some(PageRun {
-            addr,
-            len_bytes: run.end().0 - addr.0,
-        });
+    fn extend(&mut self, run: PageRun, drops: &mut Vec<DropRun>) {
+        let (mut at, end) = (run.addr.0, run.end().0);
+        while at < end {
+            let next = (at + 1).next_multiple_of(DROP_LEN).min(end);
+            let start = self.run.map_or(at, |open| open.addr.0);
+            self.run = Some(run_of(start, next));
+            self.there_bytes += next - at;
+            if self.there_bytes >= DROP_LEN {
+                self.close(drops);
+            }
+            at = next;
+        }
     }
 
     fn close(&mut self, drops: &mut Vec<DropRun>) {
         let (locked, is_file) = (self.locked, self.is_file);
         let run = self.run.take();
+        self.there_bytes = 0;
         drops.extend(run.map(|run| DropRun {
             run,
             locked,

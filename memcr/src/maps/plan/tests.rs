@@ -102,6 +102,37 @@ const ANON: &str = "rw-p 0 00:00 0";
 const FILE: &str = "rw-p 0 08:01 5 /lib/x";
 
 #[test]
+fn long_drops_come_in_parts_that_split_no_huge_page() {
+    let drops_of = |runs: &[(u64, u64)]| -> Vec<(u64, u64)> {
+        let mut open = OpenDrop {
+            locked: false,
+            is_file: false,
+            copies: None,
+            run: None,
+            there_bytes: 0,
+        };
+        let mut drops = Vec::new();
+        for &(start, end) in runs {
+            open.extend(run_of(start, end), &mut drops);
+        }
+        open.close(&mut drops);
+        let bounds = drops.iter().map(|drop| (drop.run.addr.0, drop.run.end().0));
+        bounds.collect()
+    };
+    const MIB: u64 = 1 << 20;
+    assert_eq!(drops_of(&[(0, 8 * MIB)]), [(0, 8 * MIB)]);
+    assert_eq!(
+        drops_of(&[(MIB, 20 * MIB)]),
+        [(MIB, 16 * MIB), (16 * MIB, 20 * MIB)]
+    );
+    // What is not there does not count.
+    assert_eq!(
+        drops_of(&[(0, MIB), (1 << 40, (1 << 40) + MIB)]),
+        [(0, (1 << 40) + MIB)]
+    );
+}
+
+#[test]
 fn the_picture_above_holds() {
     let (chunks, summary) = plan("PPZP..PFPPSP", ANON, Policy::default(), 64);
     assert_eq!(chunks.len(), 1);

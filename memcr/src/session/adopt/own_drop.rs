@@ -18,17 +18,21 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::inject::Parasite;
+use crate::maps::page::PageTable;
 use crate::pages::guarded::GuardedMemory;
+use crate::pages::table::KernelPageTable;
 use crate::pages::{PageRun, RemoteAddr};
 use crate::sys::arch::nr;
 use crate::sys::page_size;
-use crate::sys::pagemap::Pagemap;
+use crate::sys::pagemap::Region;
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::procfs::{self, Status};
 use crate::sys::wait::Pause;
 
 /// How long the thread may run without being seen asleep or stopped.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Entries of the page map that are read at once.
+const N_ENTRIES: usize = 512;
 
 /// The pages that the first thread of `pid`, which was told to stop, is about to have
 /// dropped. `None`: it stands still, or comes to do so without another event of its own.
@@ -60,9 +64,9 @@ fn drop_in(pid: i32, parasite: Parasite) -> Option<PageRun> {
     })
 }
 
-/// Pages as they are before a drop. A drop is of [`MAX_RUN_LEN`] at most.
+/// Pages as they are before a drop, which is of few that are there ([`DropRun`]).
 ///
-/// [`MAX_RUN_LEN`]: crate::pages::give_back::MAX_RUN_LEN
+/// [`DropRun`]: crate::maps::plan::DropRun
 #[derive(Debug, Default)]
 pub(super) struct Kept(Vec<(PageRun, Vec<u8>)>);
 
@@ -70,20 +74,43 @@ impl Kept {
     /// Those of `run` in the process `pid` that are there.
     pub(super) fn of(pid: i32, run: PageRun) -> io::Result<Self> {
         let memory = ProcMem::open(pid)?;
-        let mut entries = vec![0; (run.len_bytes / page_size()) as usize];
-        Pagemap::open(pid)?.entries(run.addr.0, &mut entries)?;
-        let mut kept = Vec::new();
-        let mut addr = run.addr;
-        for part in entries.chunk_by(|a, b| is_there(*a) == is_there(*b)) {
-            let len_bytes = part.len() as u64 * page_size();
-            if is_there(part[0]) {
-                let mut bytes = vec![0; len_bytes as usize];
-                memory.read(addr.0, &mut bytes)?;
-                kept.push((PageRun { addr, len_bytes }, bytes));
+        let table = KernelPageTable::open(pid)?;
+        let (mut kept, mut regions) = (Self::default(), Vec::new());
+        let (mut at, end) = (run.addr.0, run.end().0);
+        while at < end {
+            regions.clear();
+            at = table.occupied(at, end, &mut regions)?;
+            for region in &regions {
+                kept.take(&memory, &table, region)?;
             }
-            addr = addr.offset(len_bytes);
         }
-        Ok(Self(kept))
+        Ok(kept)
+    }
+
+    /// Some pages of `region` may be absent, before Linux 6.7 most.
+    fn take(
+        &mut self,
+        memory: &ProcMem,
+        table: &KernelPageTable,
+        region: &Region,
+    ) -> io::Result<()> {
+        let mut entries = [0; N_ENTRIES];
+        let mut addr = RemoteAddr(region.start);
+        while addr.0 < region.end {
+            let n_pages = ((region.end - addr.0) / page_size()).min(N_ENTRIES as u64);
+            let entries = &mut entries[..n_pages as usize];
+            table.entries(addr.0, entries)?;
+            for part in entries.chunk_by(|a, b| is_there(*a) == is_there(*b)) {
+                let len_bytes = part.len() as u64 * page_size();
+                if is_there(part[0]) {
+                    let mut bytes = vec![0; len_bytes as usize];
+                    memory.read(addr.0, &mut bytes)?;
+                    self.0.push((PageRun { addr, len_bytes }, bytes));
+                }
+                addr = addr.offset(len_bytes);
+            }
+        }
+        Ok(())
     }
 
     /// Provides them where they are missing now.
