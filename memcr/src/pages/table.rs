@@ -6,8 +6,9 @@ use crate::maps::page::PageTable;
 use crate::sys::page_size;
 use crate::sys::pagemap::{Pagemap, Region, category};
 
-/// Regions asked for at once: 96 KiB of them.
-const MAX_REGIONS: usize = 4096;
+/// Regions asked for at once: pages for the first chunk, so that it can be stored while
+/// others are looked for. In a terabyte with a page here and there that takes a while.
+const MAX_REGIONS: usize = 256;
 
 /// `/proc/PID/pagemap` of a frozen process.
 #[derive(Debug)]
