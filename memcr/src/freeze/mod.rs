@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 pub use arm::Missing;
 pub use doom::{Doom, doom_of_parked};
-pub use orphan::stop_first;
+pub use orphan::stop_awake;
 pub use target::{Refusal, Target};
 
 use crate::pipeline::Cancel;

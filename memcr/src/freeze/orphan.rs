@@ -2,9 +2,9 @@
 //! somebody may have continued.
 //!
 //! ```text
-//!   the first thread     waits for its event to be read: told to stop, it does so then
 //!   running, sleeping    told to stop; stops
-//!   waits for a page     left alone: it makes nothing without that page
+//!   waits for a page     within a system call: left alone, it makes nothing without that page
+//!   the first thread     waits for its event to be read: told to stop, it does so then
 //! ```
 //!
 //! A thread that waits for a page inside of a system call cannot stop before it has got it. With
@@ -14,7 +14,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use super::stop::Attached;
+use super::stop::{Attached, DENIED_PASSES};
 use super::threads::{self, Outcome};
 use super::witness::Witness;
 use super::{EXITKILL, FreezeError, Frozen, Target};
@@ -25,32 +25,43 @@ use crate::sys::wait::Pause;
 
 /// So long after the last thread that has stopped the others are taken to wait for something
 /// that does not come by itself. They are in the kernel: none of them executes an instruction
-/// of its own any more.
-const SOON: Duration = Duration::from_millis(100);
+/// of its own any more. (A call that fills memory for so long would be taken for such a wait.)
+const SOON: Duration = Duration::from_millis(300);
 
-/// Tells the first thread of `target` to stop, and no other, and does not wait for it.
-/// `die_with_us`: until that is switched off, the kernel kills the target should we die; a
-/// thread that has not stopped yet cannot be told later.
+/// Sees to it that no thread of `target` but the first executes code of the target: each is
+/// told to stop that does not wait for a page within a system call. Some may be in the kernel
+/// still, in a wait that lasts.
 ///
 /// # Errors
 /// With the target as before.
-pub fn stop_first(target: Target, die_with_us: bool) -> Result<Frozen, FreezeError> {
+pub fn stop_awake(target: Target) -> Result<Frozen, FreezeError> {
     let mut frozen = Frozen::none_of(target);
-    let (pid, options) = (frozen.target.pid, frozen.options);
-    if die_with_us {
-        frozen.options |= EXITKILL;
-    }
-    let attached = frozen.attach(pid);
-    frozen.options = options;
-    match attached? {
-        Attached::Running => frozen.tell(pid),
-        Attached::Stopping => frozen.stopping.push(pid),
-        Attached::Gone => return Err(FreezeError::TargetExited(pid)),
-    }
+    frozen.stop_awake()?;
     Ok(frozen)
 }
 
 impl Frozen {
+    /// Tells the first thread to stop, and does not wait for it. `die_with_us`: until that is
+    /// switched off, the kernel kills the target should we die; a thread that has not stopped
+    /// yet cannot be told later.
+    ///
+    /// # Errors
+    /// With that thread as before.
+    pub fn stop_first(&mut self, die_with_us: bool) -> Result<(), FreezeError> {
+        let (pid, options) = (self.target.pid, self.options);
+        if die_with_us {
+            self.options |= EXITKILL;
+        }
+        let attached = self.attach(pid);
+        self.options = options;
+        match attached? {
+            Attached::Running => self.tell(pid),
+            Attached::Stopping => self.stopping.push(pid),
+            Attached::Gone => return Err(FreezeError::TargetExited(pid)),
+        }
+        Ok(())
+    }
+
     /// Waits until the first thread stands still, which was told to.
     ///
     /// # Errors
@@ -70,28 +81,32 @@ impl Frozen {
         Ok(())
     }
 
-    /// Sees to it that no thread executes code of the target: each is told to stop that does
-    /// not wait for a page. Some may be in the kernel still, in a wait that lasts.
-    ///
-    /// # Errors
-    /// With some of them stopped.
-    pub fn stop_awake(&mut self) -> Result<(), FreezeError> {
+    fn stop_awake(&mut self) -> Result<(), FreezeError> {
         let pid = self.target.pid;
         let witness = Witness::call().map_err(FreezeError::NoThread)?;
-        let mut known: HashSet<i32> = self.stopping.iter().copied().collect();
+        let (mut known, mut pause) = (HashSet::from([pid]), Pause::default());
+        let mut n_denied = 0;
         loop {
             let mut listed = procfs::tids(pid).map_err(|_| FreezeError::TargetExited(pid))?;
-            listed.retain(|tid| known.insert(*tid) && !waits_for_page(pid, *tid));
+            listed.retain(|tid| !known.contains(tid) && !waits_for_page(pid, *tid));
             if listed.is_empty() {
                 return Ok(());
             }
             let _watch = witness.watch(listed.clone());
             for tid in listed {
-                match self.attach(tid)? {
-                    Attached::Running => self.tell(tid),
-                    Attached::Stopping => self.stopping.push(tid),
-                    Attached::Gone => {}
+                match self.attach(tid) {
+                    Ok(Attached::Running) => self.tell(tid),
+                    Ok(Attached::Stopping) => self.stopping.push(tid),
+                    Ok(Attached::Gone) => {}
+                    // Perhaps that of a moment.
+                    Err(_) if n_denied < DENIED_PASSES => {
+                        n_denied += 1;
+                        pause.wait();
+                        continue;
+                    }
+                    Err(error) => return Err(error),
                 }
+                known.insert(tid);
             }
             self.quiet()?;
         }
@@ -147,9 +162,11 @@ impl Frozen {
     }
 }
 
-/// Asleep until a page is there (proc_pid_wchan(5)). Where the kernel does not tell, no
-/// thread seems to.
+/// Asleep within a system call until a page is there (proc_pid_wchan(5)). Where the kernel does
+/// not tell, no thread seems to. One that touched a page itself can stop, and could take a
+/// signal meanwhile.
 fn waits_for_page(pid: i32, tid: i32) -> bool {
     let wchan = procfs::read_lossy(&format!("/proc/{pid}/task/{tid}/wchan"));
     wchan.is_ok_and(|wchan| wchan.trim() == "handle_userfault")
+        && procfs::call_of(pid, tid).is_some()
 }

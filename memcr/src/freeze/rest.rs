@@ -39,7 +39,9 @@ struct Noted {
 #[derive(Debug)]
 enum Sleeps {
     /// All of them together. Each does so once when it is stopped: if together they did so as
-    /// often as there are threads, none did so more often.
+    /// often as there are threads, none did so more often. (What a thread did that was
+    /// counted and ended before it was noted is missing: another one would have to have run
+    /// just as often.)
     Together(TaskStats, u64),
     /// Each of them: where the kernel does not add them up, or not for us.
     Each(HashMap<i32, u64>),
@@ -48,9 +50,16 @@ enum Sleeps {
 impl Rest {
     /// Notes where the threads sleep, if all of them do.
     pub(super) fn note(pid: i32) -> Self {
-        let tids = procfs::tids(pid).unwrap_or_default();
         // The counts first: a thread that runs in between counts as one that has run.
-        let n_sleeps = Sleeps::note(pid, &tids);
+        let together = TaskStats::open().and_then(|stats| Ok((stats.n_sleeps(pid)?, stats)));
+        let tids = procfs::tids(pid).unwrap_or_default();
+        let n_sleeps = match together {
+            Ok((n_sleeps, stats)) => Some(Sleeps::Together(stats, n_sleeps)),
+            Err(error) => {
+                tracing::debug!("sleeps are counted for each thread: {error}");
+                Sleeps::of_each(pid, &tids)
+            }
+        };
         let place = |tid| Some((tid, procfs::call_of(pid, tid)?));
         let places: Option<_> = tids.into_iter().map(place).collect();
         let noted = n_sleeps.zip(places);
@@ -87,16 +96,9 @@ fn is_there(place: &Place, regs: &Regs) -> bool {
 }
 
 impl Sleeps {
-    fn note(pid: i32, tids: &[i32]) -> Option<Self> {
-        let all = TaskStats::open().and_then(|stats| Ok((stats.n_sleeps(pid)?, stats)));
-        match all {
-            Ok((n_sleeps, stats)) => Some(Self::Together(stats, n_sleeps)),
-            Err(error) => {
-                tracing::debug!("sleeps are counted for each thread: {error}");
-                let each = tids.iter().map(|&tid| Some((tid, n_sleeps(pid, tid)?)));
-                each.collect::<Option<_>>().map(Self::Each)
-            }
-        }
+    fn of_each(pid: i32, tids: &[i32]) -> Option<Self> {
+        let each = tids.iter().map(|&tid| Some((tid, n_sleeps(pid, tid)?)));
+        each.collect::<Option<_>>().map(Self::Each)
     }
 
     /// Whether each of `threads` went to sleep once since, for its stop.

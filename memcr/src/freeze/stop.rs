@@ -28,7 +28,7 @@ const SOON: Duration = Duration::from_millis(100);
 /// With clones traced two passes are enough; the limit is for a broken world.
 const MAX_PASSES: usize = 1000;
 /// Passes after which a thread that may not be attached to is taken at its word.
-const DENIED_PASSES: usize = 20;
+pub(super) const DENIED_PASSES: usize = 20;
 
 /// What became of an attempt to attach to a thread.
 pub(super) enum Attached {

@@ -67,18 +67,20 @@ impl Changes {
         }
     }
 
-    /// The drop that was expected is over. If it was not heard of as such, its mapping was
-    /// split meanwhile, and the first part that was heard of is ours.
+    /// The drop that was expected is over. If it was not heard of as a whole, its mapping had
+    /// been split before: then it came in parts, one behind the other.
     fn end_drop(&mut self) {
         let Some(own) = self.own.take() else { return };
-        let is_own = |change: &Change| {
-            let range = change.range();
-            matches!(change, Change::Removed(_))
-                && range.addr == own.addr
-                && range.end() < own.end()
-        };
-        if let Some(place) = self.list.iter().position(is_own) {
-            self.list.remove(place);
+        let mut at = own.addr;
+        loop {
+            let is_next = |change: &Change| {
+                let range = change.range();
+                matches!(change, Change::Removed(_)) && range.addr == at && range.end() <= own.end()
+            };
+            let Some(place) = self.list.iter().position(is_next) else {
+                return;
+            };
+            at = self.list.remove(place).range().end();
         }
     }
 }
@@ -520,7 +522,9 @@ mod tests {
         let page = run(0x2000, 0x1000);
         assert_eq!(list_after(&[own, page]), [page]);
         assert_eq!(list_after(&[page, own]), [page], "before ours is heard of");
-        assert_eq!(list_after(&[page]), [], "ours is heard of in parts");
+        let (head, tail) = (run(0x2000, 0x3000), run(0x5000, 0x1000));
+        assert_eq!(list_after(&[head, tail]), [], "ours is heard of in parts");
+        assert_eq!(list_after(&[head, tail, page]), [page]);
     }
 
     #[test]

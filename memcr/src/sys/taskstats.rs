@@ -32,8 +32,9 @@ const TASKSTATS_CMD_GET: u8 = 1;
 const TASKSTATS_CMD_ATTR_TGID: u16 = 2;
 const TASKSTATS_TYPE_STATS: u16 = 3;
 const TASKSTATS_TYPE_AGGR_TGID: u16 = 5;
-/// Offset of `nvcsw` in `struct taskstats`, which only grows at its end.
+/// Offset of `nvcsw` in `struct taskstats`, which grows at its end, but for one version.
 const NVCSW: usize = 272;
+const OTHER_VERSION: u16 = 15;
 
 /// Longer than any answer of today.
 const ANSWER_ROOM: usize = 4096;
@@ -79,8 +80,7 @@ impl TaskStats {
         let answer = self.ask(TASKSTATS_CMD_GET, 1, &process)?;
         let both = find(&answer, TASKSTATS_TYPE_AGGR_TGID);
         let stats = both.and_then(|both| find(both, TASKSTATS_TYPE_STATS));
-        let n_sleeps = stats.and_then(|stats| stats.get(NVCSW..)?.first_chunk());
-        Ok(u64::from_ne_bytes(*n_sleeps.ok_or_else(malformed)?))
+        n_sleeps_in(stats.ok_or_else(malformed)?)
     }
 
     /// The attributes of an answer.
@@ -104,6 +104,16 @@ impl TaskStats {
             _ => Err(malformed()),
         }
     }
+}
+
+/// From a `struct taskstats`.
+fn n_sleeps_in(stats: &[u8]) -> io::Result<u64> {
+    let version = stats.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes));
+    if version == Some(OTHER_VERSION) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let n_sleeps = stats.get(NVCSW..).and_then(|rest| rest.first_chunk());
+    Ok(u64::from_ne_bytes(*n_sleeps.ok_or_else(malformed)?))
 }
 
 fn malformed() -> io::Error {
@@ -181,6 +191,17 @@ mod tests {
         for len in 0..HEADERS_LEN {
             assert_eq!(code(&answer[..len]), Some(libc::EBADMSG), "{len}");
         }
+    }
+
+    #[test]
+    fn a_struct_of_another_form_is_not_read() {
+        let mut stats = vec![0; NVCSW + 8];
+        stats[..2].copy_from_slice(&14_u16.to_ne_bytes());
+        stats[NVCSW..].copy_from_slice(&7_u64.to_ne_bytes());
+        assert_eq!(n_sleeps_in(&stats).unwrap(), 7);
+        assert!(n_sleeps_in(&stats[..NVCSW + 7]).is_err());
+        stats[..2].copy_from_slice(&OTHER_VERSION.to_ne_bytes());
+        assert!(n_sleeps_in(&stats).is_err());
     }
 
     #[test]

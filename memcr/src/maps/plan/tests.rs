@@ -119,16 +119,16 @@ fn long_drops_come_in_parts_that_split_no_huge_page() {
         let bounds = drops.iter().map(|drop| (drop.run.addr.0, drop.run.end().0));
         bounds.collect()
     };
-    const MIB: u64 = 1 << 20;
-    assert_eq!(drops_of(&[(0, 8 * MIB)]), [(0, 8 * MIB)]);
+    const PAGE: u64 = 0x1000;
+    assert_eq!(drops_of(&[(0, DROP_LEN)]), [(0, DROP_LEN)]);
     assert_eq!(
-        drops_of(&[(MIB, 20 * MIB)]),
-        [(MIB, 16 * MIB), (16 * MIB, 20 * MIB)]
+        drops_of(&[(PAGE, 2 * DROP_LEN + PAGE)]),
+        [(PAGE, 2 * DROP_LEN), (2 * DROP_LEN, 2 * DROP_LEN + PAGE)]
     );
     // What is not there does not count.
     assert_eq!(
-        drops_of(&[(0, MIB), (1 << 40, (1 << 40) + MIB)]),
-        [(0, (1 << 40) + MIB)]
+        drops_of(&[(0, PAGE), (1 << 40, (1 << 40) + PAGE)]),
+        [(0, (1 << 40) + PAGE)]
     );
 }
 

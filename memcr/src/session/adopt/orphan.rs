@@ -8,13 +8,13 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::own_drop::{Kept, own_drop};
 use super::{A_MOMENT, AdoptError, Result, has_ended, read_vmas, target};
-use crate::freeze::{Frozen, Missing, Target, freeze_again, stop_first};
+use crate::freeze::{Frozen, Missing, Target, freeze_again, stop_awake};
 use crate::inject::{Borrowed, Site};
 use crate::pages::guarded::{GuardedMemory, Heed, Watcher};
 use crate::pages::{PageRun, RemoteAddr};
 use crate::pipeline::{Cancel, DecodeStats, OpenImage, Pipeline, PipelineError, Progress};
 use crate::restore::{OnCorrupt, RestoreOptions, prepare, remove_all, wait_for_others};
-use crate::session::journal::{Journal, Record};
+use crate::session::journal::{Journal, Record, State};
 use crate::session::{Guarded, TakeDownError};
 use crate::sys::hurry::Hurry;
 use crate::sys::proc_mem::ProcMem;
@@ -65,7 +65,9 @@ impl Orphan {
         let failed = |source| AdoptError::Guard { pid, source };
         let guarded = Guarded::fetch(target.as_fd(), &record).map_err(failed)?;
         let pidfd = target.as_fd().try_clone_to_owned().map_err(failed)?;
-        let is_continued = is_continued(pid);
+        let at_work = record.state == State::Dropping
+            && Borrowed::is_at_work(pid, guarded.parasite()).unwrap_or(false);
+        let is_continued = is_continued(pid, at_work);
         let orphan = Self {
             was_stopped: record.was_stopped && !is_continued,
             is_continued,
@@ -107,20 +109,26 @@ impl Orphan {
         if !Borrowed::is_at_work(pid, parasite).map_err(inject)? {
             return Ok(());
         }
-        let told = stop_first(target(&self.record)?, self.is_continued);
-        let mut frozen = told.map_err(freeze)?;
+        let system = |what| move |source| AdoptError::System { pid, what, source };
+        let own_drop = |is_told| {
+            let own = own_drop(pid, parasite, is_told);
+            own.map_err(system("find out what it drops"))
+        };
+        let keep = |own: Option<PageRun>| {
+            let kept = own.map_or_else(|| Ok(Kept::default()), |run| Kept::of(pid, run));
+            kept.map_err(system("read what it drops"))
+        };
+        let mut frozen = stop_awake(target(&self.record)?).map_err(freeze)?;
         // Should we fail, nothing is let go by us that is not whole.
         frozen.set_missing(Missing::Guarded).map_err(freeze)?;
-        let system = |what| move |source| AdoptError::System { pid, what, source };
-        let own = own_drop(pid, parasite).map_err(system("find out what it drops"))?;
-        // What it has written there since it was continued is in no image.
-        let kept = match own {
-            Some(run) => {
-                frozen.stop_awake().map_err(freeze)?;
-                Kept::of(pid, run).map_err(system("read what it drops"))?
-            }
-            None => Kept::default(),
-        };
+        // What they have written there since they were continued is in no image.
+        let expected = own_drop(false)?;
+        let mut kept = keep(expected)?;
+        frozen.stop_first(self.is_continued).map_err(freeze)?;
+        let own = own_drop(true)?;
+        if own != expected {
+            kept = keep(own)?;
+        }
         let memory = Arc::clone(self.guarded.memory());
         memory.expect_drop(own);
         // Its call ends when the event was read.
@@ -289,18 +297,21 @@ impl Fate {
 }
 
 /// Job control does not hold the process `pid` any more: its first thread is neither stopped
-/// nor about to be. One in the middle of a drop waits for its event; then the others tell.
-fn is_continued(pid: i32) -> bool {
-    let Ok(first) = Status::of_process(pid) else {
-        return false;
+/// nor about to be. Of one that makes calls for us (`at_work`) the others tell; without others
+/// nobody can have done anything.
+fn is_continued(pid: i32, at_work: bool) -> bool {
+    let is_held = |tid| {
+        let status = Status::of_thread(pid, tid);
+        status.is_ok_and(|it| {
+            it.state() == 'T' || it.signals("SigPnd") & 1 << (libc::SIGSTOP - 1) != 0
+        })
     };
-    let is_told = first.signals("SigPnd") & 1 << (libc::SIGSTOP - 1) != 0;
-    if first.state() == 'T' || is_told {
-        return false;
+    if !at_work {
+        return !is_held(pid);
     }
-    let tids = procfs::tids(pid).unwrap_or_default();
-    let is_stopped = |&tid: &i32| Status::of_thread(pid, tid).is_ok_and(|it| it.state() == 'T');
-    first.state() != 'D' || !tids.iter().any(is_stopped)
+    let mut others = procfs::tids(pid).unwrap_or_default();
+    others.retain(|&tid| tid != pid);
+    !others.is_empty() && !others.into_iter().any(is_held)
 }
 
 /// Whether some of its threads run, or look for a page without a pause: those that are told

@@ -5,8 +5,8 @@
 //! threads give up and move memory as well: their events must be heeded, ours must not.
 //!
 //! ```text
-//!   told to stop (ptrace) ─▶ asleep in madvise(ADDR, LEN) of the parasite: what comes of
-//!                            that range is ours, and it makes no other call
+//!   asleep in madvise(ADDR, LEN) of the parasite: what comes of that range is ours
+//!   told to stop (ptrace): it makes no other call
 //! ```
 //!
 //! That call cannot be called off: when its event is read, the pages go. A thread that ran
@@ -34,34 +34,33 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Entries of the page map that are read at once.
 const N_ENTRIES: usize = 512;
 
-/// The pages that the first thread of `pid`, which was told to stop, is about to have
-/// dropped. `None`: it stands still, or comes to do so without another event of its own.
+/// The pages that the first thread of `pid` is about to have dropped: it waits for its event to
+/// be read. `None`: it stands still. `is_told`: to stop by us, so that it makes no other call.
 ///
 /// # Errors
 /// When it cannot be found out.
-pub(super) fn own_drop(pid: i32, parasite: Parasite) -> io::Result<Option<PageRun>> {
+pub(super) fn own_drop(pid: i32, parasite: Parasite, is_told: bool) -> io::Result<Option<PageRun>> {
     let deadline = Instant::now() + PATIENCE;
     let mut pause = Pause::default();
-    loop {
+    while Instant::now() < deadline {
         match Status::of_thread(pid, pid)?.state() {
+            // Uninterruptible, as for its event; or just then for the lock of its mappings, and
+            // what it does has to be asked again.
+            'D' => match procfs::call_of(pid, pid) {
+                Some(call) if call.nr == nr::MADVISE && parasite.is_in(call.pc) => {
+                    let (addr, len_bytes) = (RemoteAddr(call.args[0]), call.args[1]);
+                    return Ok(Some(PageRun { addr, len_bytes }));
+                }
+                Some(_) => return Ok(None),
+                None => pause.wait(),
+            },
             // On its way: into the stop, or into the call.
-            'R' | 'T' if Instant::now() < deadline => pause.wait(),
-            'R' | 'T' => return Err(io::ErrorKind::TimedOut.into()),
-            'D' => return Ok(drop_in(pid, parasite)),
+            'R' => pause.wait(),
+            'T' if is_told => pause.wait(),
             _ => return Ok(None),
         }
     }
-}
-
-/// Of a thread that cannot go on before an event was read. One that waits for something
-/// else ahead of it, such as the lock of its mappings, is in that call too.
-fn drop_in(pid: i32, parasite: Parasite) -> Option<PageRun> {
-    let call = procfs::call_of(pid, pid)?;
-    let is_ours = call.nr == nr::MADVISE && parasite.is_in(call.pc);
-    is_ours.then_some(PageRun {
-        addr: RemoteAddr(call.args[0]),
-        len_bytes: call.args[1],
-    })
+    Err(io::ErrorKind::TimedOut.into())
 }
 
 /// Pages as they are before a drop, which is of few that are there ([`DropRun`]).
