@@ -118,8 +118,13 @@ impl World {
 
     /// A test program that was built with everything else. Not by `cargo run`, which
     /// would build it again with the features that it alone needs of its libraries.
+    ///
+    /// Its targets are ended by signals that nohup(1) and a shell's `&` have us ignore: env(1)
+    /// sees to it that they are not.
     fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.built.dir().join(name));
+        let mut command = Command::new("env");
+        command.arg("--default-signal=HUP,INT,QUIT");
+        command.arg(self.built.dir().join(name));
         command.current_dir(run::root());
         command.env("MEMCR_TEST_PREFIX", self.prefix.path());
         command
