@@ -6,7 +6,7 @@ use std::io;
 
 use memcr_parasite::{DATA, DATA_LEN, ENTRIES, ENTRY_LEN, Entry, FLAGS, HOST, REGS};
 
-use super::saved::{NOT_MADE, Saved};
+use super::saved::{MARKED, NOT_MADE, Saved};
 use crate::maps::vma::Vma;
 use crate::sys::arch::{BLOB, nr};
 use crate::sys::proc_mem::ProcMem;
@@ -131,7 +131,7 @@ impl Parasite {
         let is_last =
             |entry: &&Entry| entry.nr == nr::RT_SIGPROCMASK && entry.args[1] == self.mask();
         let last = table.iter().find(is_last);
-        Ok(last.is_none_or(|last| last.ret == NOT_MADE))
+        Ok(last.is_none_or(|last| last.args[4] != MARKED || last.ret == NOT_MADE))
     }
 
     /// Says that it is not any more.

@@ -19,6 +19,9 @@ const N_REGS: usize = 27;
 const PR_SET_SYSCALL_USER_DISPATCH: u64 = 59;
 /// The answer of a call that was not made yet; the kernel gives none like it.
 pub(super) const NOT_MADE: i64 = i64::MIN;
+/// An argument that the call does not have: a table of a memcr that does not mark what was not
+/// made has none of it.
+pub(super) const MARKED: u64 = 1;
 
 /// All of a thread's state that the calls change.
 #[derive(Debug, Clone)]
@@ -105,7 +108,7 @@ impl Saved {
             send(ids.nudge),
             Entry {
                 nr: nr::RT_SIGPROCMASK,
-                args: [libc::SIG_SETMASK as u64, mask_at, 0, 8, 0, 0],
+                args: [libc::SIG_SETMASK as u64, mask_at, 0, 8, MARKED, 0],
                 ret: NOT_MADE,
             },
         ];
