@@ -17,6 +17,8 @@
 //! place. An event is read and noted under the lock that a copy holds, and the kernel
 //! refuses copies (EAGAIN) while an event is unread: so no copy slips in between.
 
+mod changes;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -26,64 +28,15 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use super::{ChunkClass, PageRun, PopulatePages, RemoteAddr};
+use super::{ChunkClass, PageRun, PopulatePages};
 use crate::fault;
 use crate::sys::page_size;
 use crate::sys::same_cpu::Beside;
 use crate::sys::userfaultfd::{Event, Userfault};
+use changes::Changes;
 
 /// How long the reader of our own events looks for another one before it falls asleep.
 const LINGER: Duration = Duration::from_micros(50);
-
-/// A change of the layout since the image was made.
-#[derive(Debug, Clone, Copy)]
-enum Change {
-    Moved { from: PageRun, to: RemoteAddr },
-    Removed(PageRun),
-}
-
-impl Change {
-    fn range(&self) -> PageRun {
-        let (Self::Moved { from: range, .. } | Self::Removed(range)) = self;
-        *range
-    }
-}
-
-/// What happened to the layout, and what is yet to be heard of a drop of our own.
-#[derive(Debug, Default)]
-struct Changes {
-    list: Vec<Change>,
-    own: Option<PageRun>,
-}
-
-impl Changes {
-    /// Pages were given up: by the target, unless it is the drop that was expected. Each
-    /// event counts once; the target may give up the same pages.
-    fn removed(&mut self, run: PageRun) {
-        if self.own == Some(run) {
-            self.own = None;
-        } else {
-            self.list.push(Change::Removed(run));
-        }
-    }
-
-    /// The drop that was expected is over. If it was not heard of as a whole, its mapping had
-    /// been split before: then it came in parts, one behind the other.
-    fn end_drop(&mut self) {
-        let Some(own) = self.own.take() else { return };
-        let mut at = own.addr;
-        loop {
-            let is_next = |change: &Change| {
-                let range = change.range();
-                matches!(change, Change::Removed(_)) && range.addr == at && range.end() <= own.end()
-            };
-            let Some(place) = self.list.iter().position(is_next) else {
-                return;
-            };
-            at = self.list.remove(place).range().end();
-        }
-    }
-}
 
 /// The guarded memory of one process: the target, or a child that it made meanwhile.
 #[derive(Debug)]
@@ -142,7 +95,7 @@ impl GuardedMemory {
     /// of `own` is not the target's.
     pub fn expect_drop(&self, own: Option<PageRun>) {
         let mut changes = self.changes.write().unwrap_or_else(PoisonError::into_inner);
-        changes.own = own;
+        changes.expect_drop(own);
     }
 
     /// That drop is over.
@@ -171,7 +124,7 @@ impl GuardedMemory {
     /// bytes are settled.
     fn provide_some(&self, run: PageRun, bytes: &[u8]) -> io::Result<u64> {
         let changes = self.changes.read().unwrap_or_else(PoisonError::into_inner);
-        let mut place = match first_piece(&changes.list, run) {
+        let mut place = match changes.first_piece(run) {
             Some((place, 0)) => place,
             Some((_, given_up)) => return Ok(self.skip(given_up)),
             None => return Ok(self.skip(run.len_bytes)),
@@ -205,7 +158,7 @@ impl GuardedMemory {
 
     fn pieces(&self, run: PageRun) -> Vec<(PageRun, u64)> {
         let changes = self.changes.read().unwrap_or_else(PoisonError::into_inner);
-        pieces(&changes.list, run)
+        changes.pieces(run)
     }
 
     /// The memory of a child, as it is at the moment of the fork.
@@ -213,10 +166,7 @@ impl GuardedMemory {
         let changes = self.changes.read().unwrap_or_else(PoisonError::into_inner);
         Self {
             context: Arc::new(context),
-            changes: RwLock::new(Changes {
-                list: changes.list.clone(),
-                own: None,
-            }),
+            changes: RwLock::new(changes.of_child()),
             skipped_bytes: AtomicU64::new(0),
             is_child: true,
         }
@@ -237,60 +187,6 @@ impl PopulatePages for GuardedMemory {
         }
         Ok(())
     }
-}
-
-fn overlap(a: PageRun, b: PageRun) -> bool {
-    a.addr < b.end() && b.addr < a.end()
-}
-
-/// The first of [`pieces`]: usually no change is about them.
-fn first_piece(changes: &[Change], run: PageRun) -> Option<(PageRun, u64)> {
-    if !changes.iter().any(|change| overlap(change.range(), run)) {
-        return Some((run, 0));
-    }
-    pieces(changes, run).into_iter().next()
-}
-
-/// Where the pages of `run` are now: each piece with its offset in the run, ascending by
-/// it. Pages that were given up are in none.
-fn pieces(changes: &[Change], run: PageRun) -> Vec<(PageRun, u64)> {
-    let mut pieces = vec![(run, 0)];
-    for change in changes {
-        pieces = pieces
-            .into_iter()
-            .flat_map(|piece| changed(piece, change))
-            .collect();
-    }
-    pieces.sort_by_key(|(_, offset)| *offset);
-    pieces
-}
-
-/// What becomes of one piece: the parts before, within and behind the range of a change.
-fn changed((run, offset): (PageRun, u64), change: &Change) -> Vec<(PageRun, u64)> {
-    let range = change.range();
-    let start = run.addr.max(range.addr).min(run.end());
-    let end = run.end().min(range.end()).max(start);
-    let part = |from: RemoteAddr, to: RemoteAddr| PageRun {
-        addr: from,
-        len_bytes: to.0 - from.0,
-    };
-    let mut parts = vec![
-        part(run.addr, start),
-        part(start, end),
-        part(end, run.end()),
-    ];
-    let offsets: Vec<u64> = parts
-        .iter()
-        .map(|part| offset + (part.addr.0 - run.addr.0))
-        .collect();
-    match change {
-        Change::Moved { from, to } => {
-            parts[1].addr = to.offset(parts[1].addr.0.wrapping_sub(from.addr.0));
-        }
-        Change::Removed(_) => parts[1].len_bytes = 0,
-    }
-    let parts = parts.into_iter().zip(offsets);
-    parts.filter(|(part, _)| part.len_bytes > 0).collect()
 }
 
 /// What a watcher does with events.
@@ -459,7 +355,7 @@ fn read_events(memory: &Arc<GuardedMemory>, heed: Heed, family: &Arc<Family>) ->
         is_news = true;
         match event {
             _ if heed == Heed::Nothing => {}
-            Event::Remap { from, to } => changes.list.push(Change::Moved { from, to }),
+            Event::Remap { from, to } => changes.moved(from, to),
             Event::Remove(run) => changes.removed(run),
             Event::Fork(context) => {
                 drop(changes);
@@ -471,69 +367,5 @@ fn read_events(memory: &Arc<GuardedMemory>, heed: Heed, family: &Arc<Family>) ->
             }
             Event::Other => {}
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(addr: u64, len_bytes: u64) -> PageRun {
-        PageRun {
-            addr: RemoteAddr(addr),
-            len_bytes,
-        }
-    }
-
-    #[test]
-    fn pages_are_where_they_were_moved_to() {
-        let changes = [
-            Change::Moved {
-                from: run(0x2000, 0x2000),
-                to: RemoteAddr(0x9000),
-            },
-            Change::Removed(run(0xa000, 0x1000)),
-        ];
-        let now = pieces(&changes, run(0x1000, 0x4000));
-        assert_eq!(
-            now,
-            [
-                (run(0x1000, 0x1000), 0),
-                (run(0x9000, 0x1000), 0x1000),
-                (run(0x4000, 0x1000), 0x3000)
-            ]
-        );
-    }
-
-    #[test]
-    fn a_drop_of_ours_is_none_of_the_target() {
-        let own = run(0x2000, 0x4000);
-        let list_after = |events: &[PageRun]| -> Vec<PageRun> {
-            let mut changes = Changes {
-                list: Vec::new(),
-                own: Some(own),
-            };
-            events.iter().for_each(|event| changes.removed(*event));
-            changes.end_drop();
-            changes.list.iter().map(Change::range).collect()
-        };
-        assert_eq!(list_after(&[own]), []);
-        assert_eq!(list_after(&[own, own]), [own], "the target drops the same");
-        let page = run(0x2000, 0x1000);
-        assert_eq!(list_after(&[own, page]), [page]);
-        assert_eq!(list_after(&[page, own]), [page], "before ours is heard of");
-        let (head, tail) = (run(0x2000, 0x3000), run(0x5000, 0x1000));
-        assert_eq!(list_after(&[head, tail]), [], "ours is heard of in parts");
-        assert_eq!(list_after(&[head, tail, page]), [page]);
-    }
-
-    #[test]
-    fn what_is_not_touched_by_a_change_stays() {
-        let changes = [Change::Removed(run(0x8000, 0x1000))];
-        assert_eq!(
-            pieces(&changes, run(0x1000, 0x1000)),
-            [(run(0x1000, 0x1000), 0)]
-        );
-        assert_eq!(pieces(&changes, run(0x8000, 0x1000)), []);
     }
 }
