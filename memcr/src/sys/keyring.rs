@@ -1,7 +1,8 @@
 //! The kernel's key retention service (keyctl(2)): taking away what stages kept there.
 //!
 //! A stage may keep a secret of an image in the user keyring (user-keyring(7)) under the
-//! description `memcr:IMAGE-ID:STAGE`. It goes with the image, whoever removes that.
+//! description `memcr:IMAGE-ID:STAGE`. It goes with the image, whoever removes that; until the
+//! image is finished it may expire, should nobody be left to do so.
 
 use std::ffi::CStr;
 use std::io;
@@ -16,6 +17,7 @@ const DESCRIBE: libc::c_long = 6;
 const LINK: libc::c_long = 8;
 const UNLINK: libc::c_long = 9;
 const READ: libc::c_long = 11;
+const SET_TIMEOUT: libc::c_long = 15;
 const INVALIDATE: libc::c_long = 21;
 
 /// Longest description that the kernel takes is a page; ours are far shorter, and what
@@ -28,12 +30,26 @@ const DESCRIPTION_LEN: usize = 256;
 /// When a key is there and stays. A kernel without keyrings, or one that refuses them
 /// to us, has kept nothing.
 pub fn forget(image_id: &[u8; 16]) -> io::Result<()> {
-    let id: String = image_id.iter().map(|byte| format!("{byte:02x}")).collect();
-    forget_all(&format!("memcr:{id}:"))
+    each(&prefix(image_id), remove)
 }
 
-/// Takes every key away whose description begins with `prefix`.
-fn forget_all(prefix: &str) -> io::Result<()> {
+/// Lets no key of the image expire: it is needed from now on, finished or not.
+///
+/// # Errors
+/// As [`forget`], when a key stays as it is.
+pub fn retain(image_id: &[u8; 16]) -> io::Result<()> {
+    each(&prefix(image_id), |key| {
+        keyctl([SET_TIMEOUT, key.into(), 0, 0]).map(drop)
+    })
+}
+
+fn prefix(image_id: &[u8; 16]) -> String {
+    let id: String = image_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("memcr:{id}:")
+}
+
+/// Does `what` to every key whose description begins with `prefix`.
+fn each(prefix: &str, what: impl Fn(i32) -> io::Result<()>) -> io::Result<()> {
     let keys = match list() {
         Ok(keys) => keys,
         Err(error) if is_without(&error) => return Ok(()),
@@ -42,7 +58,7 @@ fn forget_all(prefix: &str) -> io::Result<()> {
     let mut result = Ok(());
     for key in keys {
         if describes(key, prefix) {
-            result = result.and(remove(key));
+            result = result.and(what(key));
         }
     }
     result
@@ -70,7 +86,7 @@ pub fn probe() -> io::Result<()> {
         .and_then(|ring| keyctl([LINK, key, ring, 0]));
     keyctl([UNLINK, key, SPEC_THREAD_KEYRING, 0])?;
     linked?;
-    forget_all(description.trim_end_matches('\0'))
+    each(description.trim_end_matches('\0'), remove)
 }
 
 /// Serial numbers of the keys in the user keyring.
@@ -155,6 +171,36 @@ mod tests {
             .unwrap()
             .iter()
             .any(|key| describes(*key, description))
+    }
+
+    /// Whether a key expires (proc_keys(5), fourth field).
+    fn expires(description: &str) -> bool {
+        let keys = std::fs::read_to_string("/proc/keys").unwrap();
+        let line = keys
+            .lines()
+            .find(|line| line.contains(description))
+            .unwrap();
+        line.split_whitespace().nth(3) != Some("perm")
+    }
+
+    #[test]
+    fn a_key_that_is_needed_does_not_expire() {
+        if probe().is_err() {
+            return;
+        }
+        let (id, name) = ([0xa3; 16], format!("memcr:{}:encrypt", "a3".repeat(16)));
+        put(&name);
+        for key in list()
+            .unwrap()
+            .into_iter()
+            .filter(|key| describes(*key, &name))
+        {
+            keyctl([SET_TIMEOUT, key.into(), 3600, 0]).unwrap();
+        }
+        assert!(expires(&name));
+        retain(&id).unwrap();
+        assert!(!expires(&name));
+        forget(&id).unwrap();
     }
 
     #[test]

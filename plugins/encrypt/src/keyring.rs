@@ -3,12 +3,14 @@
 //!
 //! ```text
 //!   begin_encode   keep ──▶ user keyring: `memcr:IMAGE-ID:encrypt`, expires in a day
-//!                    │ Draft dropped: gone, the image never was
 //!   finish_encode  settle ─▶ the same, does not expire
 //!                                 │ this process dies
 //!   begin_decode   fetch ◀────────┤ (in another process of the same user)
-//!   the host                      └ takes it away with the image
+//!   the host                      └ takes it away with the image, finished or not
 //! ```
+//!
+//! Only the host knows whether an image that is never finished is needed all the same, because
+//! memory was given back while it was stored: it lets the key of such a one not expire.
 //!
 //! The user keyring (user-keyring(7)), because two commands of one user share it whatever
 //! their sessions are, and because it lasts as long as the machine runs. A session
@@ -32,12 +34,9 @@ use crate::master::{KeySource, MasterKey, READ_LEN};
 /// checkpoint, and a memcr that is killed meanwhile leaves nothing for ever.
 const DRAFT_SECS: usize = 24 * 60 * 60;
 
-/// The key of an image that is being encoded. Dropping it takes the key away.
+/// The key of an image that is being encoded.
 #[derive(Debug)]
-pub(crate) struct Draft {
-    key: Key,
-    settled: bool,
-}
+pub(crate) struct Draft(Key);
 
 impl Draft {
     /// Keeps `master` for an image.
@@ -52,26 +51,12 @@ impl Draft {
         // What is linked nowhere is gone.
         let unlinked = thread.unlink_key(key);
         kept.and(unlinked)?;
-        Ok(Self {
-            key,
-            settled: false,
-        })
+        Ok(Self(key))
     }
 
     /// The image is finished: from here on the key goes with the image.
-    pub(crate) fn settle(mut self) -> std::result::Result<(), KeyError> {
-        self.key.set_timeout(0)?;
-        self.settled = true;
-        Ok(())
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        if !self.settled {
-            // It may have expired, or the host took it away with the image.
-            let _ = self.key.invalidate();
-        }
+    pub(crate) fn settle(self) -> std::result::Result<(), KeyError> {
+        self.0.set_timeout(0)
     }
 }
 

@@ -203,11 +203,13 @@ impl Encrypt {
     /// Puts an ephemeral key where another process finds it. Without it a checkpoint
     /// and a restore by this process work all the same.
     fn keep(&self, image: &Image) {
-        // That of an image that was never finished goes first: it may be this one's.
-        drop(self.set_draft(None));
+        // That of an image that was never finished is the host's.
+        self.set_draft(None);
         if self.master.source == KeySource::Ephemeral {
             match Draft::keep(&image.id, &self.master) {
-                Ok(draft) => drop(self.set_draft(Some(draft))),
+                Ok(draft) => {
+                    self.set_draft(Some(draft));
+                }
                 Err(error) => self.warn_not_kept(error),
             }
         }
