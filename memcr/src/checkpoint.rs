@@ -7,7 +7,8 @@
 //!
 //! Nothing is dropped before the image is complete and committed. So every failure up
 //! to there costs the target nothing but the time it stood still; a failure of the drop
-//! itself is undone from the image.
+//! itself is undone from the image. Where the image takes RAM pages are dropped while the
+//! rest is stored (`as_stored`), and a failure is undone from what is written of it.
 //!
 //! Should memcr die, then until the guard is made nothing has been changed but three
 //! calls' worth of registers (see `inject`), and the target runs on. The journal is
@@ -15,6 +16,7 @@
 //! anything, and the guard stands before the first page goes: from each of these moments
 //! on another memcr can finish.
 
+mod as_stored;
 mod describe;
 mod error;
 mod take_away;
@@ -30,13 +32,15 @@ use crate::fault;
 use crate::freeze::{FreezeError, Frozen, Refusal, Target, freeze};
 use crate::inject::Site;
 use crate::maps::details::Details;
-use crate::maps::plan::{PlanOptions, PlanSummary, Planner};
+use crate::maps::plan::{self, PlanOptions, PlanSummary, Planned, Planner};
 use crate::maps::policy::{LeftBecause, Policy};
+use crate::pages::PageRun;
 use crate::pages::give_back::GivenBack;
 use crate::pages::remote::RemoteMemory;
 use crate::pages::table::KernelPageTable;
 use crate::pipeline::{
-    Cancel, EncodeSetup, Encoder, OpenImage, Pipeline, PipelineError, Priority, Progress, causes,
+    Cancel, EncodeSetup, Encoder, OpenImage, Pipeline, PipelineError, Priority, Progress,
+    SearchPath, causes,
 };
 use crate::restore::{self, RestoreOptions};
 pub use crate::session::CheckpointReport;
@@ -45,6 +49,7 @@ use crate::session::journal::{GroupRecord, ImageRecord, Journal, Record, StateDi
 use crate::session::{Held, HugePages, PhaseClock};
 use crate::sink::hex;
 use crate::sys::{features, page_size, userfaultfd};
+use as_stored::{BATCH_LEN, Begun, Unfinished};
 use describe::{describe, needed};
 use take_away::take_away;
 
@@ -67,6 +72,8 @@ pub struct CheckpointOptions {
     pub include_locked: bool,
     /// Where the journal is to be.
     pub state_dir: StateDir,
+    /// Where the stages were found.
+    pub search: SearchPath,
     /// Read the image back and decode it before anything is dropped.
     pub verify: bool,
     /// Of the workers that store and verify. The target stands still until they are done.
@@ -101,6 +108,7 @@ pub fn checkpoint(
     clock.done("examine");
 
     let guarded = has_guard(options)?;
+    let drops_as_stored = guarded && drops_as_stored(&pipeline, options);
     let plan = PlanOptions {
         policy: Policy {
             drop_file_pages: options.drop_file_pages,
@@ -113,18 +121,25 @@ pub fn checkpoint(
         page_len_bytes: page_size(),
         force_proc_mem: options.proc_mem,
         keep: Vec::new(),
+        batch_len_bytes: drops_as_stored.then_some(BATCH_LEN),
     };
     let mut journal = begin_journal(&pipeline, options)?;
     let memory = Arc::new(RemoteMemory::new(pid));
-    let prepared = prepare(pipeline, options, expected_len_bytes, &memory)
-        .and_then(|encoder| announce(&mut journal, &encoder).map(|()| encoder));
+    let prepared = prepare(
+        pipeline,
+        options,
+        expected_len_bytes,
+        drops_as_stored,
+        &memory,
+    )
+    .and_then(|encoder| announce(&mut journal, &encoder).map(|()| encoder));
     let details = end_reading(reading).map_err(|error| not_read(pid, error));
     let prepared = prepared.and_then(|encoder| details.map(|details| (encoder, details)));
     let ready = prepared.and_then(|ready| match options.gate.pass(Step::Prepared) {
         Ok(()) => Ok(ready),
         Err(source) => Err(CheckpointError::Barred { pid, source }),
     });
-    let (encoder, details) = match ready {
+    let (mut encoder, details) = match ready {
         Ok(ready) => ready,
         Err(error) => return Err(forget(journal, error)),
     };
@@ -136,17 +151,24 @@ pub fn checkpoint(
     clock.done_at("prepare", frozen.since());
     clock.done("freeze");
 
-    let mut stored = match store(
-        &mut frozen,
-        encoder,
-        plan,
-        details,
-        &memory,
-        options,
-        &mut clock,
-    ) {
+    let mapped = match map(&mut frozen, &mut encoder, plan, details, &memory, options) {
+        Ok(mapped) => mapped,
+        // Dropping the encoder removes the image; nothing was dropped.
+        Err(error) => {
+            drop(encoder);
+            return Err(forget(journal, let_go(frozen, error)));
+        }
+    };
+    clock.done("map");
+    if drops_as_stored {
+        let memory = Arc::clone(&memory);
+        match Unfinished::begin(frozen, journal, encoder, memory, &mapped, options)? {
+            Begun::Guarded(unfinished) => return unfinished.store(mapped, options, &mut clock),
+            Begun::Unguarded(same) => (frozen, journal, encoder) = *same,
+        }
+    }
+    let mut stored = match store(&frozen, encoder, mapped, options, &mut clock) {
         Ok(stored) => stored,
-        // Dropping the encoder has removed the partial image; nothing was dropped.
         Err(error) => return Err(forget(journal, let_go(frozen, error))),
     };
     let drops = std::mem::take(&mut stored.summary.drops);
@@ -161,6 +183,13 @@ pub fn checkpoint(
     Ok(held)
 }
 
+/// What is known of a target that stands still, before its pages are looked at.
+struct Mapped {
+    details: Details,
+    plan: PlanOptions,
+    site: Site,
+}
+
 /// What stands in the image, and what must be known of it later.
 struct Stored {
     image: OpenImage,
@@ -169,39 +198,63 @@ struct Stored {
     n_vmas: usize,
 }
 
-/// Scans the target's pages and moves them into a committed image.
-fn store(
+/// Reads what the target has mapped, and writes it into the image.
+fn map(
     frozen: &mut Frozen,
-    mut encoder: Encoder,
+    encoder: &mut Encoder,
     mut plan: PlanOptions,
     mut details: Details,
     memory: &RemoteMemory,
     options: &CheckpointOptions,
-    clock: &mut PhaseClock,
-) -> Result<Stored, StepError> {
-    let pid = frozen.pid();
+) -> Result<Mapped, StepError> {
     pass("checkpoint.frozen")?;
     options.gate.pass(Step::Frozen)?;
     let proc_mem = memory.open()?;
     if !frozen.has_slept() {
-        details = read_details(pid)?;
+        details = read_details(frozen.pid())?;
     }
     let vmas = details.vmas();
-    let site = Site::find(pid, vmas, proc_mem)?;
+    let site = Site::find(frozen.pid(), vmas, proc_mem)?;
     if plan.policy.guarded {
         plan.keep = needed(frozen)?;
     }
     encoder.begin(describe(frozen, vmas)?)?;
-    clock.done("map");
+    Ok(Mapped {
+        details,
+        plan,
+        site,
+    })
+}
 
+/// Finds the pages that go, and hands them out.
+fn scan(
+    mapped: Mapped,
+    pid: i32,
+    emit: impl FnMut(Planned) -> Result<(), StepError>,
+) -> Result<PlanSummary, StepError> {
     let table = KernelPageTable::open(pid)?;
-    let mut planner = Planner::new(plan, &table, |chunk| {
-        Ok::<(), StepError>(encoder.push(chunk)?)
-    });
-    for (vma, details) in details.iter() {
+    let mut planner = Planner::new(mapped.plan, &table, emit);
+    for (vma, details) in mapped.details.iter() {
         planner.add(vma, details)?;
     }
-    let summary = planner.finish()?;
+    planner.finish()
+}
+
+/// Moves the target's pages into a committed image.
+fn store(
+    frozen: &Frozen,
+    mut encoder: Encoder,
+    mut mapped: Mapped,
+    options: &CheckpointOptions,
+    clock: &mut PhaseClock,
+) -> Result<Stored, StepError> {
+    let (site, n_vmas) = (mapped.site, mapped.details.vmas().len());
+    mapped.plan.batch_len_bytes = None;
+    let summary = scan(mapped, frozen.pid(), |planned| match planned {
+        Planned::Chunk(chunk) => Ok(encoder.push(chunk)?),
+        // None without batches.
+        Planned::Drops(_) => Ok(()),
+    })?;
     frozen.check_idle()?;
     clock.done("scan and store");
 
@@ -224,8 +277,22 @@ fn store(
         image,
         site,
         summary,
-        n_vmas: vmas.len(),
+        n_vmas,
     })
+}
+
+/// Whether pages are dropped while others are stored: where the image takes their place in
+/// RAM, and nothing has to be known before the first one goes.
+fn drops_as_stored(pipeline: &Pipeline, options: &CheckpointOptions) -> bool {
+    let may = !options.verify && options.group.is_none();
+    may && pipeline.stores_in_memory() && pipeline.keeps_unfinished()
+}
+
+impl Mapped {
+    /// The mappings of which something may be dropped.
+    fn mappings(&self) -> Vec<PageRun> {
+        plan::mappings(&self.details, &self.plan.policy)
+    }
 }
 
 /// Whether a guard is to be had, before the plan is made: with one, less is dropped.
@@ -266,6 +333,7 @@ fn announce(journal: &mut Journal, encoder: &Encoder) -> Result<(), CheckpointEr
         locator,
         id: hex(&encoder.image_id()),
         len_bytes: 0,
+        n_chunks: None,
     };
     let told = journal.update(|record| record.image = Some(image));
     told.map_err(|source| CheckpointError::Journal { pid, source })
@@ -275,6 +343,7 @@ fn prepare(
     pipeline: Pipeline,
     options: &CheckpointOptions,
     expected_len_bytes: u64,
+    keep: bool,
     memory: &Arc<RemoteMemory>,
 ) -> Result<Encoder, CheckpointError> {
     let setup = EncodeSetup {
@@ -282,6 +351,7 @@ fn prepare(
         page_size: page_size() as u32,
         expected_len_bytes,
         fetch: memory.clone(),
+        keep,
         priority: options.priority,
         cancel: options.cancel.clone(),
         progress: options.progress.clone(),

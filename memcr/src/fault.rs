@@ -65,6 +65,10 @@ pub const POINTS: &[(&str, &str)] = &[
         "checkpoint.registered",
         "the guard stands; pages are about to be dropped",
     ),
+    (
+        "checkpoint.part",
+        "the journal tells up to where the image is written; that much is about to be dropped",
+    ),
     ("checkpoint.drop", "a batch of runs is about to be dropped"),
     (
         "checkpoint.dropped",

@@ -8,6 +8,7 @@
 //! ```text
 //! checkpoint   cli, daemon → freeze → maps → pages ═chunks⇒ pipeline(encode) ═frames⇒ sink → commit
 //!                  → inject(guard) → freeze(arm) → inject(drop) → hold, or park and leave
+//!              (an image that takes RAM is dropped from as it grows: checkpoint::as_stored)
 //! restore      cli, daemon → sink(open, check) ═frames⇒ pipeline(decode) ═chunks⇒ pages(populate)
 //!                  → inject(take the guard down) → release
 //! ```
@@ -18,12 +19,12 @@
 //!    own. From the first drop to the last populate the target is armed (it stops itself
 //!    should we die) and guarded (a touch of missing memory waits); where the kernel has
 //!    no guard it is told to kill the target should we die (PTRACE_O_EXITKILL).
-//! 2. **Drop only what is safe**: after the sink has committed the image and can give
-//!    it back, the guard stands over it, and the journal tells how to finish. Pages that
-//!    others share, or that could not be put back or guarded, stay.
-//! 3. **A failed checkpoint costs the target nothing.** Until the commit nothing is
-//!    dropped; a failure of the drop itself is undone from the image. memcr kills a
-//!    target only when its bytes are provably lost, says so, and exits non-zero.
+//! 2. **Drop only what is safe**: after the sink has its bytes where another memcr finds
+//!    them and can give them back, the guard stands over it, and the journal tells how to
+//!    finish. Pages that others share, or that could not be put back or guarded, stay.
+//! 3. **A failed checkpoint costs the target nothing.** What was dropped when it fails, if
+//!    anything, is put back from the image. memcr kills a target only when its bytes are
+//!    provably lost, says so, and exits non-zero.
 //! 4. **Nothing left behind**: after a restore the target has the mappings, protections,
 //!    descriptors, signal state and registers that it had; image, journal and keys are gone.
 //! 5. **Nobody else gets in**: images are private to the user, plugins that another user
@@ -62,11 +63,9 @@
 //!
 //! * A chunk may span mappings. Thousands of small mappings then cost a read and a frame
 //!   per chunk, not per mapping; see [`pages::ChunkPlan`].
-//! * Pages are dropped after the commit, not as they are written. A plain pipeline to a
-//!   tmpfs therefore needs its room for a moment beside the target's, and one that
-//!   compresses the room of the image; in exchange a failure at any point before costs
-//!   nothing at all, and no moment exists in which memory is in an image that has no name
-//!   yet and would go with us.
+//! * Pages are dropped as they are stored only where the image takes RAM; into a file they
+//!   go after the commit. Early drops save RAM and nothing else, and cost something: with
+//!   the first of them the target no longer runs on by itself should we die.
 
 pub mod checkpoint;
 pub mod cli;

@@ -59,6 +59,7 @@ fn round(stages_text: &str, n_chunks: u64) -> u64 {
         page_size: 4096,
         expected_len_bytes: n_chunks * CHUNK,
         fetch: Arc::new(Made),
+        keep: false,
         priority: Priority::Normal,
         cancel: Cancel::new(),
         progress: Arc::default(),

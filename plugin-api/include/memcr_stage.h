@@ -147,8 +147,10 @@ extern "C" {
 #define MEMCR_CAPABILITY_READ_BEFORE_COMMIT (UINT64_C(1) << 5)
 /* Sink: what it stores takes RAM of this machine. */
 #define MEMCR_CAPABILITY_IN_MEMORY (UINT64_C(1) << 6)
+/* Sink: understands MEMCR_SINK_KEEP. */
+#define MEMCR_CAPABILITY_KEEPS_UNFINISHED (UINT64_C(1) << 7)
 /* Every capability of this minor version. */
-#define MEMCR_CAPABILITY_ALL ((UINT64_C(1) << 7) - 1)
+#define MEMCR_CAPABILITY_ALL ((UINT64_C(1) << 8) - 1)
 
 /* ---- memcr_param.kind and .flags ------------------------------------------------- */
 
@@ -240,7 +242,7 @@ typedef struct memcr_sink_open {
     uint8_t image_id[16];  /* write: to be stored; read: zero, the host checks it */
     uint64_t pid;          /* write: of the target, for the name of the image */
     uint64_t expected_len; /* write: bytes to be stored, at most; 0 unknown */
-    uint32_t flags;        /* write: MEMCR_SINK_COMPRESSED */
+    uint32_t flags;        /* write: MEMCR_SINK_COMPRESSED, _KEEP */
     uint32_t reserved;     /* 0 */
     const char *locator;   /* read: what sink_locator answered; else NULL */
 } memcr_sink_open;
@@ -251,6 +253,11 @@ typedef struct memcr_sink_open {
 #define MEMCR_SINK_READ 2u
 /* memcr_sink_open.flags: a stage before the sink compresses. */
 #define MEMCR_SINK_COMPRESSED 1u
+/* memcr_sink_open.flags: the host gives memory back while it stores. A first sink_commit
+ * comes before the image is complete: from then on it is found by its locator, with what was
+ * written so far, and stays until sink_remove. Writes go on; a second one comes when it is
+ * complete. Only set where the sink has KEEPS_UNFINISHED. */
+#define MEMCR_SINK_KEEP 2u
 
 /* A handle made by create: whatever the plugin likes. */
 typedef void *memcr_handle;
@@ -300,7 +307,8 @@ typedef struct memcr_stage_table {
     int32_t (*begin_encode)(memcr_handle handle, const memcr_image_info *info, uint8_t *out,
                             size_t out_cap, size_t *out_len, memcr_error *err);
     /* Transform, checksum: starts reading an image whose begin_encode wrote state. May
-     * follow finish_encode on the same handle, and may be called again. */
+     * follow finish_encode on the same handle, or the encodes of an image that was given
+     * up in the middle, and may be called again. */
     int32_t (*begin_decode)(memcr_handle handle, const memcr_image_info *info,
                             const uint8_t *state, size_t state_len, memcr_error *err);
     /* Transform: largest output of encode for in_len bytes, at most twice that and

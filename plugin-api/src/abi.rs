@@ -115,8 +115,10 @@ pub mod capability {
     pub const READ_BEFORE_COMMIT: u64 = 1 << 5;
     /// Sink: what it stores takes RAM of this machine.
     pub const IN_MEMORY: u64 = 1 << 6;
+    /// Sink: understands [`super::SINK_KEEP`].
+    pub const KEEPS_UNFINISHED: u64 = 1 << 7;
     /// Every capability of this minor version; unknown bits are refused.
-    pub const ALL: u64 = (1 << 7) - 1;
+    pub const ALL: u64 = (1 << 8) - 1;
 }
 
 /// Values of [`Param::kind`].
@@ -255,7 +257,7 @@ pub struct SinkOpen {
     pub pid: u64,
     /// Write: bytes the host expects to store, at most; 0 unknown.
     pub expected_len: u64,
-    /// Write: bit 0: a stage before the sink compresses.
+    /// Write: or-ed [`SINK_COMPRESSED`], [`SINK_KEEP`].
     pub flags: u32,
     /// Zero.
     pub reserved: u32,
@@ -269,6 +271,11 @@ pub const SINK_WRITE: u32 = 1;
 pub const SINK_READ: u32 = 2;
 /// [`SinkOpen::flags`]: a stage before the sink compresses.
 pub const SINK_COMPRESSED: u32 = 1;
+/// [`SinkOpen::flags`]: the host gives memory back while it stores. A first `sink_commit` comes
+/// before the image is complete: from then on it is found by its locator, with what was written
+/// so far, and stays until `sink_remove`. Writes go on; a second one comes when it is complete.
+/// Only set where the sink has `KEEPS_UNFINISHED`.
+pub const SINK_KEEP: u32 = 2;
 
 /// A handle made by [`StageTable::create`].
 pub type Handle = *mut c_void;
@@ -345,7 +352,8 @@ pub struct StageTable {
         ) -> i32,
     >,
     /// Transform, checksum: starts reading an image whose `begin_encode` wrote `state`.
-    /// May follow `finish_encode` on the same handle, and may be called again.
+    /// May follow `finish_encode` on the same handle, or the `encode`s of an image that was given
+    /// up in the middle, and may be called again.
     pub begin_decode: Option<
         unsafe extern "C" fn(
             handle: Handle,
@@ -442,7 +450,7 @@ pub struct StageTable {
     pub sink_len:
         Option<unsafe extern "C" fn(handle: Handle, out_len: *mut u64, err: *mut Error) -> i32>,
     /// Sink: the image is complete, `len` bytes of which `raw_len` were chunks before
-    /// the first stage: make it last and visible. Afterwards `read_at` works.
+    /// the first stage: make it last and visible. Afterwards `read_at` works. See [`SINK_KEEP`].
     pub sink_commit: Option<
         unsafe extern "C" fn(handle: Handle, len: u64, raw_len: u64, err: *mut Error) -> i32,
     >,

@@ -13,6 +13,18 @@ pub struct NewImage {
     pub expected_len: u64,
     /// A stage before the sink compresses.
     pub compressed: bool,
+    /// Memory is given back while it is stored: it is committed twice, first with what was
+    /// written so far, and written on in between ([`crate::abi::SINK_KEEP`]).
+    pub keep: bool,
+}
+
+impl NewImage {
+    /// As a host asks for it: [`crate::abi::SinkOpen::flags`].
+    #[must_use]
+    pub fn flags(&self) -> u32 {
+        let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
+        flag(self.compressed, crate::abi::SINK_COMPRESSED) | flag(self.keep, crate::abi::SINK_KEEP)
+    }
 }
 
 /// A place where one image is kept. One value, one image.
@@ -60,7 +72,7 @@ pub trait Sink: Sized + Send + Sync + 'static {
     /// When it cannot be told.
     fn len(&self) -> Result<u64>;
     /// The image is complete: `len` bytes, of which `raw_len` were chunks before the
-    /// first stage. Makes it last and visible.
+    /// first stage. Makes it last and visible. The first of two for an image to keep.
     ///
     /// # Errors
     /// When the image cannot be kept; the host then removes it.

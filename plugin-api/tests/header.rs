@@ -155,7 +155,7 @@ fn all_constants() -> Expected {
     let mut to = Expected::new();
     constants!(to, "", abi {
         ABI_MAJOR, ABI_MINOR, ABI_VERSION, MAX_STATE_LEN, MAX_TAG_LEN, MAX_GROWTH, CHUNK_LAST, SINK_WRITE,
-        SINK_READ, SINK_COMPRESSED,
+        SINK_READ, SINK_COMPRESSED, SINK_KEEP,
     });
     constants!(to, "CODE_", code {
         OK, PASS, INVALID_CONFIG, NO_SPACE, IO, CORRUPT, WRONG_KEY, UNSUPPORTED,
@@ -165,7 +165,7 @@ fn all_constants() -> Expected {
     constants!(to, "THREADS_", threads { SERIAL, PER_HANDLE, PARALLEL });
     constants!(to, "CAPABILITY_", capability {
         INDEPENDENT_CHUNKS, COMPRESSES, ENCRYPTS, AUTHENTICATES, WRITE_ANYWHERE,
-        READ_BEFORE_COMMIT, IN_MEMORY, ALL,
+        READ_BEFORE_COMMIT, IN_MEMORY, KEEPS_UNFINISHED, ALL,
     });
     constants!(to, "PARAM_", param {
         STRING, INTEGER, BOOL, SIZE, CHOICE, PATH, FD, REQUIRED, RECORDED,

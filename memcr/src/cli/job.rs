@@ -142,6 +142,7 @@ impl Order<'_> {
             drop_file_pages: self.args.job.rss_file,
             include_locked: false,
             state_dir,
+            search: self.search.clone(),
             verify: self.args.job.verify,
             priority: match self.choice.idle {
                 true => Priority::Idle,

@@ -228,6 +228,12 @@ impl<'a> Borrowed<'a> {
         Ok(false)
     }
 
+    /// The target whose thread it is.
+    #[must_use]
+    pub fn frozen(&self) -> &Frozen {
+        self.frozen
+    }
+
     /// Where the parasite is.
     #[must_use]
     pub fn parasite(&self) -> Option<Parasite> {

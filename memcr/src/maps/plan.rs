@@ -6,12 +6,15 @@
 //! drop runs        [P P]   [P . . P]     [P P]   [P]           as long as possible: absent pages are harmless
 //! ```
 //!
+//! As a rule runs are told at the end. Where they are given back while the rest is stored,
+//! they are handed out in batches, each behind the chunks that hold its pages.
+//!
 //! A drop run never covers a page that stays: giving back a swapped page would lose it.
 
 use std::collections::BTreeMap;
 use std::io;
 
-use super::details::VmaDetails;
+use super::details::{Details, VmaDetails};
 use super::page::{PageState, PageTable};
 use super::policy::{LeftBecause, Policy, Treatment, is_plain};
 use super::vma::Vma;
@@ -32,6 +35,17 @@ pub struct PlanOptions {
     pub force_proc_mem: bool,
     /// Pages that stay because somebody needs them while the target is held.
     pub keep: Vec<PageRun>,
+    /// What is to be given back is handed out meanwhile, when as many bytes were planned.
+    pub batch_len_bytes: Option<u64>,
+}
+
+/// What a planner hands out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Planned {
+    /// A finished chunk.
+    Chunk(ChunkPlan),
+    /// Runs to be given back: all their pages are in the chunks before.
+    Drops(Vec<DropRun>),
 }
 
 /// Of how many bytes one run consists that is given back, of what is there: less than twice
@@ -79,6 +93,8 @@ pub struct Planner<'a, T, E> {
     /// One unfinished chunk per class: small mappings of several classes then still
     /// fill whole chunks.
     open: Vec<ChunkPlan>,
+    /// Planned when runs were handed out last.
+    batched_bytes: u64,
     summary: PlanSummary,
     window: Window<'a, T>,
     /// Empty; kept for its memory, which thousands of mappings use one after the other.
@@ -91,9 +107,10 @@ impl<E: From<io::Error>> PlanError for E {}
 
 impl<'a, T: PageTable, F, E: PlanError> Planner<'a, T, F>
 where
-    F: FnMut(ChunkPlan) -> Result<(), E>,
+    F: FnMut(Planned) -> Result<(), E>,
 {
-    /// A planner that hands each finished chunk to `emit`.
+    /// A planner that hands each finished chunk to `emit`, and runs to be given back, if they
+    /// are to be so meanwhile.
     pub fn new(options: PlanOptions, table: &'a T, emit: F) -> Self {
         Self {
             window: Window::new(table, options.page_len_bytes),
@@ -102,6 +119,7 @@ where
             table,
             emit,
             open: Vec::new(),
+            batched_bytes: 0,
             summary: PlanSummary::default(),
         }
     }
@@ -125,10 +143,28 @@ where
     /// # Errors
     /// Those of `emit`.
     pub fn finish(mut self) -> Result<PlanSummary, E> {
-        for plan in std::mem::take(&mut self.open) {
-            (self.emit)(plan)?;
-        }
+        self.flush()?;
         Ok(self.summary)
+    }
+
+    /// Hands out the unfinished chunks.
+    fn flush(&mut self) -> Result<(), E> {
+        for plan in std::mem::take(&mut self.open) {
+            (self.emit)(Planned::Chunk(plan))?;
+        }
+        Ok(())
+    }
+
+    /// Hands out the runs that are complete, once enough was planned.
+    fn batch(&mut self) -> Result<(), E> {
+        let planned = self.summary.planned_bytes - self.batched_bytes;
+        let is_due = |len| planned >= len && !self.summary.drops.is_empty();
+        if !self.options.batch_len_bytes.is_some_and(is_due) {
+            return Ok(());
+        }
+        self.flush()?;
+        self.batched_bytes = self.summary.planned_bytes;
+        (self.emit)(Planned::Drops(std::mem::take(&mut self.summary.drops)))
     }
 
     fn scan(&mut self, vma: &Vma, details: &VmaDetails, how: Treatment) -> Result<(), E> {
@@ -149,8 +185,9 @@ where
             },
             run: None,
             there_bytes: 0,
+            longest: self.options.batch_len_bytes.unwrap_or(DROP_LEN),
+            is_any: false,
         };
-        let n_before = self.summary.drops.len();
         let mut regions = std::mem::take(&mut self.regions);
         let mut from = vma.start;
         while from < vma.end {
@@ -162,7 +199,7 @@ where
         }
         self.regions = regions;
         drop.close(&mut self.summary.drops);
-        if n_before < self.summary.drops.len() {
+        if drop.is_any {
             self.note_mapping(vma);
         }
         self.summary.has_small_in_thp |= details.thp_eligible;
@@ -269,10 +306,7 @@ where
                     drop.close(&mut self.summary.drops);
                     self.leave(reason, run.len_bytes);
                 }
-                None => {
-                    drop.extend(run, &mut self.summary.drops);
-                    self.store(run, class)?;
-                }
+                None => self.take(run, class, drop)?,
             },
             PageState::CleanFile if self.options.policy.drop_file_pages => {
                 drop.extend(run, &mut self.summary.drops);
@@ -291,6 +325,23 @@ where
         Ok(())
     }
 
+    /// What is stored, and given back.
+    fn take(&mut self, run: PageRun, class: ChunkClass, drop: &mut OpenDrop) -> Result<(), E> {
+        let mut rest = run;
+        while rest.len_bytes > 0 {
+            let len_bytes = match self.options.batch_len_bytes {
+                Some(len) => (rest.addr.0 + 1).next_multiple_of(len) - rest.addr.0,
+                None => rest.len_bytes,
+            };
+            let (part, tail) = split(rest, len_bytes.min(rest.len_bytes));
+            drop.extend(part, &mut self.summary.drops);
+            self.store(part, class)?;
+            self.batch()?;
+            rest = tail;
+        }
+        Ok(())
+    }
+
     fn store(&mut self, run: PageRun, class: ChunkClass) -> Result<(), E> {
         self.summary.planned_bytes += run.len_bytes;
         let mut rest = run;
@@ -302,7 +353,7 @@ where
             rest = tail;
             if part.len_bytes == room {
                 let full = self.open.swap_remove(slot);
-                (self.emit)(full)?;
+                (self.emit)(Planned::Chunk(full))?;
             }
         }
         Ok(())
@@ -337,6 +388,10 @@ struct OpenDrop {
     run: Option<PageRun>,
     /// How much of it is there.
     there_bytes: u64,
+    /// It is cut where the address is a multiple of that, once as much is there.
+    longest: u64,
+    /// There was some run.
+    is_any: bool,
 }
 
 impl OpenDrop {
@@ -344,11 +399,11 @@ impl OpenDrop {
     fn extend(&mut self, run: PageRun, drops: &mut Vec<DropRun>) {
         let (mut at, end) = (run.addr.0, run.end().0);
         while at < end {
-            let next = (at + 1).next_multiple_of(DROP_LEN).min(end);
+            let next = (at + 1).next_multiple_of(self.longest).min(end);
             let start = self.run.map_or(at, |open| open.addr.0);
             self.run = Some(run_of(start, next));
             self.there_bytes += next - at;
-            if self.there_bytes >= DROP_LEN {
+            if self.there_bytes >= self.longest {
                 self.close(drops);
             }
             at = next;
@@ -359,12 +414,27 @@ impl OpenDrop {
         let (locked, is_file) = (self.locked, self.is_file);
         let run = self.run.take();
         self.there_bytes = 0;
+        self.is_any |= run.is_some();
         drops.extend(run.map(|run| DropRun {
             run,
             locked,
             is_file,
         }));
     }
+}
+
+/// The mappings of which something may be dropped, as [`PlanSummary::mappings`] has those of
+/// which something is: of anonymous memory, with pages.
+#[must_use]
+pub fn mappings(details: &Details, policy: &Policy) -> Vec<PageRun> {
+    let mut mappings = Vec::new();
+    for (vma, details) in details.iter() {
+        let is_taken = policy.treat(vma, details.flags) == Treatment::Anonymous;
+        if is_taken && details.rss_bytes > 0 {
+            append(&mut mappings, run_of(vma.start, vma.end));
+        }
+    }
+    mappings
 }
 
 fn run_of(start: u64, end: u64) -> PageRun {

@@ -64,6 +64,12 @@ pub fn give_back<'d>(
 }
 
 impl GivenBack {
+    /// Both together.
+    pub fn add(&mut self, other: Self) {
+        self.taken_bytes += other.taken_bytes;
+        self.refused_bytes += other.refused_bytes;
+    }
+
     fn count(&mut self, drop: &DropRun, answer: i64) -> Result<(), DropError> {
         let run = drop.run;
         match answer {

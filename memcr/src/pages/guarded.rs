@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use super::{ChunkClass, PageRun, PopulatePages};
+use super::{ChunkClass, PageRun, PopulatePages, RemoteAddr};
 use crate::fault;
 use crate::sys::page_size;
 use crate::sys::same_cpu::Beside;
@@ -94,14 +94,43 @@ impl GuardedMemory {
     /// A drop of ours was under way when its memcr died: the next event that tells of one
     /// of `own` is not the target's.
     pub fn expect_drop(&self, own: Option<PageRun>) {
-        let mut changes = self.changes.write().unwrap_or_else(PoisonError::into_inner);
-        changes.expect_drop(own);
+        self.change(|changes| changes.expect_drop(own));
     }
 
     /// That drop is over.
     pub fn end_drop(&self) {
-        let mut changes = self.changes.write().unwrap_or_else(PoisonError::into_inner);
-        changes.end_drop();
+        self.change(Changes::end_drop);
+    }
+
+    /// Pages are stored from now on, and dropped: see [`GuardedMemory::dropping`]. One that the
+    /// kernel has taken away before it was read (MADV_FREE, when memory is short) reads as
+    /// zeros for its target, and so for us; under the guard the reader would wait.
+    pub fn begin_to_read(&self) {
+        self.change(|changes| changes.read_until_dropped(Some(Vec::new())));
+    }
+
+    /// What is missing of `drops` from now on is to wait.
+    pub fn dropping(&self, drops: impl Iterator<Item = PageRun>) {
+        self.change(|changes| changes.dropping(drops));
+    }
+
+    /// All pages are stored: who misses one waits.
+    pub fn end_to_read(&self) {
+        self.change(|changes| changes.read_until_dropped(None));
+    }
+
+    fn change(&self, how: impl FnOnce(&mut Changes)) {
+        how(&mut self.changes.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// What the page at `addr` would be if nothing were guarded. False: an event is to be read
+    /// first.
+    fn provide_zeros(&self, addr: RemoteAddr) -> io::Result<bool> {
+        let page = PageRun {
+            addr: RemoteAddr(addr.0 / page_size() * page_size()),
+            len_bytes: page_size(),
+        };
+        Ok(self.provide_some(page, &vec![0; page_size() as usize])? > 0)
     }
 
     /// Provides the pages of `run` that are missing, at their places of now.
@@ -344,16 +373,33 @@ fn read_quickly(
 /// Reads what there is; answers whether there was anything.
 fn read_events(memory: &Arc<GuardedMemory>, heed: Heed, family: &Arc<Family>) -> io::Result<bool> {
     let mut is_news = false;
+    let mut missed = Vec::new();
     loop {
         let mut changes = memory
             .changes
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         let Some(event) = memory.context.next_event()? else {
-            return Ok(is_news);
+            drop(changes);
+            let mut unmet = Vec::new();
+            for addr in missed {
+                if !memory.provide_zeros(addr)? {
+                    unmet.push(addr);
+                }
+            }
+            if unmet.is_empty() {
+                return Ok(is_news);
+            }
+            missed = unmet;
+            continue;
         };
         is_news = true;
         match event {
+            Event::Fault(addr) if heed == Heed::Nothing => {
+                if changes.is_to_be_read(addr) {
+                    missed.push(addr);
+                }
+            }
             _ if heed == Heed::Nothing => {}
             Event::Remap { from, to } => changes.moved(from, to),
             Event::Remove(run) => changes.removed(run),
@@ -365,7 +411,7 @@ fn read_events(memory: &Arc<GuardedMemory>, heed: Heed, family: &Arc<Family>) ->
                 family.0.push(child);
                 family.1.push(watcher);
             }
-            Event::Other => {}
+            Event::Fault(_) | Event::Other => {}
         }
     }
 }

@@ -10,14 +10,14 @@ use memcr_plugin_api::abi::capability;
 use crate::pipeline::calls::{Calls, DEFAULT_STALL_LIMIT, Watch, Who};
 use crate::pipeline::foreman::Foreman;
 use crate::pipeline::links::{Chain, Watched, sink_error};
-use crate::pipeline::open::{Source, image_error};
+use crate::pipeline::open::{Extent, Source, image_error};
 use crate::pipeline::orphan::portable;
 use crate::pipeline::{
     EncodeSetup, Encoder, LinkDescription, OpenImage, PipelineError, Result, SearchPath, encode,
 };
 use crate::sink::layout::limit;
 use crate::sink::recipe::RecipeStage;
-use crate::sink::{FileImage, ImageError, ImageReader, ReadImage};
+use crate::sink::{FileImage, ImageError, ImageReader, Mark, ReadImage};
 
 /// Default length of a chunk, bytes: large enough to amortise a read and a frame, small
 /// enough to stay in a core's L2 cache through all stages.
@@ -189,6 +189,14 @@ impl Pipeline {
         self.blueprint.capabilities & capability::IN_MEMORY != 0
     }
 
+    /// Memory can be given back while it is stored: what was written of an image is found,
+    /// and can be read, before it is finished.
+    #[must_use]
+    pub fn keeps_unfinished(&self) -> bool {
+        let wanted = capability::KEEPS_UNFINISHED | capability::READ_BEFORE_COMMIT;
+        self.blueprint.capabilities & wanted == wanted
+    }
+
     /// Longest chunk, bytes.
     #[must_use]
     pub fn chunk_len_bytes(&self) -> u64 {
@@ -211,13 +219,27 @@ impl Pipeline {
     /// # Errors
     /// [`PipelineError::Sink`] when the sink does not find it, `Corrupt`, `Config`.
     pub fn open_image(self, locator: &str) -> Result<OpenImage> {
+        self.open_extent(locator, Extent::Whole)
+    }
+
+    /// The same of an image that was never finished, up to where its writer had come
+    /// ([`Encoder::mark`]).
+    ///
+    /// # Errors
+    /// As [`Pipeline::open_image`].
+    pub fn open_part(self, locator: &str, mark: Mark) -> Result<OpenImage> {
+        self.open_extent(locator, Extent::Part(mark))
+    }
+
+    fn open_extent(self, locator: &str, extent: Extent) -> Result<OpenImage> {
         let locator = locator.to_owned();
         self.foreman.with_chain(move |chain| {
             let sink = chain.sink()?;
             let opened = sink.handle.sink_open_existing(&locator);
             opened.map_err(|e| sink_error(&sink.alias, "cannot open the image", e))
         })?;
-        OpenImage::open(Arc::new(self.foreman), self.blueprint, Source::Sink)
+        let foreman = Arc::new(self.foreman);
+        OpenImage::open(foreman, self.blueprint, Source::Sink, extent)
     }
 
     /// Opens an image file with the pipeline that it describes itself. `overrides` adds
@@ -279,7 +301,8 @@ impl Pipeline {
         let load = move || Chain::load_without_sink(&specs, &search, &calls);
         let pipeline = Self::build(foreman, Workers(None), chunk_len, load)?;
         let source = Source::Elsewhere(source, path);
-        OpenImage::open(Arc::new(pipeline.foreman), pipeline.blueprint, source)
+        let foreman = Arc::new(pipeline.foreman);
+        OpenImage::open(foreman, pipeline.blueprint, source, Extent::Whole)
     }
 }
 

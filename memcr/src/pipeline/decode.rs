@@ -198,8 +198,8 @@ impl Decoder {
         Ok(stats)
     }
 
-    /// Checks that every chunk was populated, and the trailers of all stages. Answers
-    /// the sum of all passes.
+    /// Checks that every chunk was populated, and the trailers of all stages, which an image
+    /// that was never finished does not have. Answers the sum of all passes.
     ///
     /// # Errors
     /// [`PipelineError::Corrupt`] when a trailer does not fit.
@@ -216,8 +216,10 @@ impl Decoder {
                 hint: String::new(),
             });
         }
-        self.foreman
-            .run(move |_| shift.chain.finish_decode(n_chunks, shift.reader.trailers()))?;
+        if !shift.reader.is_part() {
+            self.foreman
+                .run(move |_| shift.chain.finish_decode(n_chunks, shift.reader.trailers()))?;
+        }
         Ok(total)
     }
 }
@@ -367,7 +369,7 @@ pub(super) fn begin(
     let buffer_len = bench::buffer_len(chain, &common)?.max(reader.max_chunk_bytes());
     let n_workers = workers.number(chain, buffer_len);
     let shift = Shift {
-        populated: Mutex::new(vec![0; footer.n_chunks.div_ceil(64) as usize]),
+        populated: Mutex::new(vec![0; reader.index_end().div_ceil(64) as usize]),
         chain: Arc::clone(chain),
         common,
         reader: Arc::new(reader),

@@ -8,6 +8,7 @@
 //! frozen              begin, push, push, …       tables, then chunks
 //! frozen, then held   finish                     index, trailers, footer, commit
 //! any failure         abort, or drop             the image is gone
+//!                     into_part                  or, once it was kept, stays as it is
 //! ```
 
 use std::sync::Arc;
@@ -22,11 +23,12 @@ use crate::pipeline::crew::{Crew, Stop};
 use crate::pipeline::error::causes;
 use crate::pipeline::foreman::Foreman;
 use crate::pipeline::links::Chain;
+use crate::pipeline::open::{self, Extent, Source};
 use crate::pipeline::queue::Job;
 use crate::pipeline::shift::Shift;
-use crate::pipeline::{Cancel, OpenImage, PipelineError, Place, Priority, Progress, Result, open};
+use crate::pipeline::{Cancel, OpenImage, PipelineError, Place, Priority, Progress, Result};
 use crate::sink::layout::{Header, VERSION, this_arch};
-use crate::sink::{ImageMeta, TargetIdentity};
+use crate::sink::{ImageMeta, Mark, TargetIdentity};
 
 /// What an encoder needs to know before the freeze.
 pub struct EncodeSetup {
@@ -38,6 +40,9 @@ pub struct EncodeSetup {
     pub expected_len_bytes: u64,
     /// Source of the pages.
     pub fetch: Arc<dyn FetchPages + Send + Sync>,
+    /// Memory is given back while it is stored: the image is to be [kept](Encoder::keep).
+    /// Only of a pipeline that [can do so](crate::pipeline::Pipeline::keeps_unfinished).
+    pub keep: bool,
     /// Of the workers.
     pub priority: Priority,
     /// Stops the work.
@@ -46,7 +51,7 @@ pub struct EncodeSetup {
     pub progress: Arc<Progress>,
 }
 
-/// An open image that takes chunks. Dropping it removes the image.
+/// An open image that takes chunks. Dropping it removes the image, unless it is kept.
 pub struct Encoder {
     // Dropped in this order: the foreman ends last, with the last reference to the handles.
     shift: Arc<Shift>,
@@ -58,8 +63,10 @@ pub struct Encoder {
     target: Option<TargetIdentity>,
     n_vmas: u64,
     next_index: u64,
-    /// The image is committed or gone.
+    /// The image is committed or gone, or stays as it is.
     ended: bool,
+    /// It was kept: what it holds may be in no other place.
+    needed: bool,
     /// Held back until the next one comes: the last chunk must know that it is.
     held: Option<ChunkPlan>,
 }
@@ -86,6 +93,7 @@ pub(super) fn prepare(
         crew: None,
         foreman,
         ended: false,
+        needed: false,
         blueprint,
         header,
         locator: shift.2,
@@ -167,10 +175,53 @@ impl Encoder {
     /// Waits for the workers, finishes the image and commits it.
     ///
     /// # Errors
-    /// Whatever failed; the image is gone then.
-    pub fn finish(mut self) -> Result<OpenImage> {
+    /// Whatever failed; the image is gone then, unless it was kept.
+    pub fn finish(&mut self) -> Result<OpenImage> {
         self.try_finish()
             .map_err(|failure| failure.after(self.end()))
+    }
+
+    /// Nothing was given back after all: the image goes again with whatever fails.
+    pub fn is_not_needed(&mut self) {
+        self.needed = false;
+    }
+
+    /// Up to where the image is written.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        self.shift.mark()
+    }
+
+    /// Number of chunks that were pushed.
+    #[must_use]
+    pub fn n_pushed(&self) -> u64 {
+        self.next_index + u64::from(self.held.is_some())
+    }
+
+    /// Lets the image be found as far as it is written, once it was begun. From now on it stays,
+    /// whatever fails: memory may be given back of which it has the bytes up to the
+    /// [mark](Encoder::mark).
+    ///
+    /// # Errors
+    /// When the sink refuses; the image is gone then.
+    pub fn keep(&mut self) -> Result<()> {
+        let (shift, stop) = (Arc::clone(&self.shift), Arc::clone(&self.shift.stop));
+        let kept = self.foreman.run_until(&stop, move |_| shift.keep());
+        let locator = kept.map_err(|failure| self.shift.first(failure).after(self.end()))?;
+        open::retain_keys(&self.header.image_id);
+        (self.locator, self.needed) = (Some(locator), true);
+        Ok(())
+    }
+
+    /// Gives up an image that was kept, and opens what is written of it up to `mark`, which is
+    /// one that [`Encoder::mark`] answered.
+    ///
+    /// # Errors
+    /// As [`crate::pipeline::Pipeline::open_part`]; the image stays.
+    pub fn into_part(mut self, mark: Mark) -> Result<OpenImage> {
+        self.end()?;
+        let (foreman, blueprint) = (Arc::clone(&self.foreman), self.blueprint.clone());
+        OpenImage::open(foreman, blueprint, Source::Sink, Extent::Part(mark))
     }
 
     /// Stops the workers and removes the image.
@@ -178,6 +229,7 @@ impl Encoder {
     /// # Errors
     /// When something of the image stays behind; says what.
     pub fn abort(mut self) -> Result<()> {
+        self.needed = false;
         self.end()
     }
 
@@ -248,14 +300,14 @@ impl Encoder {
         }
     }
 
-    /// Stops the workers and removes the image, once.
+    /// Stops the workers and removes the image, once; one that was kept stays.
     fn end(&mut self) -> Result<()> {
         self.shift
             .stop
             .fail(PipelineError::Ended("the image was given up"));
         self.shift.queue.close();
         self.leave_crew();
-        if std::mem::replace(&mut self.ended, true) {
+        if std::mem::replace(&mut self.ended, true) || self.needed {
             return Ok(());
         }
         open::forget_keys(&self.header.image_id);

@@ -5,6 +5,9 @@
 //! found by a sink ──open────▶             verify, remove                end as before?
 //! a file, a vector ──open──▶
 //! ```
+//!
+//! What was written of an image that was never finished is opened in the same way: of it no
+//! more is read than its writer had said is written, and stages have said no last words.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +24,7 @@ use crate::pipeline::links::{Chain, Link, SinkStore, sink_error};
 use crate::pipeline::{Cancel, LinkDescription, PipelineError, Place, Priority, Progress, Result};
 use crate::sink::layout::{Footer, Header};
 use crate::sink::{
-    ImageError, ImageFacts, ImageMeta, ImageReader, ReadImage, TargetIdentity, facts, hex,
+    ImageError, ImageFacts, ImageMeta, ImageReader, Mark, ReadImage, TargetIdentity, facts, hex,
 };
 use crate::sys::keyring;
 
@@ -43,6 +46,15 @@ pub struct OpenImage {
     target: TargetIdentity,
     /// What must be read back: the footer that was written or first read.
     footer: Footer,
+    extent: Extent,
+}
+
+/// How much of an image there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    Whole,
+    /// What its writer had come to.
+    Part(Mark),
 }
 
 impl OpenImage {
@@ -63,6 +75,7 @@ impl OpenImage {
             facts,
             target,
             footer,
+            extent: Extent::Whole,
         }
     }
 
@@ -71,10 +84,11 @@ impl OpenImage {
         foreman: Arc<Foreman>,
         blueprint: Blueprint,
         source: Source,
+        extent: Extent,
     ) -> Result<Self> {
         let from = source.clone();
         let (facts, target, footer) = foreman.with_chain(move |chain| {
-            let reader = read(chain, &from)?;
+            let reader = read(chain, &from, extent)?;
             chain.check_recipe(reader.recipe())?;
             let n_vmas = reader.n_vmas() as u64;
             Ok((
@@ -90,6 +104,7 @@ impl OpenImage {
             facts,
             target,
             footer,
+            extent,
         })
     }
 
@@ -132,9 +147,9 @@ impl OpenImage {
     /// # Errors
     /// As [`OpenImage::prepare_decode`].
     pub fn read_meta(&self) -> Result<ImageMeta> {
-        let (source, footer) = (self.source.clone(), self.footer);
+        let (source, footer, extent) = (self.source.clone(), self.footer, self.extent);
         self.foreman.with_chain(move |chain| {
-            let reader = read_again(chain, &source, &footer)?;
+            let reader = read_again(chain, &source, &footer, extent)?;
             let vmas = reader
                 .read_vmas()
                 .map_err(|e| chain_image_error(chain, e))?;
@@ -151,12 +166,12 @@ impl OpenImage {
     /// # Errors
     /// [`PipelineError::Corrupt`], `WrongKey`, `Sink`, `Plugin`, `Resource`.
     pub fn prepare_decode(&self, setup: DecodeSetup) -> Result<Decoder> {
-        let (source, footer) = (self.source.clone(), self.footer);
+        let (source, footer, extent) = (self.source.clone(), self.footer, self.extent);
         let workers = Workers(setup.workers.or(self.blueprint.workers.0));
         let stop = Stop::new(setup.cancel.clone(), Arc::clone(self.foreman.calls()));
         let priority = setup.priority;
         let (shift, n_workers) = self.foreman.with_chain(move |chain| {
-            let reader = read_again(chain, &source, &footer)?;
+            let reader = read_again(chain, &source, &footer, extent)?;
             decode::begin(chain, reader, setup, stop, workers)
         })?;
         Decoder::start(Arc::clone(&self.foreman), shift, n_workers, priority)
@@ -222,6 +237,13 @@ pub(super) fn forget_keys(image_id: &[u8; 16]) {
     }
 }
 
+/// Lets nothing expire that stages kept in the keyring for an image that is needed from now on.
+pub(super) fn retain_keys(image_id: &[u8; 16]) {
+    if let Err(error) = keyring::retain(image_id) {
+        tracing::warn!("a key of the image may expire: {error}");
+    }
+}
+
 /// Removes the image of the foreman's sink, or leaves it to him if the sink hangs.
 pub(super) fn remove_image(foreman: &Foreman) -> Result<()> {
     let removed = foreman.with_sink(remove);
@@ -255,7 +277,7 @@ impl PopulatePages for Nowhere {
 }
 
 /// On the foreman: opens the image for reading.
-fn read(chain: &Chain, source: &Source) -> Result<ImageReader> {
+fn read(chain: &Chain, source: &Source, extent: Extent) -> Result<ImageReader> {
     let (store, alias, known): (Arc<dyn ReadImage>, _, _) = match source {
         Source::Sink => (
             Arc::new(SinkStore(Arc::clone(&chain.sink()?.handle))),
@@ -264,14 +286,23 @@ fn read(chain: &Chain, source: &Source) -> Result<ImageReader> {
         ),
         Source::Elsewhere(source, _) => (Arc::clone(source), "file", false),
     };
-    ImageReader::open(store).map_err(|e| image_error(alias, known, e))
+    let opened = match extent {
+        Extent::Whole => ImageReader::open(store),
+        Extent::Part(mark) => ImageReader::open_part(store, mark),
+    };
+    opened.map_err(|e| image_error(alias, known, e))
 }
 
 /// As [`read`], and what is read must be the image that was written, and end as it did:
 /// another state of it is as wrong as a flipped bit. Another image in its place proves
 /// nothing about this one, which somebody may have moved.
-fn read_again(chain: &Chain, source: &Source, footer: &Footer) -> Result<ImageReader> {
-    let reader = read(chain, source)?;
+fn read_again(
+    chain: &Chain,
+    source: &Source,
+    footer: &Footer,
+    extent: Extent,
+) -> Result<ImageReader> {
+    let reader = read(chain, source, extent)?;
     let found = reader.header().image_id;
     if found != footer.image_id {
         return Err(PipelineError::Image(ImageError::Another {

@@ -20,7 +20,7 @@ use crate::pipeline::queue::{Job, Queue};
 use crate::pipeline::{EncodeSetup, PipelineError, Progress, Result, open};
 use crate::sink::frame::{CHUNK_HEAD_LEN, INDEX_ENTRY_LEN, RUN_LEN};
 use crate::sink::layout::{Footer, Header};
-use crate::sink::{ImageMeta, ImageWriter, WriteImage};
+use crate::sink::{ImageMeta, ImageWriter, Mark, WriteImage};
 
 /// Room in the sink for header, tables and footer of a target with some thousand VMAs.
 const TABLES_LEN: u64 = 512 << 10;
@@ -61,6 +61,7 @@ impl Shift {
             pid: u64::from(setup.pid),
             expected_len: sink_len(chain, header, expected_len)?,
             compressed: chain.any(capability::COMPRESSES),
+            keep: setup.keep,
         };
         let sink = chain.sink()?;
         let store = SinkStore(Arc::clone(&sink.handle));
@@ -119,6 +120,7 @@ impl Shift {
         self.wanted()
             .write_at(offset, sealed.bytes)
             .map_err(failed)?;
+        self.writer.written(job.index, offset, stored);
         if let Some(turnstile) = self.sink_turn.as_ref().filter(|_| !self.anywhere) {
             turnstile.pass();
         }
@@ -130,6 +132,19 @@ impl Shift {
     pub(super) fn write_meta(&self, meta: &ImageMeta) -> Result<()> {
         let written = self.writer.write_meta(&self.wanted(), meta);
         written.map_err(|e| self.sink_failed("cannot write the VMA table", e))
+    }
+
+    /// Up to where the image is written.
+    pub(super) fn mark(&self) -> Mark {
+        self.writer.mark()
+    }
+
+    /// On the foreman: makes the image visible before it is complete. Answers its locator.
+    pub(super) fn keep(&self) -> Result<String> {
+        let failed = |e| self.sink_failed("cannot keep the image", e);
+        let sink = &self.store.0;
+        sink.sink_commit(self.mark().len_bytes, 0).map_err(failed)?;
+        sink.sink_locator().map_err(failed)
     }
 
     /// On the foreman, when all chunks are written.

@@ -12,6 +12,7 @@
 //! | `recipe` | the pipeline as an image describes it |
 //! | `meta` | the target and its VMA table |
 //! | `write`, `read` | both directions |
+//! | `landed`, `part` | an image that is being written: up to where it is, and reading that |
 //! | `tile` | whether the parts lie one behind the other and add up |
 //! | `inspect` | what an image says of itself, for people |
 //!
@@ -21,8 +22,10 @@ mod bytes;
 mod error;
 pub(crate) mod frame;
 mod inspect;
+mod landed;
 pub(crate) mod layout;
 mod meta;
+mod part;
 mod read;
 pub(crate) mod recipe;
 mod store;
@@ -32,6 +35,7 @@ mod write;
 pub use error::ImageError;
 pub use inspect::{ImageFacts, ImageSummary, StageSummary, inspect, inspect_source};
 pub(crate) use inspect::{facts, hex};
+pub use landed::Mark;
 pub use meta::{ImageMeta, Protection, TargetIdentity, VmaRecord, VmaTable};
 pub use read::ImageReader;
 pub(crate) use read::{IndexCursor, read_id};

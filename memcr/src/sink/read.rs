@@ -25,9 +25,10 @@ use crate::sink::layout::{
     FOOTER_LEN, Footer, HEADER_LEN, Header, KNOWN_INCOMPATIBLE, MAGIC, SECTION_HEAD_LEN,
     SectionHead, Seed, VERSION, limit, tag,
 };
+use crate::sink::part::Part;
 use crate::sink::recipe::Recipe;
 use crate::sink::tile::{Tally, Walk};
-use crate::sink::{ReadImage, TargetIdentity, VmaTable};
+use crate::sink::{Mark, ReadImage, TargetIdentity, VmaTable};
 
 /// An image whose every part but the chunks was checked.
 pub struct ImageReader {
@@ -41,10 +42,17 @@ pub struct ImageReader {
     vmas: u64,
     n_vmas: usize,
     trailers: Vec<Vec<u8>>,
-    /// Offsets of the index blocks, first to last.
-    blocks: Vec<u64>,
+    index: Index,
     /// Length of the longest chunk, bytes.
     max_chunk: usize,
+}
+
+/// Where the chunks are.
+pub(super) enum Index {
+    /// Offsets of the index blocks, first to last.
+    Blocks(Vec<u64>),
+    /// Of an image that is there in part: its chunks.
+    Chunks(Vec<IndexEntry>),
 }
 
 impl ImageReader {
@@ -74,7 +82,7 @@ impl ImageReader {
         let vmas = walk.at;
         let n_vmas = walk.vmas()?.len();
         let mut tally = Tally::new(&header, &footer, len)?;
-        let blocks = walk.body(&header, &footer, &mut tally)?;
+        let index = Index::Blocks(walk.body(&header, &footer, &mut tally)?);
         walk.end = len - FOOTER_LEN as u64;
         let trailers = walk.trailers(recipe.stages.len() - 1)?;
         let digest = walk.digest.finalize();
@@ -90,8 +98,44 @@ impl ImageReader {
             vmas,
             n_vmas,
             trailers,
-            blocks,
+            index,
             max_chunk,
+        })
+    }
+
+    /// Reads and checks everything but the chunks of an image whose writer had come as far as
+    /// `mark` when it died or gave up.
+    ///
+    /// # Errors
+    /// [`ImageError`], naming the place.
+    pub(crate) fn open_part(source: Arc<dyn ReadImage>, mark: Mark) -> Result<Self> {
+        let (header, header_crc) = read_header(&*source, mark.len_bytes)?;
+        let seed = Seed::new(&header.image_id);
+        let mut walk = Walk {
+            source: &*source,
+            seed: &seed,
+            at: HEADER_LEN as u64,
+            end: mark.len_bytes,
+            digest: seed.hasher(),
+        };
+        walk.digest.update(&header_crc.to_le_bytes());
+        let recipe = walk.recipe()?;
+        let target = walk.target()?;
+        let vmas = walk.at;
+        let n_vmas = walk.vmas()?.len();
+        let part = Part::read(&mut walk, &header, mark.n_chunks)?;
+        Ok(Self {
+            source,
+            seed,
+            header,
+            footer: part.footer,
+            recipe,
+            target,
+            vmas,
+            n_vmas,
+            trailers: Vec::new(),
+            index: Index::Chunks(part.chunks),
+            max_chunk: part.max_chunk,
         })
     }
 
@@ -127,6 +171,23 @@ impl ImageReader {
 
     pub(crate) fn recipe(&self) -> &Recipe {
         &self.recipe
+    }
+
+    /// It was never finished: stages have said no last words, and chunks are missing.
+    pub(crate) fn is_part(&self) -> bool {
+        matches!(self.index, Index::Chunks(_))
+    }
+
+    /// No chunk has an index as high as this.
+    pub(crate) fn index_end(&self) -> u64 {
+        match &self.index {
+            Index::Blocks(_) => self.footer.n_chunks,
+            Index::Chunks(chunks) => chunks
+                .iter()
+                .map(|chunk| chunk.index + 1)
+                .max()
+                .unwrap_or(0),
+        }
     }
 
     pub(crate) fn n_vmas(&self) -> usize {
@@ -175,7 +236,8 @@ impl ImageReader {
 pub(crate) struct IndexCursor {
     reader: Arc<ImageReader>,
     next_block: usize,
-    /// Entries of one block, and how many bytes of them were handed out.
+    /// Entries of one block, and how many bytes of them were handed out; of an image that
+    /// is there in part, how many entries.
     entries: Vec<u8>,
     used: usize,
 }
@@ -192,8 +254,15 @@ impl IndexCursor {
 
     /// The next entry; `None` behind the last.
     pub(crate) fn next(&mut self) -> Result<Option<IndexEntry>> {
+        let blocks = match &self.reader.index {
+            Index::Blocks(blocks) => blocks,
+            Index::Chunks(chunks) => {
+                self.used += 1;
+                return Ok(chunks.get(self.used - 1).copied());
+            }
+        };
         if self.used == self.entries.len() {
-            let Some(&offset) = self.reader.blocks.get(self.next_block) else {
+            let Some(&offset) = blocks.get(self.next_block) else {
                 return Ok(None);
             };
             self.entries = read_block(&*self.reader.source, &self.reader.seed, offset)?.1;
@@ -205,7 +274,7 @@ impl IndexCursor {
         self.used += INDEX_ENTRY_LEN;
         // `read_block` checked the length, `open` the fields under the same CRC; only a
         // file that changed in between with a fitting CRC gets here.
-        let block = self.reader.blocks[self.next_block - 1];
+        let block = blocks[self.next_block - 1];
         entry
             .map(Some)
             .ok_or_else(|| corrupt("index", block, 0, "it changed while it was read"))

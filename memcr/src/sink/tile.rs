@@ -33,7 +33,7 @@ impl Walk<'_> {
         Ok(payload)
     }
 
-    fn passed(&mut self, crc: u32, len: usize) {
+    pub(super) fn passed(&mut self, crc: u32, len: usize) {
         self.digest.update(&crc.to_le_bytes());
         self.at += (SECTION_HEAD_LEN + len) as u64;
     }

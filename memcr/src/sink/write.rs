@@ -17,6 +17,7 @@ use memcr_plugin_api::stage::StageError;
 
 use crate::sink::bytes::put_bytes16;
 use crate::sink::frame::{INDEX_ENTRY_LEN, INDEX_FIXED_LEN, IndexEntry};
+use crate::sink::landed::{Landed, Mark};
 use crate::sink::layout::{
     FOOTER_LEN, Footer, Header, SECTION_HEAD_LEN, SectionHead, Seed, limit, tag,
 };
@@ -39,6 +40,7 @@ struct Body {
     /// An index block: head, fixed part and the entries so far.
     block: Vec<u8>,
     footer: Footer,
+    landed: Landed,
 }
 
 impl ImageWriter {
@@ -59,6 +61,7 @@ impl ImageWriter {
             digest,
             block: Vec::with_capacity(block_len()),
             footer,
+            landed: Landed::default(),
         };
         body.start_block();
         body.section(out, &seed, tag::PIPE, limit::PIPE_LEN, recipe, &[])?;
@@ -83,11 +86,14 @@ impl ImageWriter {
         let (fixed, records) = meta.vmas.encode();
         body.section(out, &self.seed, tag::VMAS, limit::VMAS_LEN, &fixed, records)?;
         body.footer.body = body.at;
+        let at = body.at;
+        body.landed.begin(at);
         Ok(())
     }
 
     /// Enters a chunk in the index and answers where it goes; `entry.offset` does not
-    /// count. Where writes must be in order, so must be place and write of a chunk.
+    /// count. Where writes must be in order, so must be place and write of a chunk. What was
+    /// written there is to be told: [`ImageWriter::written`].
     pub(crate) fn place(&self, out: &dyn WriteImage, mut entry: IndexEntry) -> Result<u64> {
         let mut body = self.body();
         if body.block.len() == block_len() {
@@ -95,6 +101,7 @@ impl ImageWriter {
         }
         entry.offset = body.at;
         body.at += u64::from(entry.len);
+        body.landed.placed(entry.offset);
         body.block.extend_from_slice(&entry.encode());
         let footer = &mut body.footer;
         footer.n_chunks += 1;
@@ -103,6 +110,16 @@ impl ImageWriter {
         footer.raw_bytes += u64::from(entry.raw_len);
         footer.stored_bytes += u64::from(entry.len);
         Ok(entry.offset)
+    }
+
+    /// The chunk of this index, which has its place at `offset`, is written, `len` bytes.
+    pub(crate) fn written(&self, index: u64, offset: u64, len: u64) {
+        self.body().landed.written(index, offset, offset + len);
+    }
+
+    /// Up to where all is written.
+    pub(crate) fn mark(&self) -> Mark {
+        self.body().landed.mark()
     }
 
     /// Number of chunks so far.

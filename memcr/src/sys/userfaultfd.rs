@@ -28,6 +28,7 @@ const MODE_MISSING: u64 = 1;
 const FEATURES: u64 = 1 << 1 | 1 << 2 | 1 << 3;
 
 // `UFFD_EVENT_*` of linux/userfaultfd.h.
+const EVENT_PAGEFAULT: u8 = 0x12;
 const EVENT_FORK: u8 = 0x13;
 const EVENT_REMAP: u8 = 0x14;
 const EVENT_REMOVE: u8 = 0x15;
@@ -85,7 +86,9 @@ pub enum Event {
     },
     /// Pages are given up (madvise(2) MADV_DONTNEED, MADV_FREE, MADV_REMOVE).
     Remove(PageRun),
-    /// A thread waits for a page, or another event that nobody asked for.
+    /// Somebody waits for the page at this address.
+    Fault(RemoteAddr),
+    /// Another event, that nobody asked for.
     Other,
 }
 
@@ -196,6 +199,8 @@ fn parse(message: &[u8; MESSAGE_LEN]) -> Event {
         len_bytes,
     };
     match message[0] {
+        // Flags, then the address.
+        EVENT_PAGEFAULT => Event::Fault(RemoteAddr(b)),
         EVENT_FORK => {
             // SAFETY: with this event the kernel has opened a descriptor for the reader,
             // whose number is the argument and which nobody else knows of.

@@ -10,6 +10,7 @@ mod lies;
 mod loading;
 mod orphan;
 mod partial;
+mod parts;
 #[path = "../../../tests/fuzz/src/reseal.rs"]
 #[allow(unreachable_pub)]
 mod reseal;

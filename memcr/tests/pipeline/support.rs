@@ -178,6 +178,7 @@ pub(crate) fn setup(memory: &Arc<Memory>) -> EncodeSetup {
         page_size: PAGE as u32,
         expected_len_bytes: 1 << 20,
         fetch: memory.clone(),
+        keep: false,
         priority: Priority::Normal,
         cancel: Cancel::new(),
         progress: Arc::new(Progress::default()),
@@ -321,9 +322,11 @@ fn build_plugins() -> PathBuf {
     cargo
         .args(["build", "--quiet"])
         .current_dir(env!("CARGO_MANIFEST_DIR"));
-    if dir.file_name().is_some_and(|name| name == "release") {
-        cargo.arg("--release");
-    }
+    // The directory has the name of the profile, but for one.
+    let profile = dir.file_name().filter(|&name| name != "debug");
+    cargo
+        .arg("--profile")
+        .arg(profile.unwrap_or("dev".as_ref()));
     cargo.arg("--target-dir").arg(dir.parent().unwrap());
     for name in [
         "lz4",
@@ -333,6 +336,7 @@ fn build_plugins() -> PathBuf {
         "encrypt",
         "passthrough",
         "file",
+        "tmpfs",
     ] {
         cargo.arg("-p").arg(format!("memcr-stage-{name}"));
     }

@@ -89,6 +89,7 @@ unsafe extern "C" fn sink_open<S: Sink>(
                     pid: (*open).pid,
                     expected_len: (*open).expected_len,
                     compressed: (*open).flags & abi::SINK_COMPRESSED != 0,
+                    keep: (*open).flags & abi::SINK_KEEP != 0,
                 })?,
                 abi::SINK_READ => sink
                     .alone()

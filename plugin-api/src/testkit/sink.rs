@@ -19,6 +19,9 @@ pub(super) fn check(subject: &Subject, dir: Option<&Scratch>) {
     sink.forgets_without_commit(&image);
     sink.removes_before_commit(&image);
     sink.keeps_one_beside_another();
+    if subject.has(capability::KEEPS_UNFINISHED) {
+        sink.keeps_what_was_written(&image);
+    }
     sink.refuses_unknown_locators();
 }
 
@@ -79,6 +82,36 @@ impl SinkSuite<'_> {
         }
     }
 
+    /// An image to keep: from its first commit on it is found, as far as it was written,
+    /// whatever becomes of its handle.
+    fn keeps_what_was_written(&self, image: &[u8]) -> Option<()> {
+        let subject = self.subject;
+        let len = image.len() as u64;
+        let begin = |n| {
+            let writer = self.open(n, image.len(), true)?;
+            let head = writer.write_at(0, &image[..4096]);
+            subject.expect("sink_write_at of an image to keep", head)?;
+            subject.expect("the first sink_commit", writer.commit(4096, 0))?;
+            self.write(&writer, image)?;
+            Some(writer)
+        };
+        let writer = begin(7)?;
+        let locator = self.locator(&writer)?;
+        drop(writer);
+        let reader = subject.create()?;
+        subject.expect("sink_open of what was kept", reader.open_existing(&locator))?;
+        self.read_back(&reader, image, "that was kept, and never completed")?;
+        subject.expect("sink_remove of what was kept", reader.remove())?;
+        drop(reader);
+        self.check_empty("sink_remove of what was kept")?;
+
+        let writer = begin(8)?;
+        subject.expect("the second sink_commit", writer.commit(len, len))?;
+        self.read_back(&writer, image, "after its second commit")?;
+        subject.expect("sink_remove", writer.remove())?;
+        self.check_empty("sink_remove of an image that was committed twice")
+    }
+
     fn removes_before_commit(&self, image: &[u8]) -> Option<()> {
         let writer = self.open_new(4, image.len())?;
         self.write(&writer, image)?;
@@ -131,6 +164,10 @@ impl SinkSuite<'_> {
     }
 
     fn open_new(&self, n: u8, len: usize) -> Option<Handle<'_>> {
+        self.open(n, len, false)
+    }
+
+    fn open(&self, n: u8, len: usize, keep: bool) -> Option<Handle<'_>> {
         let handle = self.subject.create()?;
         let image = NewImage {
             id: [n; 16],
@@ -138,6 +175,7 @@ impl SinkSuite<'_> {
             pid: u64::from(std::process::id()),
             expected_len: len as u64,
             compressed: false,
+            keep,
         };
         self.subject.expect("sink_open", handle.open_new(&image))?;
         Some(handle)

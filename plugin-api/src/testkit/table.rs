@@ -54,13 +54,13 @@ fn check_numbers(loaded: &Loaded, table: &StageTable) {
 /// The capabilities that mean something for a kind.
 fn suitable(of: u32) -> u64 {
     use capability::{
-        AUTHENTICATES, COMPRESSES, ENCRYPTS, IN_MEMORY, INDEPENDENT_CHUNKS, READ_BEFORE_COMMIT,
-        WRITE_ANYWHERE,
+        AUTHENTICATES, COMPRESSES, ENCRYPTS, IN_MEMORY, INDEPENDENT_CHUNKS, KEEPS_UNFINISHED,
+        READ_BEFORE_COMMIT, WRITE_ANYWHERE,
     };
     match of {
         kind::TRANSFORM => INDEPENDENT_CHUNKS | COMPRESSES | ENCRYPTS | AUTHENTICATES,
         kind::CHECKSUM => INDEPENDENT_CHUNKS | AUTHENTICATES,
-        _ => WRITE_ANYWHERE | READ_BEFORE_COMMIT | IN_MEMORY,
+        _ => WRITE_ANYWHERE | READ_BEFORE_COMMIT | IN_MEMORY | KEEPS_UNFINISHED,
     }
 }
 

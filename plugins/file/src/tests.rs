@@ -15,6 +15,7 @@ fn image(expected_len: u64, compressed: bool) -> NewImage {
         pid: 42,
         expected_len,
         compressed,
+        keep: false,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   create      parameters
-//!   open_new    plain memory? ─▶ refuse        a tmpfs? room in it? RAM for it?
+//!   open_new    plain memory? ─▶ refuse        a tmpfs? room in it? RAM for it (unless kept)?
 //!   write_at    every 32 MiB: is there RAM left?
 //!   commit      smaller than the memory it holds? else refuse
 //!   remove      the file, and a tmpfs of ours that became empty
@@ -43,8 +43,10 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// `f_type` of a ramfs (linux/magic.h).
 const RAMFS_MAGIC: u64 = 0x8584_58f6;
 /// Bytes between two looks at the memory that is left: some 10 ms of writing, while a
-/// look takes a tenth of a millisecond.
+/// look takes a tenth of a millisecond. Less where less is left: see [`next_look`].
 const LOOK_EVERY: u64 = 32 << 20;
+/// At least that many.
+const LOOK_SOON: u64 = 1 << 20;
 /// An image shorter than this is not worth a refusal, bytes: most of it is headers and
 /// tables, and it may stand for any amount of zeros, which were never stored.
 const SMALL_IMAGE: u64 = 1 << 20;
@@ -59,6 +61,10 @@ struct TmpfsSink {
     /// RAM to leave free while writing, bytes.
     reserve: u64,
     written: AtomicU64,
+    /// When so much is written, the memory that is left is looked at.
+    look_at: AtomicU64,
+    /// A commit is to come before the image is complete.
+    keeps: bool,
     // In this order: an open image keeps its tmpfs busy.
     image: Option<ImageFile>,
     own: Option<OwnMount>,
@@ -72,7 +78,8 @@ impl Sink for TmpfsSink {
         threads: Threads::Parallel,
         capabilities: capability::WRITE_ANYWHERE
             | capability::READ_BEFORE_COMMIT
-            | capability::IN_MEMORY,
+            | capability::IN_MEMORY
+            | capability::KEEPS_UNFINISHED,
         params: PARAMS,
     };
 
@@ -88,6 +95,8 @@ impl Sink for TmpfsSink {
             host,
             reserve: memory::RESERVE,
             written: AtomicU64::new(0),
+            look_at: AtomicU64::new(0),
+            keeps: false,
             image: None,
             own: None,
         })
@@ -105,12 +114,16 @@ impl Sink for TmpfsSink {
         if let Some(free_len) = dir.free_len()? {
             room::check(dir.path(), free_len, image, self.host)?;
         }
-        room::check(
-            "the RAM",
-            memory::available().saturating_sub(self.reserve),
-            image,
-            self.host,
-        )?;
+        // One to keep takes the place of memory that is given back meanwhile.
+        if !image.keep {
+            room::check(
+                "the RAM",
+                memory::available().saturating_sub(self.reserve),
+                image,
+                self.host,
+            )?;
+        }
+        self.keeps = image.keep;
         // Nothing to drop from the page cache: on a tmpfs it is the file.
         self.image = Some(ImageFile::create(dir, image, Cache::Keep)?);
         Ok(())
@@ -127,9 +140,12 @@ impl Sink for TmpfsSink {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         let image = self.image()?;
-        let before = self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
-        if before / LOOK_EVERY != (before + data.len() as u64) / LOOK_EVERY {
-            self.check_reserve()?;
+        let len = data.len() as u64;
+        let written = self.written.fetch_add(len, Ordering::Relaxed) + len;
+        if written >= self.look_at.load(Ordering::Relaxed) {
+            let left = self.check_reserve()?;
+            self.look_at
+                .store(written + next_look(left), Ordering::Relaxed);
         }
         image.write_at(offset, data)
     }
@@ -143,6 +159,9 @@ impl Sink for TmpfsSink {
     }
 
     fn commit(&mut self, len: u64, raw_len: u64) -> Result<()> {
+        if std::mem::take(&mut self.keeps) {
+            return self.image.as_mut().ok_or_else(not_open)?.keep();
+        }
         if len >= raw_len && len > SMALL_IMAGE && !self.allow_plain {
             let message = format!(
                 "the image takes {len} bytes of RAM to save {raw_len}: this memory does not compress"
@@ -222,10 +241,11 @@ impl TmpfsSink {
         Ok(dir)
     }
 
-    fn check_reserve(&self) -> Result<()> {
+    /// Answers how much is left beside the reserve.
+    fn check_reserve(&self) -> Result<u64> {
         let available = memory::available();
-        if available >= self.reserve {
-            return Ok(());
+        if let Some(left) = available.checked_sub(self.reserve) {
+            return Ok(left);
         }
         let message = format!(
             "only {} of RAM are left, {} must stay free: the image does not fit",
@@ -238,6 +258,12 @@ impl TmpfsSink {
     fn image(&self) -> Result<&ImageFile> {
         self.image.as_ref().ok_or_else(not_open)
     }
+}
+
+/// How many bytes may be written until the memory that is left is looked at again: half of
+/// what there is, so that the reserve is not written into unseen.
+fn next_look(left: u64) -> u64 {
+    (left / 2).clamp(LOOK_SOON, LOOK_EVERY)
 }
 
 /// The options of a mount if one is asked for; without one they would mean nothing.

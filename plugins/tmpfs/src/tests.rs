@@ -21,6 +21,7 @@ fn image(pid: u64, expected_len: u64, compressed: bool) -> NewImage {
         pid,
         expected_len,
         compressed,
+        keep: false,
     }
 }
 

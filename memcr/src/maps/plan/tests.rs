@@ -60,6 +60,7 @@ fn plan(
         page_len_bytes: 0x1000,
         force_proc_mem: false,
         keep: Vec::new(),
+        batch_len_bytes: None,
     };
     plan_with(options, letters, line)
 }
@@ -69,10 +70,23 @@ fn plan_with(
     letters: &'static str,
     line: &str,
 ) -> (Vec<ChunkPlan>, PlanSummary) {
-    let mut chunks = Vec::new();
+    let (planned, summary) = all_planned(options, letters, line);
+    let chunks = planned.into_iter().map(|planned| match planned {
+        Planned::Chunk(chunk) => chunk,
+        Planned::Drops(drops) => unreachable!("{drops:?} although no batch was asked for"),
+    });
+    (chunks.collect(), summary)
+}
+
+fn all_planned(
+    options: PlanOptions,
+    letters: &'static str,
+    line: &str,
+) -> (Vec<Planned>, PlanSummary) {
+    let mut all = Vec::new();
     let table = Letters(letters);
-    let mut planner = Planner::new(options, &table, |plan| {
-        chunks.push(plan);
+    let mut planner = Planner::new(options, &table, |planned| {
+        all.push(planned);
         Ok::<(), io::Error>(())
     });
     let end = 0x1000 + letters.len() * 0x1000;
@@ -89,7 +103,7 @@ fn plan_with(
         )
         .unwrap();
     let summary = planner.finish().unwrap();
-    (chunks, summary)
+    (all, summary)
 }
 
 fn pages(runs: impl IntoIterator<Item = PageRun>) -> Vec<(u64, u64)> {
@@ -110,6 +124,8 @@ fn long_drops_come_in_parts_that_split_no_huge_page() {
             copies: None,
             run: None,
             there_bytes: 0,
+            longest: DROP_LEN,
+            is_any: false,
         };
         let mut drops = Vec::new();
         for &(start, end) in runs {
@@ -243,6 +259,43 @@ fn protection_decides_the_way_in() {
 }
 
 #[test]
+fn runs_are_handed_out_behind_the_chunks_that_hold_them() {
+    let options = PlanOptions {
+        policy: Policy::default(),
+        chunk_len_bytes: 3 * 0x1000,
+        page_len_bytes: 0x1000,
+        force_proc_mem: false,
+        keep: Vec::new(),
+        batch_len_bytes: Some(4 * 0x1000),
+    };
+    // Pages are those from 0x1000 on: the first multiple of the length is the page 3.
+    let (planned, summary) = all_planned(options, "PPPPPPPP.PPPFP", ANON);
+    let told: Vec<_> = planned
+        .iter()
+        .map(|planned| match planned {
+            Planned::Chunk(chunk) => ("chunk", pages(chunk.runs.clone())),
+            Planned::Drops(drops) => ("drops", pages(drops.iter().map(|drop| drop.run))),
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("chunk", vec![(0, 3)]),
+            ("chunk", vec![(3, 3)]),
+            ("chunk", vec![(6, 1)]),
+            ("drops", vec![(0, 7)]),
+            ("chunk", vec![(7, 1), (9, 2)]),
+            ("chunk", vec![(11, 1)]),
+            ("drops", vec![(7, 5)]),
+            ("chunk", vec![(13, 1)]),
+        ]
+    );
+    let rest = pages(summary.drops.iter().map(|drop| drop.run));
+    assert_eq!(rest, [(13, 1)]);
+    assert_eq!(pages(summary.mappings), [(0, 14)]);
+}
+
+#[test]
 fn pages_that_are_needed_stay_and_are_not_stored() {
     let options = PlanOptions {
         policy: Policy::default(),
@@ -251,6 +304,7 @@ fn pages_that_are_needed_stay_and_are_not_stored() {
         force_proc_mem: false,
         // The third page, and one beside the mapping.
         keep: vec![run_of(0x3000, 0x4000), run_of(0x9000, 0xa000)],
+        batch_len_bytes: None,
     };
     let (chunks, summary) = plan_with(options, "PPPPP", ANON);
     assert_eq!(pages(chunks[0].runs.clone()), [(0, 2), (3, 2)]);

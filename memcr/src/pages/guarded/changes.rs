@@ -22,6 +22,8 @@ impl Change {
 pub(super) struct Changes {
     list: Vec<Change>,
     own: Option<PageRun>,
+    /// While pages are read: what was dropped of them already.
+    dropped: Option<Vec<PageRun>>,
 }
 
 impl Changes {
@@ -29,8 +31,27 @@ impl Changes {
     pub(super) fn of_child(&self) -> Self {
         Self {
             list: self.list.clone(),
-            own: None,
+            ..Self::default()
         }
+    }
+
+    /// Pages are read, until they are dropped; `None`: no more.
+    pub(super) fn read_until_dropped(&mut self, dropped: Option<Vec<PageRun>>) {
+        self.dropped = dropped;
+    }
+
+    /// `runs` are not to be read any more.
+    pub(super) fn dropping(&mut self, runs: impl Iterator<Item = PageRun>) {
+        if let Some(dropped) = &mut self.dropped {
+            dropped.extend(runs);
+        }
+    }
+
+    /// The page at `addr` is missing, but not because it was dropped.
+    pub(super) fn is_to_be_read(&self, addr: RemoteAddr) -> bool {
+        let holds = |run: &PageRun| run.addr <= addr && addr < run.end();
+        let dropped = self.dropped.as_ref();
+        dropped.is_some_and(|dropped| !dropped.iter().any(holds))
     }
 
     /// A drop of ours is under way: the next event that tells of one of `own` is not the
@@ -141,7 +162,7 @@ mod tests {
     fn of(list: &[Change]) -> Changes {
         Changes {
             list: list.to_vec(),
-            own: None,
+            ..Changes::default()
         }
     }
 
@@ -172,6 +193,7 @@ mod tests {
             let mut changes = Changes {
                 list: Vec::new(),
                 own: Some(own),
+                ..Changes::default()
             };
             events.iter().for_each(|event| changes.removed(*event));
             changes.end_drop();
@@ -185,6 +207,19 @@ mod tests {
         let (head, tail) = (run(0x2000, 0x3000), run(0x5000, 0x1000));
         assert_eq!(list_after(&[head, tail]), [], "ours is heard of in parts");
         assert_eq!(list_after(&[head, tail, page]), [page]);
+    }
+
+    #[test]
+    fn what_is_missing_is_read_as_zeros_until_it_is_dropped() {
+        let (mut changes, page) = (Changes::default(), RemoteAddr(0x3000));
+        assert!(!changes.is_to_be_read(page), "nobody reads");
+        changes.read_until_dropped(Some(Vec::new()));
+        assert!(changes.is_to_be_read(page));
+        changes.dropping([run(0x1000, 0x1000), run(0x2000, 0x2000)].into_iter());
+        assert!(!changes.is_to_be_read(page));
+        assert!(changes.is_to_be_read(RemoteAddr(0x4000)));
+        changes.read_until_dropped(None);
+        assert!(!changes.is_to_be_read(RemoteAddr(0x4000)));
     }
 
     #[test]

@@ -270,11 +270,7 @@ impl Handle {
             image_id: image.id,
             pid: image.pid,
             expected_len: image.expected_len,
-            flags: if image.compressed {
-                abi::SINK_COMPRESSED
-            } else {
-                0
-            },
+            flags: image.flags(),
             reserved: 0,
             locator: ptr::null(),
         };

@@ -17,7 +17,7 @@ const MAX_PARAMS: u32 = 64;
 const REBUILD: &str = "rebuild the plugin for this version of the interface";
 
 /// Names of the capability bits.
-const CAPABILITIES: [(u64, &str); 7] = [
+const CAPABILITIES: [(u64, &str); 8] = [
     (capability::INDEPENDENT_CHUNKS, "independent-chunks"),
     (capability::COMPRESSES, "compresses"),
     (capability::ENCRYPTS, "encrypts"),
@@ -25,6 +25,7 @@ const CAPABILITIES: [(u64, &str); 7] = [
     (capability::WRITE_ANYWHERE, "write-anywhere"),
     (capability::READ_BEFORE_COMMIT, "read-before-commit"),
     (capability::IN_MEMORY, "in-memory"),
+    (capability::KEEPS_UNFINISHED, "keeps-unfinished"),
 ];
 
 /// Copies the table of a plugin, as far as this host knows its fields.
@@ -121,13 +122,13 @@ fn thread_model(threads: u32) -> Result<ThreadModel, String> {
 /// do, is refused: the host would derive wrong rights from it.
 fn capabilities(bits: u64, kind: StageKind) -> Result<Vec<&'static str>, String> {
     use capability::{
-        AUTHENTICATES, COMPRESSES, ENCRYPTS, IN_MEMORY, INDEPENDENT_CHUNKS, READ_BEFORE_COMMIT,
-        WRITE_ANYWHERE,
+        AUTHENTICATES, COMPRESSES, ENCRYPTS, IN_MEMORY, INDEPENDENT_CHUNKS, KEEPS_UNFINISHED,
+        READ_BEFORE_COMMIT, WRITE_ANYWHERE,
     };
     let allowed = match kind {
         StageKind::Transform => INDEPENDENT_CHUNKS | COMPRESSES | ENCRYPTS | AUTHENTICATES,
         StageKind::Checksum => INDEPENDENT_CHUNKS | AUTHENTICATES,
-        StageKind::Sink => WRITE_ANYWHERE | READ_BEFORE_COMMIT | IN_MEMORY,
+        StageKind::Sink => WRITE_ANYWHERE | READ_BEFORE_COMMIT | IN_MEMORY | KEEPS_UNFINISHED,
     };
     let unknown = bits & !allowed;
     if unknown != 0 {

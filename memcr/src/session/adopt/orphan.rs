@@ -344,7 +344,11 @@ pub(super) fn open(pipeline: Pipeline, record: &Record) -> Result<OpenImage> {
         let source = io::ErrorKind::InvalidData.into();
         return Err(AdoptError::System { pid, what, source });
     };
-    let image = pipeline.open_image(&wanted.locator).map_err(held)?;
+    let image = match wanted.mark() {
+        None => pipeline.open_image(&wanted.locator),
+        Some(mark) => pipeline.open_part(&wanted.locator, mark),
+    };
+    let image = image.map_err(held)?;
     if image.facts().image_id == wanted.id {
         return Ok(image);
     }

@@ -9,6 +9,7 @@ use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 
 use crate::pipeline::{DEFAULT_STALL_LIMIT, PipelineSpec, StageSpec};
+use crate::sink::Mark;
 use crate::sys::procfs::{self, Stat, Status};
 
 /// The version that is written. It grows when a record means something else than
@@ -100,7 +101,7 @@ pub struct GroupRecord {
     pub index: u32,
 }
 
-/// A committed image.
+/// A committed image, or what is written of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     /// What its sink finds it by.
@@ -109,6 +110,21 @@ pub struct ImageRecord {
     pub id: String,
     /// Its length.
     pub len_bytes: u64,
+    /// It was not finished yet, and memory was given back while it was stored: what is missing
+    /// is in the chunks below this index, and they are within that length.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_chunks: Option<u64>,
+}
+
+impl ImageRecord {
+    /// Up to where it is written, unless it is complete.
+    #[must_use]
+    pub fn mark(&self) -> Option<Mark> {
+        self.n_chunks.map(|n_chunks| Mark {
+            n_chunks,
+            len_bytes: self.len_bytes,
+        })
+    }
 }
 
 /// A pipeline as the user asked for it; see [`PipelineSpec`].

@@ -120,6 +120,7 @@ fn a_session_begins_is_left_adopted_and_ends() {
     journal
         .update(|record| {
             record.image = Some(ImageRecord {
+                n_chunks: None,
                 locator: "/tmp/pages-1.img".into(),
                 id: "00ff".into(),
                 len_bytes: 7,

@@ -3,6 +3,7 @@
 //! ```text
 //!   Unnamed ─────────── commit: link ─────▶ Named ── remove: unlink if ours
 //!   Hidden(.name.id) ── commit: rename ───────┘
+//!   to keep:            keep: link, rename, and written on under its name
 //! ```
 //!
 //! Nothing is ever replaced. What lies under `pages-PID.img` may be all that is left of a
@@ -26,7 +27,7 @@ use crate::existing::{self, Existing};
 use crate::write_out::{WriteOut, advise};
 use crate::{Cache, Directory, make, sweep};
 
-/// The file of one image. Dropping one that was not committed removes it.
+/// The file of one image. Dropping one that was neither committed nor kept removes it.
 #[derive(Debug)]
 pub struct ImageFile {
     dir: Directory,
@@ -36,6 +37,7 @@ pub struct ImageFile {
     /// Device and inode: is the file of that name still ours?
     identity: (u64, u64),
     link: Link,
+    is_committed: bool,
     write_out: WriteOut,
     /// Length at which the kernel would answer a write with SIGXFSZ, bytes.
     max_len: u64,
@@ -86,6 +88,7 @@ impl ImageFile {
             file,
             identity,
             link,
+            is_committed: true,
             write_out,
             max_len: 0,
             other_name: String::new(),
@@ -97,7 +100,7 @@ impl ImageFile {
     /// # Errors
     /// `NO_SPACE`, `IO`; `INTERNAL` after `commit`.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
-        if self.link == Link::Named {
+        if self.is_committed {
             return Err(StageError::new(
                 code::INTERNAL,
                 format!("{} is written after its commit", self.path()),
@@ -154,6 +157,19 @@ impl ImageFile {
         Ok(stat(&self.file, &self.path())?.st_size as u64)
     }
 
+    /// Gives the image its name before it is complete: from now on it is found as far as it
+    /// was written, and stays. Writes go on, up to [`commit`](Self::commit).
+    ///
+    /// # Errors
+    /// `IO`, `NO_SPACE`.
+    pub fn keep(&mut self) -> Result<()> {
+        let path = self.path();
+        self.publish().map_err(|e| {
+            let e = e.into();
+            StageError::io(format!("put the image in place as {path}"), &e).hint(make::hint_of(&e))
+        })
+    }
+
     /// Gives the complete image of `len` bytes its name, in one step: whoever looks
     /// finds no file of that name, or this one whole. Should the name have been taken
     /// since [`create`](Self::create), it is another one. With `durable`, it also is
@@ -164,7 +180,7 @@ impl ImageFile {
     pub fn commit(&mut self, len: u64, durable: bool) -> Result<()> {
         let have = self.len_bytes()?;
         let path = self.path();
-        if self.link == Link::Named {
+        if self.is_committed {
             return Err(StageError::new(
                 code::INTERNAL,
                 format!("{path} is committed twice"),
@@ -188,6 +204,7 @@ impl ImageFile {
             .map_err(|e| failed("write out", &e))?;
         self.publish()
             .map_err(|e| failed("put the image in place as", &e.into()))?;
+        self.is_committed = true;
         if durable {
             rustix::fs::fsync(&self.dir).map_err(|e| failed("write out the name", &e.into()))?;
         }
@@ -247,6 +264,7 @@ impl ImageFile {
             file,
             identity,
             link,
+            is_committed: false,
             write_out,
             max_len,
             other_name: make::other_name(image),
@@ -276,6 +294,9 @@ impl ImageFile {
 
     /// Gives the file its final name, or the other one if somebody was faster.
     fn publish(&mut self) -> rustix::io::Result<()> {
+        if self.link == Link::Named {
+            return Ok(());
+        }
         if self.name_as(&self.name) == Err(Errno::EXIST) {
             self.name.clone_from(&self.other_name);
             self.name_as(&self.name)?;

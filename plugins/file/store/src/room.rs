@@ -74,6 +74,7 @@ mod tests {
             pid: 1,
             expected_len,
             compressed,
+            keep: false,
         }
     }
 

@@ -22,6 +22,7 @@ fn umask_and_file_size_limit() {
                 pid: 7,
                 expected_len,
                 compressed,
+                keep: false,
             },
             Cache::Keep,
         )

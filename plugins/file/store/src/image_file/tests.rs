@@ -12,6 +12,7 @@ fn new_image(pid: u64) -> NewImage {
         pid,
         expected_len: 1 << 20,
         compressed: false,
+        keep: false,
     }
 }
 
