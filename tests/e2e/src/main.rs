@@ -30,6 +30,7 @@
 //! | `limits`    | 34, 35, 38, 40                                                      |
 //! | `programs`  | 42: redis, CPython, Node, a JVM                                     |
 
+mod as_stored;
 mod blocked;
 mod common;
 mod daemon;
@@ -78,6 +79,7 @@ fn main() {
         guard::tests(),
         held::tests(),
         orphaned::tests(),
+        as_stored::tests(),
         parked::tests(),
         image::tests(),
         idle::tests(),

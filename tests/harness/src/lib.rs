@@ -22,7 +22,7 @@ pub mod wait;
 pub mod wire;
 
 pub use daemon::{Daemon, Setup};
-pub use memcr::{Finished, Held, Memcr};
+pub use memcr::{Finished, Held, Memcr, Running};
 pub use require::require;
 pub use rig::Rig;
 pub use snapshot::{Allow, Snapshot};

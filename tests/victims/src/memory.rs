@@ -1,7 +1,8 @@
 //! Mode `memory`: plain memory of some size and content, with threads at work.
 //!
-//! Options: `size=64M content=dense seed=1 threads=0 stack=0 comm=NAME`, and those of
-//! [`Hardship`].
+//! Options: `size=64M content=dense seed=1 threads=0 stack=0 comm=NAME freed=0`, and those of
+//! [`Hardship`]. What is `freed` (MADV_FREE) the kernel may take away, page by page; it lies
+//! above the rest.
 
 use crate::crew::{Crew, Work};
 use crate::fill::{Content, Rule};
@@ -25,10 +26,11 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
         content: Content::parse(&opts.text("content", "dense")),
         seed: opts.number("seed", 1),
     };
-    let (len, n_threads, stack_len) = (
+    let (len, n_threads, stack_len, freed_len) = (
         opts.len("size", 64 << 20),
         opts.len("threads", 0),
         opts.len("stack", 0),
+        opts.len("freed", 0),
     );
     let (comm, hardship) = (opts.text("comm", ""), Hardship::parse(opts));
     opts.done();
@@ -36,6 +38,11 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
         crate::sys::set_comm(&comm);
     }
     hardship.move_away()?;
+    // First: the kernel maps from the top down.
+    let freed = match freed_len {
+        0 => None,
+        len => Some(freed(len, rule)?),
+    };
     let regions = if len == 0 {
         Vec::new()
     } else {
@@ -54,6 +61,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     let mut memory = Memory {
         rule,
         regions,
+        freed,
         crew,
         touched: 0,
     };
@@ -65,6 +73,18 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     Ok(())
 }
 
+fn paged_out(words: &str) -> io::Result<u64> {
+    let number = |word: &str| match word.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => word.parse().ok(),
+    };
+    let numbers: Option<Vec<u64>> = words.split(' ').map(number).collect();
+    match numbers.as_deref() {
+        Some(&[pid, addr, len]) => crate::sys::page_out(pid as i32, addr, len),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
 /// A region filled by `rule`.
 fn filled(len: usize, rule: Rule) -> io::Result<Region> {
     let mut region = Region::anon(len)?;
@@ -72,9 +92,17 @@ fn filled(len: usize, rule: Rule) -> io::Result<Region> {
     Ok(region)
 }
 
+/// One that the kernel may take away.
+fn freed(len: usize, rule: Rule) -> io::Result<Region> {
+    let region = filled(len, rule)?;
+    region.advise(libc::MADV_FREE)?;
+    Ok(region)
+}
+
 struct Memory {
     rule: Rule,
     regions: Vec<Region>,
+    freed: Option<Region>,
     crew: Crew,
     touched: u64,
 }
@@ -84,6 +112,11 @@ impl Victim for Memory {
         let mut len_bytes = 0;
         for region in &self.regions {
             len_bytes += region.check(self.rule)?;
+        }
+        for page in self.freed.iter().flat_map(|freed| freed.every(0, 1)) {
+            if page.bytes().iter().any(|&byte| byte != 0) {
+                len_bytes += page.check(self.rule)?;
+            }
         }
         self.crew.progress()?;
         Ok(len_bytes)
@@ -106,6 +139,15 @@ impl Victim for Memory {
                     .first()
                     .map_or("nowhere".into(), |r| format!("{:#x}", r.addr())),
             ),
+            "freed" => Some(
+                self.freed
+                    .map_or("nowhere".into(), |r| format!("{:#x}", r.addr())),
+            ),
+            // Pages of another process, `PID ADDR LEN`, that it can do without.
+            "pageout" => Some(match paged_out(rest) {
+                Ok(n) => format!("{n} bytes"),
+                Err(error) => format!("WRONG at 0x0: pageout {rest}: {error}"),
+            }),
             // Each page once, and no more than that: what its return costs.
             "read" => Some(format!("read {} pages", self.read())),
             // New VMAs and pages beside the old ones.

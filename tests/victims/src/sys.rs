@@ -41,6 +41,32 @@ pub(crate) fn check_long(ret: i64) -> io::Result<i64> {
     }
 }
 
+/// Takes pages of another process out of RAM (process_madvise(2), MADV_PAGEOUT): to swap, or,
+/// of what it has given up with MADV_FREE, for ever. Answers the bytes that were gone through.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn page_out(pid: i32, addr: u64, len: u64) -> io::Result<u64> {
+    // SAFETY: both arguments are numbers.
+    let pidfd = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let pages = libc::iovec {
+        iov_base: std::ptr::without_provenance_mut(addr as usize),
+        iov_len: len as usize,
+    };
+    // SAFETY: the call reads one iovec, which outlives it; the pages are another process's.
+    let n = unsafe {
+        libc::syscall(
+            libc::SYS_process_madvise,
+            std::os::fd::AsRawFd::as_raw_fd(&pidfd),
+            &raw const pages,
+            1,
+            libc::MADV_PAGEOUT,
+            0,
+        )
+    };
+    Ok(check_long(n)?.cast_unsigned())
+}
+
 /// Takes a descriptor that a call has just made.
 ///
 /// # Errors

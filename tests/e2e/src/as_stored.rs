@@ -1,0 +1,227 @@
+//! An image that takes RAM: pages go while others are still being stored, so that both
+//! together never take more than before.
+
+use crate::common::Rig;
+use crate::table;
+use libtest_mimic::Trial;
+use memcr_harness::require::lacking;
+use memcr_harness::wait::until;
+use memcr_harness::{Allow, Result, Running, Snapshot, Victim, ensure, place, proc, require};
+use rustix::process::Signal;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    table(
+        "as_stored",
+        &[
+            ("gone_before_the_rest_is_stored", gone_before),
+            ("not_of_a_file", not_of_a_file),
+            ("not_before_it_is_verified", not_before_verified),
+            ("killed_and_recovered", killed),
+            ("killed_and_held_on", held_on),
+            ("interrupted", interrupted),
+            ("freed_pages_that_vanish", vanished),
+            ("no_ram_for_the_image", little_ram),
+        ],
+    )
+}
+
+/// Where the `n`th part is about to be dropped.
+fn part(n: usize) -> String {
+    format!("checkpoint.part@{n}=stop")
+}
+
+fn victim() -> Result<Victim> {
+    Victim::start("memory", &["size=96M", "threads=3"])
+}
+
+/// memcr, where it has stopped itself.
+fn stopped(rig: &Rig, victim: &Victim, orders: &str) -> Result<Running> {
+    let mut memcr = rig
+        .memcr(victim.pid())
+        .arg("-n")
+        .with_fault(orders)
+        .start()?;
+    memcr.close_input();
+    let pid = memcr.pid();
+    until("memcr to stop", || proc::state(pid, pid) == Some('T'))?;
+    Ok(memcr)
+}
+
+fn go_on(memcr: Running) -> Result {
+    memcr.signal(Signal::CONT)?;
+    memcr.finish()?.expect(0)
+}
+
+/// At the third part two are gone, which is a third of all.
+fn gone_before() -> Result {
+    require("userfaultfd")?;
+    let (rig, mut victim) = (Rig::with("lz4,tmpfs")?, victim()?);
+    let before = Snapshot::take(victim.pid())?;
+    let rss_before = proc::rss_kib(victim.pid())?;
+    let memcr = stopped(&rig, &victim, &part(3))?;
+    let gone = rss_before.saturating_sub(proc::rss_kib(victim.pid())?);
+    ensure((32 << 10..64 << 10).contains(&gone), || {
+        format!("{gone} KiB of {rss_before} are gone")
+    })?;
+    go_on(memcr)?;
+    victim.verify()?;
+    before.still(victim.pid(), Allow::default())?;
+    rig.expect_clean()
+}
+
+/// What needs no RAM for its image is dropped behind the commit.
+fn not_of_a_file() -> Result {
+    nothing_early("lz4,file", &[])
+}
+
+fn not_before_verified() -> Result {
+    nothing_early("lz4,tmpfs", &["--verify"])
+}
+
+fn nothing_early(pipeline: &str, args: &[&str]) -> Result {
+    let (rig, mut victim) = (Rig::with(pipeline)?, victim()?);
+    let rss_before = proc::rss_kib(victim.pid())?;
+    let memcr = rig.memcr(victim.pid()).arg("-n").args(args);
+    let mut memcr = memcr.with_fault("checkpoint.committed=stop").start()?;
+    memcr.close_input();
+    let pid = memcr.pid();
+    until("memcr to stop", || proc::state(pid, pid) == Some('T'))?;
+    let rss = proc::rss_kib(victim.pid())?;
+    ensure(rss + 1024 > rss_before, || {
+        format!("{rss} KiB of {rss_before} are left before the commit")
+    })?;
+    go_on(memcr)?;
+    victim.verify()?;
+    rig.expect_clean()
+}
+
+/// memcr dies in the middle: the next one brings back what is gone, from an image that was
+/// never finished.
+fn killed() -> Result {
+    require("userfaultfd")?;
+    for pipeline in ["lz4,tmpfs", "crc32,zstd,encrypt,tmpfs"] {
+        for n in 1..=4 {
+            let (rig, mut victim) = (Rig::with(pipeline)?, victim()?);
+            let memcr = stopped(&rig, &victim, &part(n))?;
+            memcr.signal(Signal::KILL)?;
+            memcr.finish()?;
+            rig.recover(victim.pid()).run()?.expect(0)?;
+            victim.verify()?;
+            rig.expect_clean()?;
+        }
+    }
+    Ok(())
+}
+
+/// `recover --hold` leaves it as it is; a later restore finds the part.
+fn held_on() -> Result {
+    require("userfaultfd")?;
+    let (rig, mut victim) = (Rig::with("lz4,tmpfs")?, victim()?);
+    let before = Snapshot::take(victim.pid())?;
+    let memcr = stopped(&rig, &victim, &part(3))?;
+    memcr.signal(Signal::KILL)?;
+    memcr.finish()?;
+    rig.recover(victim.pid()).arg("--hold").run()?.expect(0)?;
+    rig.restore(victim.pid()).run()?.expect(0)?;
+    victim.verify()?;
+    before.still(victim.pid(), Allow::default())?;
+    rig.expect_clean()
+}
+
+/// Ctrl-C in the middle: what is gone comes back, and the target runs on.
+fn interrupted() -> Result {
+    require("userfaultfd")?;
+    let (rig, mut victim) = (Rig::with("lz4,encrypt,tmpfs")?, victim()?);
+    let before = Snapshot::take(victim.pid())?;
+    let memcr = stopped(&rig, &victim, &part(3))?;
+    memcr.signal(Signal::INT)?;
+    memcr.signal(Signal::CONT)?;
+    let finished = memcr.finish()?;
+    finished.expect(8)?;
+    finished.says("was undone")?;
+    victim.verify()?;
+    before.still(victim.pid(), Allow::default())?;
+    rig.expect_clean()
+}
+
+/// Pages that their target has given up (MADV_FREE) go when memcr has found them and is about
+/// to read them, under the guard already.
+fn vanished() -> Result {
+    require("userfaultfd")?;
+    let rig = Rig::with("lz4,tmpfs")?;
+    let mut victim = Victim::start("memory", &["size=16M", "freed=64M"])?;
+    let freed = victim.ask("freed")?;
+    let mut other = Victim::start("memory", &["size=0"])?;
+    // Of some 320 chunks, the first 64 of which are not of these.
+    let memcr = stopped(&rig, &victim, "pages.fetch@60=stop")?;
+    let before = proc::rss_kib(victim.pid())?;
+    let pages = format!("pageout {} {freed} {}", victim.pid(), 64 << 20);
+    let said = other.ask(&pages)?;
+    ensure(said.ends_with(" bytes"), || said.clone())?;
+    let vanished = before.saturating_sub(proc::rss_kib(victim.pid())?);
+    ensure(vanished > 16 << 10, || {
+        format!("{vanished} KiB have vanished: not enough to show anything")
+    })?;
+    go_on(memcr)?;
+    victim.verify()?;
+    rig.expect_clean()
+}
+
+/// In a cgroup that has room for the target, but not for its image beside it: what is only
+/// dropped behind the commit does not fit.
+fn little_ram() -> Result {
+    require("userfaultfd")?;
+    let group = MemoryGroup::new(340 << 20)?;
+    let rig = Rig::with("lz4,tmpfs")?;
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &group.enter(), "sh"])
+        .arg(place::victim()?);
+    command.args(["memory", "size=256M", "content=heap"]);
+    let mut victim = Victim::talk(command, "memory in a cgroup")?;
+    let enter = group.enter();
+    let memcr = || rig.memcr(victim.pid()).arg("-n");
+    let via = ["sh", "-c", enter.as_str(), "sh"];
+    let whole = memcr().arg("--verify").via(&via).run()?;
+    whole.expect(7)?;
+    whole.says("the image does not fit")?;
+    memcr().via(&via).run()?.expect(0)?;
+    victim.verify()?;
+    rig.expect_clean()
+}
+
+/// A cgroup with a limit of memory, of whichever version there is; removed on drop.
+struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    fn new(limit: u64) -> Result<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let (top, file) = match root.join("memory").is_dir() {
+            true => (root.join("memory"), "memory.limit_in_bytes"),
+            false => (root.to_owned(), "memory.max"),
+        };
+        let dir = top.join(format!("memcr-e2e-ram-{}", std::process::id()));
+        let made = std::fs::create_dir(&dir)
+            .and_then(|()| std::fs::write(dir.join(file), limit.to_string()));
+        let group = Self(dir);
+        made.map_err(|error| lacking("cgroup", &format!("{}: {error}", group.0.display())))?;
+        Ok(group)
+    }
+
+    /// What a shell does first, that is then another program.
+    fn enter(&self) -> String {
+        let procs = self.0.join("cgroup.procs");
+        format!("echo $$ > {} && exec \"$@\"", procs.display())
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        // Whoever was in it has ended, or is about to.
+        let _ = until("the cgroup to be empty", || {
+            std::fs::remove_dir(&self.0).is_ok() || !self.0.exists()
+        });
+    }
+}
