@@ -104,11 +104,13 @@ pub fn checkpoint(
     expect_descriptors().map_err(|error| not_ready(pid, OPEN_MORE, error))?;
     let target = Target::examine(pid).map_err(|source| CheckpointError::Refused { pid, source })?;
     let expected_len_bytes = target.anonymous_bytes();
+    // What completes later, of a ring that looks idle, is no harm while nothing is dropped.
+    let may_wake = target.may_wake();
     let reading = start_reading(pid).map_err(|error| not_ready(pid, START_THREAD, error))?;
     clock.done("examine");
 
     let guarded = has_guard(options)?;
-    let drops_as_stored = guarded && drops_as_stored(&pipeline, options);
+    let drops_as_stored = guarded && !may_wake && drops_as_stored(&pipeline, options);
     let plan = PlanOptions {
         policy: Policy {
             drop_file_pages: options.drop_file_pages,
@@ -285,7 +287,7 @@ fn store(
 /// RAM, and nothing has to be known before the first one goes.
 fn drops_as_stored(pipeline: &Pipeline, options: &CheckpointOptions) -> bool {
     let may = !options.verify && options.group.is_none();
-    may && pipeline.stores_in_memory() && pipeline.keeps_unfinished()
+    may && pipeline.stores_in_memory() && pipeline.keeps_unfinished() && pipeline.is_portable()
 }
 
 impl Mapped {

@@ -29,7 +29,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::freeze::Frozen;
+use crate::freeze::{Frozen, Missing};
 use crate::inject::{Borrowed, Site};
 use crate::maps::plan::{DropRun, PlanSummary, Planned};
 use crate::pages::give_back::GivenBack;
@@ -191,8 +191,13 @@ impl Unfinished {
     }
 
     /// Brings back what is missing, and lets the target run.
-    fn fail(self, error: StepError) -> CheckpointError {
+    fn fail(mut self, error: StepError) -> CheckpointError {
         let pid = self.frozen.pid();
+        if self.frozen.missing() == Missing::Guarded
+            && let Err(error) = self.frozen.arm_first()
+        {
+            tracing::debug!("{error}");
+        }
         let image = match self.image {
             Some(image) => Ok(image),
             None => open_part(self.encoder, &self.journal, &self.search),

@@ -66,6 +66,11 @@ impl Io {
         Ok(Self { rings })
     }
 
+    /// There is something by which pages may still change.
+    pub(super) fn may_wake(&self) -> bool {
+        !self.rings.is_empty()
+    }
+
     /// Looks again at a target whose threads have not run since: rings are as idle as
     /// they were, and nothing has completed meanwhile.
     ///

@@ -263,6 +263,12 @@ impl Target {
         Ok(())
     }
 
+    /// There is something by which the kernel may still change pages while it stands still.
+    #[must_use]
+    pub fn may_wake(&self) -> bool {
+        self.io.may_wake()
+    }
+
     /// Whether nothing has completed since the last look, without any thread.
     ///
     /// # Errors

@@ -151,6 +151,10 @@ impl<'a> Borrowed<'a> {
             None => borrowed.die_with_us(true)?,
         }
         borrowed.disturb()?;
+        if let Some(parasite) = parasite {
+            // Should we die before its first calls: it puts itself back, and stops.
+            borrowed.enter(parasite, &[])?;
+        }
         Ok(borrowed)
     }
 

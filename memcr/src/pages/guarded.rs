@@ -104,7 +104,7 @@ impl GuardedMemory {
 
     /// Pages are stored from now on, and dropped: see [`GuardedMemory::dropping`]. One that the
     /// kernel has taken away before it was read (MADV_FREE, when memory is short) reads as
-    /// zeros for its target, and so for us; under the guard the reader would wait.
+    /// zeros for its target, and so for us; under the guard process_vm_readv(2) waits for it.
     pub fn begin_to_read(&self) {
         self.change(|changes| changes.read_until_dropped(Some(Vec::new())));
     }
@@ -123,14 +123,18 @@ impl GuardedMemory {
         how(&mut self.changes.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// What the page at `addr` would be if nothing were guarded. False: an event is to be read
-    /// first.
-    fn provide_zeros(&self, addr: RemoteAddr) -> io::Result<bool> {
+    /// Lets the page at `addr` be what it would be if nothing were guarded. False: not yet; an
+    /// event is to be read first, or there is no memory for it now.
+    fn is_zero_now(&self, addr: RemoteAddr) -> bool {
         let page = PageRun {
             addr: RemoteAddr(addr.0 / page_size() * page_size()),
             len_bytes: page_size(),
         };
-        Ok(self.provide_some(page, &vec![0; page_size() as usize])? > 0)
+        let errno = self
+            .context
+            .zero(page)
+            .map_err(|error| error.raw_os_error());
+        !matches!(errno, Err(Some(libc::EAGAIN | libc::ENOMEM)))
     }
 
     /// Provides the pages of `run` that are missing, at their places of now.
@@ -373,7 +377,7 @@ fn read_quickly(
 /// Reads what there is; answers whether there was anything.
 fn read_events(memory: &Arc<GuardedMemory>, heed: Heed, family: &Arc<Family>) -> io::Result<bool> {
     let mut is_news = false;
-    let mut missed = Vec::new();
+    let mut missed: Vec<RemoteAddr> = Vec::new();
     loop {
         let mut changes = memory
             .changes
@@ -381,16 +385,10 @@ fn read_events(memory: &Arc<GuardedMemory>, heed: Heed, family: &Arc<Family>) ->
             .unwrap_or_else(PoisonError::into_inner);
         let Some(event) = memory.context.next_event()? else {
             drop(changes);
-            let mut unmet = Vec::new();
-            for addr in missed {
-                if !memory.provide_zeros(addr)? {
-                    unmet.push(addr);
-                }
-            }
-            if unmet.is_empty() {
+            missed.retain(|&addr| !memory.is_zero_now(addr));
+            if missed.is_empty() {
                 return Ok(is_news);
             }
-            missed = unmet;
             continue;
         };
         is_news = true;

@@ -8,8 +8,10 @@ use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::table::{KernelPageTable, is_there};
 use super::truncated;
 use super::{ChunkClass, ChunkPlan, FetchPages, PageRun, PopulatePages};
+use crate::maps::page::PageTable;
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::{page_size, process_vm};
 
@@ -46,6 +48,29 @@ impl RemoteMemory {
     /// Pages that could not be put back because their file was cut short, bytes.
     pub fn truncated_bytes(&self) -> u64 {
         self.truncated_bytes.load(Relaxed)
+    }
+
+    /// Reads a run of anonymous pages of which some may have gone since they were found
+    /// (MADV_FREE): these are zeros. Under a guard `/proc/PID/mem` answers EIO for them.
+    fn read_what_is_there(
+        &self,
+        memory: &ProcMem,
+        run: &PageRun,
+        out: &mut [u8],
+    ) -> io::Result<()> {
+        let table = KernelPageTable::open(self.pid)?;
+        let mut addr = run.addr.0;
+        for page in out.chunks_mut(page_size() as usize) {
+            let mut entry = [0];
+            table.entries(addr, &mut entry)?;
+            if is_there(entry[0]) {
+                memory.read(addr, page)?;
+            } else {
+                page.fill(0);
+            }
+            addr += page.len() as u64;
+        }
+        Ok(())
     }
 
     /// Writes a run of file pages up to the end of the file, wherever that is now.
@@ -86,7 +111,12 @@ impl FetchPages for RemoteMemory {
         let mut rest = out;
         for run in &plan.runs {
             let (part, tail) = rest.split_at_mut(len(run)?);
-            memory.read(run.addr.0, part)?;
+            match memory.read(run.addr.0, part) {
+                Err(error) if plan.class.elide_zero && error.raw_os_error() == Some(libc::EIO) => {
+                    self.read_what_is_there(memory, run, part)?;
+                }
+                result => result?,
+            }
             rest = tail;
         }
         Ok(())

@@ -10,6 +10,13 @@ use crate::sys::pagemap::{Pagemap, Region, category};
 /// others are looked for. In a terabyte with a page here and there that takes a while.
 const MAX_REGIONS: usize = 256;
 
+/// Whether an entry of the page map is of a page: in RAM or in swap (bits 63 and 62,
+/// Documentation/admin-guide/mm/pagemap.rst).
+#[must_use]
+pub fn is_there(entry: u64) -> bool {
+    entry >> 62 != 0
+}
+
 /// `/proc/PID/pagemap` of a frozen process.
 #[derive(Debug)]
 pub struct KernelPageTable(Pagemap);

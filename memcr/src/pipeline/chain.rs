@@ -104,6 +104,7 @@ pub struct Pipeline {
     pub(super) foreman: Foreman,
     blueprint: Blueprint,
     portable: PipelineSpec,
+    is_portable: bool,
 }
 
 impl Pipeline {
@@ -120,6 +121,13 @@ impl Pipeline {
             Chain::load(&stages, &search, &calls)
         })?;
         pipeline.portable = pipeline.make_portable(spec)?;
+        let n_params = |spec: &PipelineSpec| {
+            spec.stages
+                .iter()
+                .map(|stage| stage.params.len())
+                .sum::<usize>()
+        };
+        pipeline.is_portable = n_params(&pipeline.portable) == n_params(spec);
         Ok(pipeline)
     }
 
@@ -148,6 +156,7 @@ impl Pipeline {
                 capabilities,
             },
             portable: PipelineSpec::default(),
+            is_portable: false,
         })
     }
 
@@ -175,6 +184,13 @@ impl Pipeline {
     #[must_use]
     pub fn portable_spec(&self) -> &PipelineSpec {
         &self.portable
+    }
+
+    /// Another memcr can load it with no more than [`Pipeline::portable_spec`]: no parameter is
+    /// a descriptor of this process.
+    #[must_use]
+    pub fn is_portable(&self) -> bool {
+        self.is_portable
     }
 
     /// Some stage hides the bytes from a reader of the image.

@@ -20,6 +20,7 @@ const API: libc::c_ulong = 0xc018_aa3f; // _IOWR(0xAA, 0x3f, struct uffdio_api)
 const REGISTER: libc::c_ulong = 0xc020_aa00; // _IOWR(0xAA, 0x00, struct uffdio_register)
 const UNREGISTER: libc::c_ulong = 0x8010_aa01; // _IOR(0xAA, 0x01, struct uffdio_range)
 const COPY: libc::c_ulong = 0xc028_aa03; // _IOWR(0xAA, 0x03, struct uffdio_copy)
+const ZEROPAGE: libc::c_ulong = 0xc020_aa04; // _IOWR(0xAA, 0x04, struct uffdio_zeropage)
 
 const API_VERSION: u64 = 0xaa;
 const MODE_MISSING: u64 = 1;
@@ -162,6 +163,15 @@ impl Userfault {
             Err(error) if error.raw_os_error() != Some(libc::EAGAIN) || copied <= 0 => Err(error),
             _ => Ok(copied.cast_unsigned()),
         }
+    }
+
+    /// Lets `page`, which is missing, be one of zeros, and wakes who waits for it.
+    ///
+    /// # Errors
+    /// As [`Userfault::copy`].
+    pub fn zero(&self, page: PageRun) -> io::Result<()> {
+        let mut arg = [page.addr.0, page.len_bytes, 0, 0];
+        self.ioctl(ZEROPAGE, &mut arg)
     }
 
     /// The next event; `None`: there is none now.

@@ -67,6 +67,7 @@ fn seed(dir: &Path, stages: &str, n_chunks: u64) {
         page_size: PAGE as u32,
         expected_len_bytes: 0,
         fetch: Arc::new(Text),
+        keep: false,
         priority: Priority::Normal,
         cancel: Cancel::new(),
         progress: Arc::default(),

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crate::inject::Parasite;
 use crate::maps::page::PageTable;
 use crate::pages::guarded::GuardedMemory;
-use crate::pages::table::KernelPageTable;
+use crate::pages::table::{KernelPageTable, is_there};
 use crate::pages::{PageRun, RemoteAddr};
 use crate::sys::arch::nr;
 use crate::sys::page_size;
@@ -117,9 +117,4 @@ impl Kept {
         let mut kept = self.0.iter();
         kept.try_for_each(|(run, bytes)| memory.provide(*run, bytes))
     }
-}
-
-/// In RAM or in swap (bits 63 and 62, Documentation/admin-guide/mm/pagemap.rst).
-fn is_there(entry: u64) -> bool {
-    entry >> 62 != 0
 }
