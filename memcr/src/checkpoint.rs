@@ -5,7 +5,7 @@
 //!      target runs   ┃                   target stands still                          ┃ session
 //! ```
 //!
-//! Nothing is dropped before the image is complete and committed. So every failure up
+//! As a rule nothing is dropped before the image is complete and committed. So every failure up
 //! to there costs the target nothing but the time it stood still; a failure of the drop
 //! itself is undone from the image. Where the image takes RAM pages are dropped while the
 //! rest is stored (`as_stored`), and a failure is undone from what is written of it.

@@ -24,7 +24,7 @@ pub enum Step {
     Prepared,
     /// The target stands still; nothing was read of it.
     Frozen,
-    /// The image is committed; nothing was dropped.
+    /// The image is committed; of a member of a group nothing was dropped.
     Stored,
     /// All memory is back; the target stands still.
     Restored,

@@ -74,7 +74,8 @@ pub struct Record {
 pub enum State {
     /// All memory is in place; the image is being written.
     Storing,
-    /// The image is committed, memory is being dropped.
+    /// Memory is being dropped: all of it is in the image, which is committed, or as far as it
+    /// is written.
     Dropping,
     /// The memory is in the image.
     Held,
