@@ -93,6 +93,10 @@ pub const POINTS: &[(&str, &str)] = &[
     ),
     ("journal.write", "a record is about to be written"),
     (
+        "journal.append",
+        "how far an image is written is about to be told",
+    ),
+    (
         "journal.replace",
         "a written record is about to take the place of the old one",
     ),

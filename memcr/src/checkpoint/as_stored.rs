@@ -2,11 +2,12 @@
 //! takes more than is given back.
 //!
 //! ```text
-//!   Planner ──chunks──▶ Encoder ──▶ workers ──▶ the image, which has its name already
-//!      └──── drops ───▶ Batch: waits for its chunks ◀── mark: up to where it is written
-//!                         │ journal: the image is needed up to the mark
-//!                         ▼
-//!                       the first thread drops them, under the guard
+//!   thread `scan`   Planner ──chunks──▶ Encoder ──▶ workers ──▶ the image, which has its
+//!                      └── batches ──▶ wait for their chunks     name already
+//!                                          │ ◀── mark: up to where it is written
+//!   thread `main`        journal: the image is needed up to the mark
+//!                           ▼
+//!                        the first thread of the target drops them, under the guard
 //! ```
 //!
 //! The order of things is that of a drop behind the commit, for each batch: its bytes are
@@ -20,6 +21,9 @@
 //! takes no RAM (`file`), nor where nothing may be dropped before all is known to be right
 //! (`--verify`) or others are as far (groups).
 //!
+//! A failure takes RAM for all that is missing, while the image still has its own. So pages
+//! go early only while the image is clearly smaller than what it replaces, or there is plenty.
+//!
 //! Mappings are registered while there are pages in them that are yet to be read. Such a
 //! page may go before it is read (MADV_FREE), and who reads it would wait for us: see
 //! [`GuardedMemory::begin_to_read`].
@@ -27,11 +31,15 @@
 //! [`GuardedMemory::begin_to_read`]: crate::pages::guarded::GuardedMemory::begin_to_read
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
 
 use crate::freeze::{Frozen, Missing};
 use crate::inject::{Borrowed, Site};
-use crate::maps::plan::{DropRun, PlanSummary, Planned};
+use crate::maps::plan::{Batch, DropRun, PlanSummary, Planned};
+use crate::pages::PageRun;
 use crate::pages::give_back::GivenBack;
 use crate::pages::guarded::Watcher;
 use crate::pages::remote::RemoteMemory;
@@ -42,30 +50,44 @@ use crate::restore::RestoreError;
 use crate::session::gate::Step;
 use crate::session::journal::{ImageRecord, Journal, State};
 use crate::session::{Guarded, Held, PhaseClock};
-use crate::sink::hex;
+use crate::sink::{Mark, hex};
+use crate::sys::procfs;
 
 use super::error::{CheckpointError, StepError};
+use super::failed::{forget, let_go, undo};
 use super::take_away::{
     NotGuarded, beside, drop_some, end_drop, image_record, ranges, stand_guard,
 };
-use super::{CheckpointOptions, Mapped, Stored, finish_report, forget, let_go, pass, scan, undo};
+use super::{CheckpointOptions, Mapped, Stored, finish_report, pass, scan};
 
 /// How much is planned before a batch is dropped, bytes: a millisecond's work for the thread
 /// that drops it, beside some 15 of the workers' at the speed of lz4.
 pub(super) const BATCH_LEN: u64 = 16 << 20;
+/// Batches that are stored and wait for the one before them: more would be RAM that both they
+/// and the image take.
+const N_WAITING: usize = 1;
 
 /// A target of which something may be missing, and whose image is not finished.
 pub(super) struct Unfinished {
+    target: Guardee,
+    encoder: Encoder,
+    /// Reads the events of our drops, for as long as somebody reads or drops pages.
+    watcher: Option<Watcher>,
+    /// Once it is committed.
+    image: Option<OpenImage>,
+    /// Finds the stages again, should those that store have to be left behind.
+    search: SearchPath,
+}
+
+/// The target under its guard, and what gives it its memory back, beside an image.
+struct Guardee {
     frozen: Frozen,
     site: Site,
     journal: Journal,
     guarded: Guarded,
-    encoder: Encoder,
-    /// Once it is committed.
-    image: Option<OpenImage>,
     memory: Arc<RemoteMemory>,
-    /// Finds the stages again, should those that store have to be left behind.
-    search: SearchPath,
+    /// What was backed by huge pages, of all that may be missing.
+    huge: Vec<PageRun>,
 }
 
 /// How it begins.
@@ -75,21 +97,39 @@ pub(super) enum Begun {
     Unguarded(Box<(Frozen, Journal, Encoder)>),
 }
 
+/// Who hands chunks to the workers, and what these are done with to the dropper.
+struct Storer<'a> {
+    encoder: &'a mut Encoder,
+    pushed_bytes: u64,
+    waiting: VecDeque<Waiting>,
+    stored: SyncSender<StoredBatch>,
+}
+
+/// What is to be dropped once the first `n_chunks` chunks are stored, of `len_bytes` pages.
+struct Waiting {
+    n_chunks: u64,
+    len_bytes: u64,
+    batch: Batch,
+}
+
+/// What may be dropped, since the image is written up to `mark`: so many bytes of pages.
+struct StoredBatch {
+    mark: Mark,
+    len_bytes: u64,
+    batch: Batch,
+}
+
 /// Who drops what is stored.
 struct Dropper<'a> {
     borrowed: Borrowed<'a>,
-    watcher: Watcher,
+    watcher: &'a mut Option<Watcher>,
     is_beside: bool,
     guarded: &'a Guarded,
     journal: &'a mut Journal,
-    batches: VecDeque<Batch>,
+    huge: &'a mut Vec<PageRun>,
+    /// What was not to go yet.
+    kept: Batch,
     given_back: GivenBack,
-}
-
-/// Runs whose pages are in the first `n_chunks` chunks.
-struct Batch {
-    n_chunks: u64,
-    drops: Vec<DropRun>,
 }
 
 impl Unfinished {
@@ -117,13 +157,17 @@ impl Unfinished {
             Err(NotGuarded { error, .. }) => return decline(frozen, journal, encoder, error),
         };
         let this = Self {
-            frozen,
-            site,
-            journal,
-            guarded,
+            target: Guardee {
+                frozen,
+                site,
+                journal,
+                guarded,
+                memory,
+                huge: Vec::new(),
+            },
             encoder,
+            watcher: None,
             image: None,
-            memory,
             search: options.search.clone(),
         };
         match failure {
@@ -141,19 +185,13 @@ impl Unfinished {
     ) -> Result<Held, CheckpointError> {
         clock.done("guard");
         let n_vmas = mapped.details.vmas().len();
-        let done = self.store_and_drop(mapped, options, clock);
-        let (image, summary, given_back) = match done {
+        let (image, summary, given_back) = match self.store_and_drop(mapped, options, clock) {
             Ok(done) => done,
             Err(error) => return Err(self.fail(error)),
         };
-        let stored = Stored {
-            image,
-            site: self.site,
-            summary,
-            n_vmas,
-        };
-        let mut held = stored.hold(self.frozen, self.memory, self.journal);
-        held.guarded = Some(self.guarded);
+        // The target is held: nobody drops pages any more.
+        drop(self.watcher);
+        let mut held = self.target.hold(image, summary, n_vmas);
         finish_report(&mut held, given_back, clock);
         Ok(held)
     }
@@ -164,44 +202,51 @@ impl Unfinished {
         options: &CheckpointOptions,
         clock: &mut PhaseClock,
     ) -> Result<(OpenImage, PlanSummary, GivenBack), StepError> {
-        let (frozen, journal, encoder) = (&mut self.frozen, &mut self.journal, &mut self.encoder);
-        let mut dropper = Dropper::start(frozen, self.site, &self.guarded, journal)?;
-        let summary = scan(mapped, options.pid, |planned| {
-            dropper.take(planned, encoder)
-        })?;
+        let mut dropper = Dropper::start(&mut self.target, &mut self.watcher)?;
+        let summary = store_beside(&mut self.encoder, &mut dropper, mapped)?;
         dropper.check_idle()?;
         clock.done("scan and store");
 
         pass("checkpoint.stored")?;
-        let image = encoder.finish()?;
+        let image = self.encoder.finish()?;
         clock.done("commit");
-        let given_back = match dropper.finish(&image, &summary, options) {
-            Ok(given_back) => given_back,
+        let given_back = options
+            .gate
+            .pass(Step::Stored)
+            .map_err(StepError::from)
+            .and_then(|()| dropper.finish(&image, &summary.rest));
+        let Guardee {
+            frozen, journal, ..
+        } = &mut self.target;
+        match given_back.and_then(|given_back| end_drop(frozen, journal).map(|()| given_back)) {
+            Ok(given_back) => {
+                clock.done("drop");
+                Ok((image, summary, given_back))
+            }
             Err(error) => {
                 self.image = Some(image);
-                return Err(error);
+                Err(error)
             }
-        };
-        if let Err(error) = end_drop(&mut self.frozen, &mut self.journal) {
-            self.image = Some(image);
-            return Err(error);
         }
-        clock.done("drop");
-        Ok((image, summary, given_back))
     }
 
     /// Brings back what is missing, and lets the target run.
     fn fail(mut self, error: StepError) -> CheckpointError {
-        let pid = self.frozen.pid();
-        if self.frozen.missing() == Missing::Guarded
-            && let Err(error) = self.frozen.arm_first()
+        let Guardee {
+            frozen, journal, ..
+        } = &mut self.target;
+        let pid = frozen.pid();
+        if frozen.missing() == Missing::Guarded
+            && let Err(error) = frozen.arm_first()
         {
             tracing::debug!("{error}");
         }
         let image = match self.image {
             Some(image) => Ok(image),
-            None => open_part(self.encoder, &self.journal, &self.search),
+            None => open_part(self.encoder, journal, &self.search),
         };
+        // Not before: the workers may wait for pages that it lets them read.
+        drop(self.watcher);
         let image = match image {
             Ok(image) => image,
             Err(source) => {
@@ -213,89 +258,158 @@ impl Unfinished {
                 };
             }
         };
+        undo(self.target.hold(image, PlanSummary::default(), 0), error)
+    }
+}
+
+impl Guardee {
+    fn hold(self, image: OpenImage, mut summary: PlanSummary, n_vmas: usize) -> Held {
+        summary.rest.huge = self.huge;
         let stored = Stored {
             image,
             site: self.site,
-            summary: PlanSummary::default(),
-            n_vmas: 0,
+            summary,
+            mappings: Vec::new(),
+            n_vmas,
         };
         let mut held = stored.hold(self.frozen, self.memory, self.journal);
         held.guarded = Some(self.guarded);
-        undo(held, error)
+        held
+    }
+}
+
+/// Hands all pages to the workers, on a thread of its own, and lets them be dropped on this
+/// one: only this one may trace the target.
+fn store_beside(
+    encoder: &mut Encoder,
+    dropper: &mut Dropper<'_>,
+    mapped: Mapped,
+) -> Result<PlanSummary, StepError> {
+    let (stored, batches) = sync_channel(N_WAITING);
+    let pid = dropper.borrowed.frozen().pid();
+    thread::scope(|scope| {
+        let storer = Storer {
+            encoder,
+            pushed_bytes: 0,
+            waiting: VecDeque::new(),
+            stored,
+        };
+        let thread = thread::Builder::new().name("scan".into());
+        let storing = thread
+            .spawn_scoped(scope, move || storer.store(mapped, pid))
+            .map_err(no_scan)?;
+        let dropped = dropper.follow(batches);
+        let panicked = |_| Err(no_scan(io::Error::other("it has panicked")).into());
+        let summary = storing.join().unwrap_or_else(panicked);
+        // Who hands out a batch that nobody takes fails too.
+        dropped.and(summary)
+    })
+}
+
+fn no_scan(source: io::Error) -> PipelineError {
+    PipelineError::Resource {
+        doing: "run the thread that finds pages".into(),
+        source,
+    }
+}
+
+impl Storer<'_> {
+    /// Answers what was not handed out as stored.
+    fn store(mut self, mapped: Mapped, pid: i32) -> Result<PlanSummary, StepError> {
+        let mut summary = scan(mapped, pid, |planned| self.take(planned))?;
+        let mut rest = Batch::default();
+        self.waiting.drain(..).for_each(|it| rest.extend(it.batch));
+        rest.extend(std::mem::take(&mut summary.rest));
+        summary.rest = rest;
+        Ok(summary)
+    }
+
+    /// Hands a chunk to the workers, or keeps a batch until they are done with its pages.
+    fn take(&mut self, planned: Planned) -> Result<(), StepError> {
+        match planned {
+            Planned::Chunk(chunk) => {
+                self.pushed_bytes += chunk.len_bytes();
+                self.encoder.push(chunk)?;
+            }
+            Planned::Batch(batch) => self.waiting.push_back(Waiting {
+                n_chunks: self.encoder.n_pushed(),
+                len_bytes: self.pushed_bytes,
+                batch,
+            }),
+        }
+        let mark = self.encoder.mark();
+        let is_stored = |waiting: &&Waiting| waiting.n_chunks <= mark.n_chunks;
+        let n_stored = self.waiting.iter().take_while(is_stored).count();
+        for waiting in self.waiting.drain(..n_stored) {
+            let stored = StoredBatch {
+                mark,
+                len_bytes: waiting.len_bytes,
+                batch: waiting.batch,
+            };
+            let taken = self.stored.send(stored);
+            taken.map_err(|_| PipelineError::Ended("nothing is dropped any more"))?;
+        }
+        Ok(())
     }
 }
 
 impl<'a> Dropper<'a> {
-    fn start(
-        frozen: &'a mut Frozen,
-        site: Site,
-        guarded: &'a Guarded,
-        journal: &'a mut Journal,
-    ) -> Result<Self, StepError> {
-        let memory = guarded.memory();
+    fn start(target: &'a mut Guardee, watcher: &'a mut Option<Watcher>) -> Result<Self, StepError> {
+        let memory = target.guarded.memory();
         memory.begin_to_read();
+        *watcher = Some(Watcher::start_for_drops(memory, None)?);
+        let parasite = target.guarded.parasite();
         Ok(Self {
-            watcher: Watcher::start_for_drops(memory, None)?,
+            borrowed: Borrowed::take(&mut target.frozen, target.site, Some(parasite))?,
+            watcher,
             is_beside: false,
-            borrowed: Borrowed::take(frozen, site, Some(guarded.parasite()))?,
-            guarded,
-            journal,
-            batches: VecDeque::new(),
+            guarded: &target.guarded,
+            journal: &mut target.journal,
+            huge: &mut target.huge,
+            kept: Batch::default(),
             given_back: GivenBack::default(),
         })
     }
 
-    /// Hands a chunk to the workers, or keeps a batch until they are done with its pages; and
-    /// drops what they are done with.
-    fn take(&mut self, planned: Planned, encoder: &mut Encoder) -> Result<(), StepError> {
-        match planned {
-            Planned::Chunk(chunk) => encoder.push(chunk)?,
-            Planned::Drops(drops) => self.batches.push_back(Batch {
-                n_chunks: encoder.n_pushed(),
-                drops,
-            }),
-        }
-        let mark = encoder.mark();
-        let is_stored = |batch: &&Batch| batch.n_chunks <= mark.n_chunks;
-        let n_stored = self.batches.iter().take_while(is_stored).count();
-        if n_stored == 0 {
-            return Ok(());
-        }
-        self.check_idle()?;
-        self.journal.update(|record| {
-            if let Some(image) = &mut record.image {
-                (image.len_bytes, image.n_chunks) = (mark.len_bytes, Some(mark.n_chunks));
+    /// Drops what is stored, up to the last batch that is handed out.
+    fn follow(&mut self, batches: Receiver<StoredBatch>) -> Result<(), StepError> {
+        for stored in batches {
+            let StoredBatch {
+                mark,
+                len_bytes,
+                batch,
+            } = stored;
+            self.kept.extend(batch);
+            if !may_go_early(mark, len_bytes) {
+                continue;
             }
-        })?;
-        pass("checkpoint.part")?;
-        let drops: Vec<_> = self.batches.drain(..n_stored).collect();
-        self.drop(drops.iter().flat_map(|batch| &batch.drops))
+            self.check_idle()?;
+            let Batch { drops, huge } = std::mem::take(&mut self.kept);
+            self.journal.reach(mark, &ranges(&huge))?;
+            self.huge.extend(huge);
+            pass("checkpoint.part")?;
+            self.drop_runs(drops.iter())?;
+        }
+        Ok(())
     }
 
     /// The image is whole: what is left goes.
-    fn finish(
-        mut self,
-        image: &OpenImage,
-        summary: &PlanSummary,
-        options: &CheckpointOptions,
-    ) -> Result<GivenBack, StepError> {
-        options.gate.pass(Step::Stored)?;
+    fn finish(mut self, image: &OpenImage, rest: &Batch) -> Result<GivenBack, StepError> {
         pass("checkpoint.committed")?;
-        let image = image_record(image)?;
+        let kept = std::mem::take(&mut self.kept);
+        self.huge.extend(kept.huge.iter().chain(&rest.huge));
+        let (image, huge) = (image_record(image)?, ranges(self.huge));
         self.journal.update(|record| {
             record.image = Some(image);
-            record.huge = ranges(&summary.huge);
+            record.huge = huge;
         })?;
-        let batches = std::mem::take(&mut self.batches);
-        let batched = batches.iter().flat_map(|batch| &batch.drops);
-        self.drop(batched.chain(&summary.drops))?;
+        self.drop_runs(kept.drops.iter().chain(&rest.drops))?;
         self.guarded.memory().end_to_read();
         self.borrowed.give_back()?;
-        drop(self.watcher);
         Ok(self.given_back)
     }
 
-    fn drop<'d>(&mut self, drops: impl Iterator<Item = &'d DropRun>) -> Result<(), StepError> {
+    fn drop_runs<'d>(&mut self, drops: impl Iterator<Item = &'d DropRun>) -> Result<(), StepError> {
         let drops: Vec<_> = drops.collect();
         let memory = self.guarded.memory();
         memory.dropping(drops.iter().map(|drop| drop.run));
@@ -303,7 +417,7 @@ impl<'a> Dropper<'a> {
         if !self.is_beside
             && let Some(beside) = beside(self.borrowed.frozen(), &drops)
         {
-            self.watcher = Watcher::start_for_drops(memory, Some(beside))?;
+            *self.watcher = Some(Watcher::start_for_drops(memory, Some(beside))?);
             self.is_beside = true;
         }
         let dropped = drop_some(&mut self.borrowed, self.guarded, &drops)?;
@@ -314,6 +428,13 @@ impl<'a> Dropper<'a> {
     fn check_idle(&self) -> Result<(), StepError> {
         Ok(self.borrowed.frozen().check_idle()?)
     }
+}
+
+/// Whether pages may be missing before the image is whole, of `len_bytes` that are stored up
+/// to `mark`: to undo that takes RAM for all of them beside the image.
+fn may_go_early(mark: Mark, len_bytes: u64) -> bool {
+    let is_smaller = mark.len_bytes < len_bytes / 8 * 7;
+    is_smaller || procfs::available_bytes().is_some_and(|available| available / 2 >= len_bytes)
 }
 
 /// From here on the journal tells of an image of which something may be needed.

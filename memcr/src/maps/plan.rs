@@ -44,8 +44,26 @@ pub struct PlanOptions {
 pub enum Planned {
     /// A finished chunk.
     Chunk(ChunkPlan),
-    /// Runs to be given back: all their pages are in the chunks before.
-    Drops(Vec<DropRun>),
+    /// What is to be given back: all its pages are in the chunks before.
+    Batch(Batch),
+}
+
+/// What may be given back together.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// What is to be given back, ascending.
+    pub drops: Vec<DropRun>,
+    /// Runs that are backed by huge pages, ascending: those of the drops, and what follows in
+    /// the last one.
+    pub huge: Vec<PageRun>,
+}
+
+impl Batch {
+    /// Takes in what follows.
+    pub fn extend(&mut self, next: Batch) {
+        self.drops.extend(next.drops);
+        self.huge.extend(next.huge);
+    }
 }
 
 /// Of how many bytes one run consists that is given back, of what is there: less than twice
@@ -73,14 +91,10 @@ pub struct PlanSummary {
     pub planned_bytes: u64,
     /// Clean file pages to be dropped without being stored, bytes.
     pub drop_only_bytes: u64,
-    /// What is to be given back, ascending.
-    pub drops: Vec<DropRun>,
+    /// What was not handed out before.
+    pub rest: Batch,
     /// Bytes that stay in RAM, by reason.
     pub left_bytes: BTreeMap<LeftBecause, u64>,
-    /// Runs that are backed by huge pages, ascending.
-    pub huge: Vec<PageRun>,
-    /// Mappings of which something is dropped, ascending; those that touch are one.
-    pub mappings: Vec<PageRun>,
     /// Some chunk is of small pages where the kernel might put huge ones.
     pub has_small_in_thp: bool,
 }
@@ -158,13 +172,13 @@ where
     /// Hands out the runs that are complete, once enough was planned.
     fn batch(&mut self) -> Result<(), E> {
         let planned = self.summary.planned_bytes - self.batched_bytes;
-        let is_due = |len| planned >= len && !self.summary.drops.is_empty();
+        let is_due = |len| planned >= len && !self.summary.rest.drops.is_empty();
         if !self.options.batch_len_bytes.is_some_and(is_due) {
             return Ok(());
         }
         self.flush()?;
         self.batched_bytes = self.summary.planned_bytes;
-        (self.emit)(Planned::Drops(std::mem::take(&mut self.summary.drops)))
+        (self.emit)(Planned::Batch(std::mem::take(&mut self.summary.rest)))
     }
 
     fn scan(&mut self, vma: &Vma, details: &VmaDetails, how: Treatment) -> Result<(), E> {
@@ -186,7 +200,6 @@ where
             run: None,
             there_bytes: 0,
             longest: self.options.batch_len_bytes.unwrap_or(DROP_LEN),
-            is_any: false,
         };
         let mut regions = std::mem::take(&mut self.regions);
         let mut from = vma.start;
@@ -198,10 +211,7 @@ where
             }
         }
         self.regions = regions;
-        drop.close(&mut self.summary.drops);
-        if drop.is_any {
-            self.note_mapping(vma);
-        }
+        drop.close(&mut self.summary.rest.drops);
         self.summary.has_small_in_thp |= details.thp_eligible;
         Ok(())
     }
@@ -223,9 +233,15 @@ where
         if region.categories & category::PFNZERO != 0 {
             if !class.elide_zero {
                 // KSM may have put it over a copied page; without it the file shows.
-                drop.close(&mut self.summary.drops);
+                drop.close(&mut self.summary.rest.drops);
             }
             return Ok(());
+        }
+        if class.huge {
+            append(
+                &mut self.summary.rest.huge,
+                run_of(region.start, region.end),
+            );
         }
         let mut addr = region.start;
         while addr < region.end {
@@ -242,17 +258,7 @@ where
             }
             addr += len_bytes;
         }
-        if class.huge {
-            append(&mut self.summary.huge, run_of(region.start, region.end));
-        }
         Ok(())
-    }
-
-    /// A guard is registered over mappings as a whole.
-    fn note_mapping(&mut self, vma: &Vma) {
-        if !vma.is_file() {
-            append(&mut self.summary.mappings, run_of(vma.start, vma.end));
-        }
     }
 
     /// Plans a run that holds pages which are needed: cut at their bounds.
@@ -303,22 +309,22 @@ where
             PageState::Absent => {}
             PageState::Private => match drop.copies {
                 Some(reason) => {
-                    drop.close(&mut self.summary.drops);
+                    drop.close(&mut self.summary.rest.drops);
                     self.leave(reason, run.len_bytes);
                 }
                 None => self.take(run, class, drop)?,
             },
             PageState::CleanFile if self.options.policy.drop_file_pages => {
-                drop.extend(run, &mut self.summary.drops);
+                drop.extend(run, &mut self.summary.rest.drops);
                 self.summary.drop_only_bytes += run.len_bytes;
             }
             PageState::CleanFile => {
                 // Giving it back would cost the target a fault, and free nothing of its own.
-                drop.close(&mut self.summary.drops);
+                drop.close(&mut self.summary.rest.drops);
                 self.leave(LeftBecause::CleanFile, run.len_bytes);
             }
             PageState::Left(reason) => {
-                drop.close(&mut self.summary.drops);
+                drop.close(&mut self.summary.rest.drops);
                 self.leave(reason, run.len_bytes);
             }
         }
@@ -334,7 +340,7 @@ where
                 None => rest.len_bytes,
             };
             let (part, tail) = split(rest, len_bytes.min(rest.len_bytes));
-            drop.extend(part, &mut self.summary.drops);
+            drop.extend(part, &mut self.summary.rest.drops);
             self.store(part, class)?;
             self.batch()?;
             rest = tail;
@@ -390,8 +396,6 @@ struct OpenDrop {
     there_bytes: u64,
     /// It is cut where the address is a multiple of that, once as much is there.
     longest: u64,
-    /// There was some run.
-    is_any: bool,
 }
 
 impl OpenDrop {
@@ -414,7 +418,6 @@ impl OpenDrop {
         let (locked, is_file) = (self.locked, self.is_file);
         let run = self.run.take();
         self.there_bytes = 0;
-        self.is_any |= run.is_some();
         drops.extend(run.map(|run| DropRun {
             run,
             locked,
@@ -423,8 +426,8 @@ impl OpenDrop {
     }
 }
 
-/// The mappings of which something may be dropped, as [`PlanSummary::mappings`] has those of
-/// which something is: of anonymous memory, with pages.
+/// The mappings over which a guard is to stand, ascending; those that touch are one: of them
+/// something may be dropped. They are of anonymous memory, with pages.
 #[must_use]
 pub fn mappings(details: &Details, policy: &Policy) -> Vec<PageRun> {
     let mut mappings = Vec::new();

@@ -73,7 +73,7 @@ fn plan_with(
     let (planned, summary) = all_planned(options, letters, line);
     let chunks = planned.into_iter().map(|planned| match planned {
         Planned::Chunk(chunk) => chunk,
-        Planned::Drops(drops) => unreachable!("{drops:?} although no batch was asked for"),
+        Planned::Batch(batch) => unreachable!("{batch:?} although no batch was asked for"),
     });
     (chunks.collect(), summary)
 }
@@ -125,7 +125,6 @@ fn long_drops_come_in_parts_that_split_no_huge_page() {
             run: None,
             there_bytes: 0,
             longest: DROP_LEN,
-            is_any: false,
         };
         let mut drops = Vec::new();
         for &(start, end) in runs {
@@ -156,7 +155,7 @@ fn the_picture_above_holds() {
         pages(chunks[0].runs.clone()),
         [(0, 2), (3, 1), (6, 1), (8, 2), (11, 1)]
     );
-    let drops = pages(summary.drops.iter().map(|drop| drop.run));
+    let drops = pages(summary.rest.drops.iter().map(|drop| drop.run));
     // The zero page may be covered: giving it back changes nothing.
     assert_eq!(drops, [(0, 7), (8, 2), (11, 1)]);
     assert_eq!(summary.planned_bytes, 7 * 0x1000);
@@ -177,7 +176,7 @@ fn chunks_are_cut_at_their_length_and_filled() {
 #[test]
 fn huge_and_small_pages_are_chunks_of_their_own() {
     let (chunks, summary) = plan("PHHP", ANON, Policy::default(), 8);
-    assert_eq!(summary.huge.len(), 1);
+    assert_eq!(summary.rest.huge.len(), 1);
     let huge: Vec<_> = chunks.iter().filter(|chunk| chunk.class.huge).collect();
     assert_eq!(pages(huge[0].runs.clone()), [(1, 2)]);
     let small: Vec<_> = chunks.iter().filter(|chunk| !chunk.class.huge).collect();
@@ -191,7 +190,10 @@ fn clean_file_pages_stay_unless_asked() {
         !chunks[0].class.elide_zero,
         "a dropped page of zeros would show the file"
     );
-    assert_eq!(pages(summary.drops.iter().map(|drop| drop.run)), [(1, 2)]);
+    assert_eq!(
+        pages(summary.rest.drops.iter().map(|drop| drop.run)),
+        [(1, 2)]
+    );
     assert_eq!(summary.left_bytes[&LeftBecause::CleanFile], 2 * 0x1000);
     let all = Policy {
         drop_file_pages: true,
@@ -199,7 +201,10 @@ fn clean_file_pages_stay_unless_asked() {
     };
     let (chunks, summary) = plan("CPPC", FILE, all, 8);
     assert_eq!(pages(chunks[0].runs.clone()), [(1, 2)]);
-    assert_eq!(pages(summary.drops.iter().map(|drop| drop.run)), [(0, 4)]);
+    assert_eq!(
+        pages(summary.rest.drops.iter().map(|drop| drop.run)),
+        [(0, 4)]
+    );
     assert_eq!(summary.drop_only_bytes, 2 * 0x1000);
 }
 
@@ -208,7 +213,7 @@ fn a_page_of_zeros_over_a_file_stays() {
     // KSM puts the shared page of zeros over a copied page that holds zeros: dropped,
     // the file would show.
     let (_, summary) = plan("PZP", FILE, Policy::default(), 8);
-    let drops = pages(summary.drops.iter().map(|drop| drop.run));
+    let drops = pages(summary.rest.drops.iter().map(|drop| drop.run));
     assert_eq!(drops, [(0, 1), (2, 1)]);
 }
 
@@ -221,7 +226,7 @@ fn copied_pages_of_code_stay_and_clean_ones_go() {
     };
     let (chunks, summary) = plan("CPC", "r-xp 0 08:01 5 /lib/x", policy, 8);
     assert!(chunks.is_empty());
-    let drops = pages(summary.drops.iter().map(|drop| drop.run));
+    let drops = pages(summary.rest.drops.iter().map(|drop| drop.run));
     assert_eq!(drops, [(0, 1), (2, 1)]);
     assert_eq!(summary.left_bytes[&LeftBecause::Code], 0x1000);
 }
@@ -229,7 +234,7 @@ fn copied_pages_of_code_stay_and_clean_ones_go() {
 #[test]
 fn guard_regions_are_counted_as_what_they_are() {
     let (_, summary) = plan("PGP", ANON, Policy::default(), 8);
-    let drops = pages(summary.drops.iter().map(|drop| drop.run));
+    let drops = pages(summary.rest.drops.iter().map(|drop| drop.run));
     assert_eq!(drops, [(0, 1), (2, 1)]);
     assert_eq!(summary.left_bytes[&LeftBecause::Guard], 0x1000);
 }
@@ -242,7 +247,7 @@ fn a_mapping_that_stays_counts_with_its_resident_size() {
         Policy::default(),
         8,
     );
-    assert!(chunks.is_empty() && summary.drops.is_empty());
+    assert!(chunks.is_empty() && summary.rest.drops.is_empty());
     assert_eq!(summary.left_bytes[&LeftBecause::SharedMapping], 7);
 }
 
@@ -274,7 +279,7 @@ fn runs_are_handed_out_behind_the_chunks_that_hold_them() {
         .iter()
         .map(|planned| match planned {
             Planned::Chunk(chunk) => ("chunk", pages(chunk.runs.clone())),
-            Planned::Drops(drops) => ("drops", pages(drops.iter().map(|drop| drop.run))),
+            Planned::Batch(batch) => ("drops", pages(batch.drops.iter().map(|drop| drop.run))),
         })
         .collect();
     assert_eq!(
@@ -290,9 +295,28 @@ fn runs_are_handed_out_behind_the_chunks_that_hold_them() {
             ("chunk", vec![(13, 1)]),
         ]
     );
-    let rest = pages(summary.drops.iter().map(|drop| drop.run));
+    let rest = pages(summary.rest.drops.iter().map(|drop| drop.run));
     assert_eq!(rest, [(13, 1)]);
-    assert_eq!(pages(summary.mappings), [(0, 14)]);
+}
+
+#[test]
+fn huge_pages_are_told_with_the_first_of_them_that_goes() {
+    let options = PlanOptions {
+        policy: Policy::default(),
+        chunk_len_bytes: 8 * 0x1000,
+        page_len_bytes: 0x1000,
+        force_proc_mem: false,
+        keep: Vec::new(),
+        batch_len_bytes: Some(4 * 0x1000),
+    };
+    let (planned, summary) = all_planned(options, "PPPHHHHHHHHPHH", ANON);
+    let huge = planned.iter().filter_map(|planned| match planned {
+        Planned::Chunk(_) => None,
+        Planned::Batch(batch) => Some(pages(batch.huge.clone())),
+    });
+    let huge: Vec<_> = huge.collect();
+    assert_eq!(huge, [vec![(3, 8)], vec![]]);
+    assert_eq!(pages(summary.rest.huge), [(12, 2)]);
 }
 
 #[test]
@@ -308,7 +332,7 @@ fn pages_that_are_needed_stay_and_are_not_stored() {
     };
     let (chunks, summary) = plan_with(options, "PPPPP", ANON);
     assert_eq!(pages(chunks[0].runs.clone()), [(0, 2), (3, 2)]);
-    let drops = pages(summary.drops.iter().map(|drop| drop.run));
+    let drops = pages(summary.rest.drops.iter().map(|drop| drop.run));
     assert_eq!(drops, [(0, 2), (3, 2)]);
     assert_eq!(summary.left_bytes[&LeftBecause::Needed], 0x1000);
 }
@@ -321,9 +345,31 @@ fn no_guard_stands_over_copies_of_file_pages() {
         ..Policy::default()
     };
     let (chunks, summary) = plan("CPC", FILE, policy, 64);
-    assert!(chunks.is_empty() && summary.mappings.is_empty());
+    assert!(chunks.is_empty());
     assert_eq!(summary.left_bytes[&LeftBecause::FileCopy], 0x1000);
-    assert!(summary.drops.iter().all(|drop| drop.is_file));
-    let (_, summary) = plan("PP", ANON, policy, 64);
-    assert_eq!(pages(summary.mappings), [(0, 2)]);
+    assert!(summary.rest.drops.iter().all(|drop| drop.is_file));
+}
+
+#[test]
+fn a_guard_stands_over_anonymous_memory_that_is_there() {
+    let policy = Policy {
+        guarded: true,
+        override_protection: true,
+        ..Policy::default()
+    };
+    let of_smaps = [
+        ("1000-3000 rw-p 00000000 00:00 0", 8),
+        ("3000-5000 r--p 00000000 00:00 0", 4),
+        ("5000-6000 rw-p 00000000 08:01 5 /lib/x", 4),
+        ("7000-8000 rw-p 00000000 00:00 0", 0),
+        ("9000-a000 rw-p 00000000 00:00 0", 4),
+    ];
+    let text: String = of_smaps
+        .iter()
+        .map(|(line, kib)| {
+            format!("{line}\nRss: {kib} kB\nTHPeligible: 0\nVmFlags: rd wr mr mw me ac\n")
+        })
+        .collect();
+    let details = Details::read(text.as_bytes()).unwrap();
+    assert_eq!(pages(mappings(&details, &policy)), [(0, 4), (8, 1)]);
 }

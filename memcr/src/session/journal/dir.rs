@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use super::lock::{self, Lock, Taken};
-use super::record::Unread;
+use super::record::{Reached, Unread};
 use super::{Journal, JournalError, Record, Standing, State};
 use crate::fault;
 use crate::sys::{self, last_words};
@@ -340,6 +340,22 @@ impl StateDir {
         }
         self.replace(pid, &bytes).map_err(|error| {
             let _ = unlinkat(self, new_name(pid), AtFlags::empty());
+            failed(error)
+        })
+    }
+
+    /// Appends a line to the file of a record. Only who has the lock may.
+    pub(super) fn append(&self, pid: i32, reached: &Reached) -> Result<()> {
+        let failed = |error| io_error("write", &self.path.join(name(pid)), error);
+        let line = reached.line().map_err(|error| failed(error.into()))?;
+        fault::point("journal.append").map_err(failed)?;
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = openat(self, name(pid), flags, Mode::empty());
+        let mut file = File::from(fd.map_err(|error| failed(error.into()))?);
+        let len_bytes = file.metadata().map_err(failed)?.len();
+        file.write_all(&line).map_err(|error| {
+            // A part of a line is as good as none, but not before another one.
+            let _ = file.set_len(len_bytes);
             failed(error)
         })
     }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! state directory (0700)      /run/memcr, $XDG_RUNTIME_DIR/memcr, /tmp/memcr-UID
-//!   4711.json   (0600)        the record; replaced as a whole by rename(2)
+//!   4711.json   (0600)        the record; replaced as a whole by rename(2), but for the lines
+//!                             behind it that tell how far an unfinished image is written
 //!   4711.lock   (0600)        locked by the memcr that works on process 4711
 //!
 //!            begin                 update …                  remove
@@ -30,8 +31,10 @@ pub use record::{
     StageRecord, Standing, State, VERSION,
 };
 
+use crate::sink::Mark;
 use crate::sys::last_words;
 use lock::Lock;
+use record::Reached;
 
 /// A journal that we have locked: the record of one session, on file and in memory.
 ///
@@ -66,6 +69,18 @@ impl Journal {
         self.dir.write(&record)?;
         self.record = record;
         last_words::say(self.record.last_words());
+        Ok(())
+    }
+
+    /// The image is written up to `mark`, and memory may be given back that is in it, some of
+    /// it (`huge`: start and length) to be backed by huge pages again.
+    ///
+    /// # Errors
+    /// As [`Journal::update`].
+    pub fn reach(&mut self, mark: Mark, huge: &[(u64, u64)]) -> Result<(), JournalError> {
+        let reached = Reached::new(mark, huge);
+        self.dir.append(self.record.pid, &reached)?;
+        self.record.reach(reached);
         Ok(())
     }
 

@@ -128,6 +128,35 @@ impl ImageRecord {
     }
 }
 
+/// How much further the image is written that memory is given back for, before it is
+/// finished: a line behind the record, so that thousands of ranges are not written again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Reached {
+    /// As [`ImageRecord::len_bytes`] and [`ImageRecord::n_chunks`].
+    len_bytes: u64,
+    n_chunks: u64,
+    /// What is to be backed by huge pages again, beside what was told before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    huge: Vec<(u64, u64)>,
+}
+
+impl Reached {
+    pub(super) fn new(mark: Mark, huge: &[(u64, u64)]) -> Self {
+        Self {
+            len_bytes: mark.len_bytes,
+            n_chunks: mark.n_chunks,
+            huge: huge.to_vec(),
+        }
+    }
+
+    /// The line.
+    pub(super) fn line(&self) -> serde_json::Result<Vec<u8>> {
+        let mut line = vec![b'\n'];
+        serde_json::to_writer(&mut line, self)?;
+        Ok(line)
+    }
+}
+
 /// A pipeline as the user asked for it; see [`PipelineSpec`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PipelineRecord {
@@ -292,13 +321,31 @@ impl Record {
         }
         let no_journal =
             |error: serde_json::Error| Unread::Damaged(format!("is no journal: {error}"));
-        let head: Head = serde_json::from_slice(bytes).map_err(no_journal)?;
+        let mut head = serde_json::Deserializer::from_slice(bytes);
+        let head = Head::deserialize(&mut head).map_err(no_journal)?;
         if head.version > VERSION {
             return Err(Unread::Newer(head.version));
         }
-        let record: Self = serde_json::from_slice(bytes).map_err(no_journal)?;
+        let mut values = serde_json::Deserializer::from_slice(bytes);
+        let mut record = Self::deserialize(&mut values).map_err(no_journal)?;
+        while values.end().is_err() {
+            match Reached::deserialize(&mut values) {
+                Ok(reached) => record.reach(reached),
+                // Cut short: its writer has gone no further.
+                Err(error) if error.is_eof() => break,
+                Err(error) => return Err(no_journal(error)),
+            }
+        }
         record.check(pid).map_err(Unread::Damaged)?;
         Ok(record)
+    }
+
+    /// The image is written further.
+    pub(super) fn reach(&mut self, reached: Reached) {
+        if let Some(image) = &mut self.image {
+            (image.len_bytes, image.n_chunks) = (reached.len_bytes, Some(reached.n_chunks));
+        }
+        self.huge.extend(reached.huge);
     }
 
     /// What types do not say.

@@ -1,6 +1,7 @@
 //! Sessions that begin, end and are left behind, and journals that were tampered with.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -147,6 +148,67 @@ fn a_session_begins_is_left_adopted_and_ends() {
     assert_eq!(world.files(), [""; 0]);
     let error = dir.adopt(pid).unwrap_err();
     assert!(matches!(error, JournalError::NotHeld { .. }), "{error}");
+}
+
+#[test]
+fn how_far_an_image_is_written_stands_behind_the_record() {
+    let world = World::new();
+    let (dir, pid) = (world.dir(), world.pid());
+    let mut journal = dir.begin(world.record()).unwrap();
+    let image = ImageRecord {
+        n_chunks: Some(0),
+        locator: "/tmp/pages-1.img".into(),
+        id: "00ff".into(),
+        len_bytes: 7,
+    };
+    journal
+        .update(|record| record.image = Some(image.clone()))
+        .unwrap();
+    let mark = |n_chunks, len_bytes| Mark {
+        n_chunks,
+        len_bytes,
+    };
+    let file = world.path().join(format!("{pid}.json"));
+    let record_len = fs::metadata(&file).unwrap().len();
+    journal.reach(mark(3, 70), &[(0x1000, 0x2000)]).unwrap();
+    journal.reach(mark(5, 90), &[(0x9000, 0x1000)]).unwrap();
+    let written = journal.record().clone();
+    assert_eq!(
+        written.image.as_ref().unwrap().mark(),
+        Some(Mark {
+            n_chunks: 5,
+            len_bytes: 90
+        })
+    );
+    assert_eq!(written.huge, [(0x1000, 0x2000), (0x9000, 0x1000)]);
+    drop(journal);
+
+    // Cut anywhere behind the record, it tells of what stands there whole.
+    let text = fs::read(&file).unwrap();
+    let mut told = BTreeSet::new();
+    for len in record_len as usize..=text.len() {
+        fs::write(&file, &text[..len]).unwrap();
+        let journal = dir.adopt(pid).unwrap();
+        told.insert(journal.record().image.as_ref().unwrap().n_chunks);
+    }
+    assert_eq!(told, [Some(0), Some(3), Some(5)].into());
+
+    let mut journal = dir.adopt(pid).unwrap();
+    assert_eq!(*journal.record(), written);
+    // Replaced as a whole, it has no lines behind it any more.
+    journal.update(|record| record.hold(0)).unwrap();
+    assert_eq!(
+        fs::read(&file)
+            .unwrap()
+            .iter()
+            .filter(|&&it| it == b'\n')
+            .count(),
+        0
+    );
+    drop(journal);
+
+    fs::write(&file, [&text[..], b"\n{\"len_bytes\":true}"].concat()).unwrap();
+    assert!(world.damage().contains("is no journal"));
 }
 
 #[test]
