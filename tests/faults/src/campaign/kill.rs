@@ -3,13 +3,16 @@
 use crate::Campaign;
 use crate::phase::{PHASES, Phase};
 use crate::subject::{Kind, Outcome, Subject};
-use memcr_harness::{Finished, Memcr, Result, Trouble, ensure};
+use memcr_harness::{Memcr, Result, Trouble};
 use rustix::process::Signal;
 use std::time::Duration;
 
 /// What `recover` may answer when the target is well: it was brought back, or there was
 /// nothing to bring back.
 pub(crate) const WELL: [i32; 2] = [0, 14];
+
+/// Tries to meet a point as often as it was passed before.
+const N_TRIES: usize = 5;
 
 /// SIGKILL at every fault point of every command.
 ///
@@ -21,14 +24,13 @@ pub(crate) fn points(campaign: &mut Campaign) -> Result {
         for phase in PHASES {
             for (point, n_passes) in phase.passes(&subject)? {
                 for n in chosen(n_passes, campaign.args.quick) {
-                    let orders = format!("{point}@{n}=kill");
                     let outcome = subject.trial(&WELL, |subject| {
-                        phase.prepare(subject)?;
-                        struck(phase.command(subject).with_fault(&orders).run()?)?;
+                        strike(subject, phase, &point, n)?;
                         subject.rig.recover(subject.pid()).run()
                     })?;
                     let row = format!("{} killed at a point", phase.name());
-                    campaign.table.count(&row, &orders, &outcome);
+                    let what = format!("{point}@{n}=kill");
+                    campaign.table.count(&row, &what, &outcome);
                 }
             }
         }
@@ -124,9 +126,22 @@ fn chosen(n_passes: u64, quick: bool) -> Vec<u64> {
     all
 }
 
-/// A fault that does not strike proves nothing.
-fn struck(finished: Finished) -> Result {
-    ensure(finished.signal == Some(Signal::KILL.as_raw()), || {
-        Trouble::from(format!("the fault did not strike\n{finished}")).to_string()
-    })
+/// Kills the command where it passes `point` for the `n`th time. How often it does depends on
+/// how threads meet: where it was passed less often than when it was counted, it is tried again
+/// with less. A fault that does not strike proves nothing.
+fn strike(subject: &mut Subject, phase: Phase, point: &str, n: u64) -> Result {
+    let mut finished = None;
+    for n in (1..=n).rev().take(N_TRIES) {
+        phase.prepare(subject)?;
+        let orders = format!("{point}@{n}=kill");
+        let ended = phase.command(subject).with_fault(&orders).run()?;
+        if ended.signal == Some(Signal::KILL.as_raw()) {
+            return Ok(());
+        }
+        ended.expect(0)?;
+        phase.tidy(subject)?;
+        finished = Some(ended);
+    }
+    let last = finished.map(|it| it.to_string()).unwrap_or_default();
+    Err(Trouble::from(format!("the fault did not strike\n{last}")))
 }

@@ -63,7 +63,7 @@ impl Phase {
     }
 
     /// Brings a target back that the command has left held.
-    fn tidy(self, subject: &Subject) -> Result {
+    pub(crate) fn tidy(self, subject: &Subject) -> Result {
         match self {
             Self::Checkpoint => subject.rig.restore(subject.pid()).run()?.expect(0),
             _ => Ok(()),
