@@ -99,7 +99,7 @@ pub fn checkpoint(
         details,
         memory,
     } = prepare(pipeline, options, &mut clock)?;
-    let drops_as_stored = plan.batch_len_bytes.is_some();
+    let is_batched = plan.batch_len_bytes.is_some();
 
     let mut frozen = match freeze(target, &options.cancel) {
         Ok(frozen) => frozen,
@@ -117,7 +117,8 @@ pub fn checkpoint(
         }
     };
     clock.done("map");
-    if drops_as_stored {
+    // What a ring completes later is no harm while nothing is dropped.
+    if is_batched && !frozen.may_wake() {
         let memory = Arc::clone(&memory);
         match Unfinished::begin(frozen, journal, encoder, memory, &mapped, options)? {
             Begun::Guarded(unfinished) => return unfinished.store(mapped, options, &mut clock),

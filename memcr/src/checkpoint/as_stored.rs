@@ -22,7 +22,7 @@
 //! (`--verify`) or others are as far (groups).
 //!
 //! A failure takes RAM for all that is missing, while the image still has its own. So pages
-//! go early only while the image is clearly smaller than what it replaces, or there is plenty.
+//! go early only while the image is clearly smaller than what it replaces.
 //!
 //! Mappings are registered while there are pages in them that are yet to be read. Such a
 //! page may go before it is read (MADV_FREE), and who reads it would wait for us: see
@@ -51,7 +51,6 @@ use crate::session::gate::Step;
 use crate::session::journal::{ImageRecord, Journal, State};
 use crate::session::{Guarded, Held, PhaseClock};
 use crate::sink::{Mark, hex};
-use crate::sys::procfs;
 
 use super::error::{CheckpointError, StepError};
 use super::failed::{forget, let_go, undo};
@@ -431,10 +430,10 @@ impl<'a> Dropper<'a> {
 }
 
 /// Whether pages may be missing before the image is whole, of `len_bytes` that are stored up
-/// to `mark`: to undo that takes RAM for all of them beside the image.
+/// to `mark`: to undo that takes RAM for all of them beside the image. Where nothing
+/// compresses there is nothing to be won by it, and it is found out early.
 fn may_go_early(mark: Mark, len_bytes: u64) -> bool {
-    let is_smaller = mark.len_bytes < len_bytes / 8 * 7;
-    is_smaller || procfs::available_bytes().is_some_and(|available| available / 2 >= len_bytes)
+    mark.len_bytes < len_bytes / 8 * 7
 }
 
 /// From here on the journal tells of an image of which something may be needed.

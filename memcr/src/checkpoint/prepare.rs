@@ -32,7 +32,7 @@ const START_THREAD: &str = "start a thread";
 /// All that a target can be frozen with.
 pub(super) struct Prepared {
     pub(super) target: Target,
-    /// With batches: pages are dropped while others are stored.
+    /// With batches: pages are to be dropped while others are stored.
     pub(super) plan: PlanOptions,
     pub(super) journal: Journal,
     pub(super) encoder: Encoder,
@@ -53,13 +53,11 @@ pub(super) fn prepare(
     expect_descriptors().map_err(|error| not_ready(pid, OPEN_MORE, error))?;
     let target = Target::examine(pid).map_err(|source| CheckpointError::Refused { pid, source })?;
     let expected_len_bytes = target.anonymous_bytes();
-    // What completes later, of a ring that looks idle, is no harm while nothing is dropped.
-    let may_wake = target.may_wake();
     let reading = start_reading(pid).map_err(|error| not_ready(pid, START_THREAD, error))?;
     clock.done("examine");
 
     let guarded = has_guard(options)?;
-    let drops_as_stored = guarded && !may_wake && drops_as_stored(&pipeline, options);
+    let drops_as_stored = guarded && drops_as_stored(&pipeline, options);
     let plan = PlanOptions {
         policy: Policy {
             drop_file_pages: options.drop_file_pages,

@@ -292,6 +292,13 @@ impl Frozen {
         Ok(self.target.check_idle()?)
     }
 
+    /// There is something by which the kernel may change pages all the same: an io_uring that
+    /// looks idle.
+    #[must_use]
+    pub fn may_wake(&self) -> bool {
+        self.target.may_wake()
+    }
+
     /// What the target may have changed since it was examined.
     fn look_again(&mut self) -> Result<(), FreezeError> {
         let is_known = self.registers.len() == self.tids.len();

@@ -264,8 +264,7 @@ impl Target {
     }
 
     /// There is something by which the kernel may still change pages while it stands still.
-    #[must_use]
-    pub fn may_wake(&self) -> bool {
+    pub(super) fn may_wake(&self) -> bool {
         self.io.may_wake()
     }
 

@@ -218,17 +218,6 @@ pub fn rss_bytes(pid: i32) -> u64 {
         * 1024
 }
 
-/// Memory that can be had without swapping, bytes (`MemAvailable`, proc_meminfo(5)).
-#[must_use]
-pub fn available_bytes() -> Option<u64> {
-    let meminfo = read_lossy("/proc/meminfo").ok()?;
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib << 10)
-}
-
 /// Reads a small file; bytes that are not UTF-8 (a process may name itself so) become
 /// replacement characters.
 ///

@@ -6,10 +6,14 @@ use crate::table;
 use libtest_mimic::Trial;
 use memcr_harness::require::lacking;
 use memcr_harness::wait::until;
-use memcr_harness::{Allow, Result, Running, Snapshot, Victim, ensure, place, proc, require};
+use memcr_harness::{
+    Allow, Context, Finished, Memcr, Result, Running, Snapshot, Victim, ensure, place, proc,
+    require,
+};
 use rustix::process::Signal;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 pub(crate) fn tests() -> Vec<Trial> {
     table(
@@ -18,11 +22,17 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("gone_before_the_rest_is_stored", gone_before),
             ("not_of_a_file", not_of_a_file),
             ("not_before_it_is_verified", not_before_verified),
+            ("not_with_a_key_that_goes_with_us", not_with_our_key),
+            ("not_beside_a_ring", not_beside_a_ring),
             ("killed_and_recovered", killed),
+            ("the_only_thread_at_work", alone),
+            ("huge_pages_come_back", huge_pages),
             ("killed_and_held_on", held_on),
             ("interrupted", interrupted),
-            ("freed_pages_that_vanish", vanished),
+            ("freed_pages_that_vanish", || vanished(&[])),
+            ("freed_pages_that_vanish_proc_mem", || vanished(&["-m"])),
             ("no_ram_for_the_image", little_ram),
+            ("nothing_compresses", nothing_compresses),
         ],
     )
 }
@@ -38,11 +48,11 @@ fn victim() -> Result<Victim> {
 
 /// memcr, where it has stopped itself.
 fn stopped(rig: &Rig, victim: &Victim, orders: &str) -> Result<Running> {
-    let mut memcr = rig
-        .memcr(victim.pid())
-        .arg("-n")
-        .with_fault(orders)
-        .start()?;
+    stopped_at(rig.memcr(victim.pid()).arg("-n"), orders)
+}
+
+fn stopped_at(memcr: Memcr, orders: &str) -> Result<Running> {
+    let mut memcr = memcr.with_fault(orders).start()?;
     memcr.close_input();
     let pid = memcr.pid();
     until("memcr to stop", || proc::state(pid, pid) == Some('T'))?;
@@ -80,21 +90,46 @@ fn not_before_verified() -> Result {
     nothing_early("lz4,tmpfs", &["--verify"])
 }
 
+/// A descriptor that is read once: nobody else could open what is written.
+fn not_with_our_key() -> Result {
+    let (rig, victim) = (Rig::with("lz4,encrypt,tmpfs")?, victim()?);
+    let key = rig.dir().join("key");
+    std::fs::write(&key, [7; 32]).context("write a key")?;
+    let opened = format!("exec 7<{} && exec \"$@\"", key.display());
+    let memcr = rig
+        .memcr(victim.pid())
+        .args(["-n", "--set", "encrypt.key_fd=7"]);
+    let memcr = memcr.via(&["sh", "-c", &opened, "sh"]);
+    nothing_gone_at_commit(victim, memcr)?;
+    std::fs::remove_file(&key).context("remove the key")?;
+    rig.expect_clean()
+}
+
+/// What it completes later would wait for the guard, in the kernel's own hands.
+fn not_beside_a_ring() -> Result {
+    let rig = Rig::with("lz4,tmpfs")?;
+    let victim = Victim::start("uring", &["size=64M"])?;
+    let memcr = rig.memcr(victim.pid()).arg("-n");
+    nothing_gone_at_commit(victim, memcr)?;
+    rig.expect_clean()
+}
+
 fn nothing_early(pipeline: &str, args: &[&str]) -> Result {
-    let (rig, mut victim) = (Rig::with(pipeline)?, victim()?);
-    let rss_before = proc::rss_kib(victim.pid())?;
+    let (rig, victim) = (Rig::with(pipeline)?, victim()?);
     let memcr = rig.memcr(victim.pid()).arg("-n").args(args);
-    let mut memcr = memcr.with_fault("checkpoint.committed=stop").start()?;
-    memcr.close_input();
-    let pid = memcr.pid();
-    until("memcr to stop", || proc::state(pid, pid) == Some('T'))?;
+    nothing_gone_at_commit(victim, memcr)?;
+    rig.expect_clean()
+}
+
+fn nothing_gone_at_commit(mut victim: Victim, memcr: Memcr) -> Result {
+    let rss_before = proc::rss_kib(victim.pid())?;
+    let memcr = stopped_at(memcr, "checkpoint.committed=stop")?;
     let rss = proc::rss_kib(victim.pid())?;
     ensure(rss + 1024 > rss_before, || {
         format!("{rss} KiB of {rss_before} are left before the commit")
     })?;
     go_on(memcr)?;
-    victim.verify()?;
-    rig.expect_clean()
+    victim.verify().map(drop)
 }
 
 /// memcr dies in the middle: the next one brings back what is gone, from an image that was
@@ -111,6 +146,76 @@ fn killed() -> Result {
             victim.verify()?;
             rig.expect_clean()?;
         }
+    }
+    Ok(())
+}
+
+/// Whose only thread makes the calls for us, it cannot be armed before: memcr dies while it is
+/// at that, or would be.
+fn alone() -> Result {
+    require("userfaultfd")?;
+    for orders in [
+        "checkpoint.armed=kill",
+        "checkpoint.registered=kill",
+        "pages.fetch@5=kill",
+        "journal.append@2=kill",
+        "checkpoint.part@1=kill",
+        "checkpoint.drop@2=kill",
+        "pages.event@3=kill",
+        "checkpoint.stored=kill",
+        "checkpoint.dropped=kill",
+    ] {
+        for continued in [false, true] {
+            let rig = Rig::with("lz4,tmpfs")?;
+            let mut victim = Victim::start("patrol", &["size=96M", "threads=0"])?;
+            let memcr = rig.memcr(victim.pid()).arg("-n").with_fault(orders);
+            let finished = memcr.run()?;
+            ensure(finished.code.is_none(), || {
+                format!("{orders} does not strike\n{finished}")
+            })?;
+            if continued {
+                victim.signal(Signal::CONT)?;
+            }
+            let recovered = rig.recover(victim.pid()).run()?;
+            recovered.expect(0).context(orders)?;
+            victim.verify().context(orders)?;
+            rig.expect_clean().context(orders)?;
+            victim.quit()?;
+        }
+    }
+    Ok(())
+}
+
+/// What was huge is huge again, whether memcr itself undoes what it began or another one does.
+fn huge_pages() -> Result {
+    require("userfaultfd")?;
+    require("thp")?;
+    for is_killed in [false, true] {
+        let rig = Rig::with("lz4,tmpfs")?;
+        let mut victim = Victim::start("maps", &["parts=thp", "size=96M", "content=heap"])?;
+        let before = Snapshot::take(victim.pid())?;
+        let was = before.huge_kib();
+        ensure(was >= 80 << 10, || format!("{was} KiB are huge"))?;
+        let memcr = stopped(&rig, &victim, &part(3))?;
+        let during = Snapshot::take(victim.pid())?.huge_kib();
+        ensure(during < was - (24 << 10), || {
+            format!("{during} KiB of {was} are huge: nothing is gone")
+        })?;
+        if is_killed {
+            memcr.signal(Signal::KILL)?;
+            memcr.finish()?;
+            rig.recover(victim.pid()).run()?.expect(0)?;
+        } else {
+            memcr.signal(Signal::INT)?;
+            memcr.signal(Signal::CONT)?;
+            memcr.finish()?.expect(8)?;
+        }
+        let is = Snapshot::take(victim.pid())?.huge_kib();
+        ensure(is * 100 >= was * 95, || {
+            format!("{was} KiB in huge pages before, {is} KiB after")
+        })?;
+        victim.verify()?;
+        rig.expect_clean()?;
     }
     Ok(())
 }
@@ -148,14 +253,15 @@ fn interrupted() -> Result {
 
 /// Pages that their target has given up (MADV_FREE) go when memcr has found them and is about
 /// to read them, under the guard already.
-fn vanished() -> Result {
+fn vanished(args: &[&str]) -> Result {
     require("userfaultfd")?;
     let rig = Rig::with("lz4,tmpfs")?;
     let mut victim = Victim::start("memory", &["size=16M", "freed=64M"])?;
     let freed = victim.ask("freed")?;
     let mut other = Victim::start("memory", &["size=0"])?;
     // Of some 320 chunks, the first 64 of which are not of these.
-    let memcr = stopped(&rig, &victim, "pages.fetch@60=stop")?;
+    let memcr = rig.memcr(victim.pid()).arg("-n").args(args);
+    let memcr = stopped_at(memcr, "pages.fetch@60=stop")?;
     let before = proc::rss_kib(victim.pid())?;
     let pages = format!("pageout {} {freed} {}", victim.pid(), 64 << 20);
     let said = other.ask(&pages)?;
@@ -175,21 +281,31 @@ fn little_ram() -> Result {
     require("userfaultfd")?;
     let group = MemoryGroup::new(340 << 20)?;
     let rig = Rig::with("lz4,tmpfs")?;
-    let mut command = Command::new("sh");
-    command
-        .args(["-c", &group.enter(), "sh"])
-        .arg(place::victim()?);
-    command.args(["memory", "size=256M", "content=heap"]);
-    let mut victim = Victim::talk(command, "memory in a cgroup")?;
-    let enter = group.enter();
+    let mut victim = group.victim(&["size=256M", "content=heap"])?;
     let memcr = || rig.memcr(victim.pid()).arg("-n");
-    let via = ["sh", "-c", enter.as_str(), "sh"];
-    let whole = memcr().arg("--verify").via(&via).run()?;
-    whole.expect(7)?;
-    whole.says("the image does not fit")?;
-    memcr().via(&via).run()?.expect(0)?;
+    does_not_fit(&group.run(memcr().arg("--verify"))?)?;
+    group.run(memcr())?.expect(0)?;
     victim.verify()?;
     rig.expect_clean()
+}
+
+/// As much as goes comes back into the image: that it does not fit must be found while there
+/// is room for the way back.
+fn nothing_compresses() -> Result {
+    require("userfaultfd")?;
+    let group = MemoryGroup::new(340 << 20)?;
+    let rig = Rig::with("lz4,tmpfs")?;
+    let mut victim = group.victim(&["size=256M", "content=random"])?;
+    let before = Snapshot::take(victim.pid())?;
+    does_not_fit(&group.run(rig.memcr(victim.pid()).arg("-n"))?)?;
+    victim.verify()?;
+    before.still(victim.pid(), Allow::default())?;
+    rig.expect_clean()
+}
+
+fn does_not_fit(finished: &Finished) -> Result {
+    finished.expect(7)?;
+    finished.says("the image does not fit")
 }
 
 /// A cgroup with a limit of memory, of whichever version there is; removed on drop.
@@ -202,12 +318,30 @@ impl MemoryGroup {
             true => (root.join("memory"), "memory.limit_in_bytes"),
             false => (root.to_owned(), "memory.max"),
         };
-        let dir = top.join(format!("memcr-e2e-ram-{}", std::process::id()));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Relaxed);
+        let dir = top.join(format!("memcr-e2e-ram-{}-{n}", std::process::id()));
         let made = std::fs::create_dir(&dir)
             .and_then(|()| std::fs::write(dir.join(file), limit.to_string()));
         let group = Self(dir);
         made.map_err(|error| lacking("cgroup", &format!("{}: {error}", group.0.display())))?;
         Ok(group)
+    }
+
+    /// A victim of mode `memory` within it.
+    fn victim(&self, args: &[&str]) -> Result<Victim> {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &self.enter(), "sh"])
+            .arg(place::victim()?)
+            .arg("memory")
+            .args(args);
+        Victim::talk(command, "memory in a cgroup")
+    }
+
+    /// Runs memcr within it.
+    fn run(&self, memcr: Memcr) -> Result<Finished> {
+        memcr.via(&["sh", "-c", &self.enter(), "sh"]).run()
     }
 
     /// What a shell does first, that is then another program.

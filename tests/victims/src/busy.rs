@@ -1,6 +1,7 @@
 //! Modes with input and output in flight: the kernel will write to memory later.
 #![allow(unsafe_code)]
 
+use crate::fill::{Content, Rule};
 use crate::opts::Opts;
 use crate::region::Region;
 use crate::sys::{check, check_long, owned, page_len, pipe};
@@ -26,11 +27,12 @@ fn has_thread_named(begin: &str) -> io::Result<bool> {
 /// Mode `uring`: `inflight=1`: a read of an empty pipe waits in an io_uring; or an idle ring.
 /// `kind=plain|polled|own`: a thread of the kernel takes requests; the queues lie in memory
 /// of our own. `multishot=1`: one request, one completion, and it still waits for more.
+/// `size=1M`: memory.
 pub(crate) fn run_uring(opts: &Opts) -> io::Result<()> {
     const SETUP_SQPOLL: u32 = 1 << 1;
     const SETUP_NO_MMAP: u32 = 1 << 14;
     let (in_flight, multishot) = (opts.flag("inflight"), opts.flag("multishot"));
-    let kind = opts.text("kind", "plain");
+    let (kind, len) = (opts.text("kind", "plain"), opts.len("size", 1 << 20));
     opts.done();
     let mut ring = match kind.as_str() {
         "polled" => {
@@ -52,7 +54,7 @@ pub(crate) fn run_uring(opts: &Opts) -> io::Result<()> {
         // Open until the end.
         std::mem::forget((reader, writer));
     }
-    let buffer = Region::anon(1 << 20)?;
+    let buffer = filled(len)?;
     let (reader, writer) = pipe()?;
     if in_flight {
         ring.submit_read(&reader, buffer)?;
@@ -75,7 +77,7 @@ pub(crate) fn run_aio(opts: &Opts) -> io::Result<()> {
     let mut context = 0u64;
     // SAFETY: writes the context's id.
     check_long(unsafe { libc::syscall(libc::SYS_io_setup, 8, &raw mut context) })?;
-    let buffer = Region::anon(1 << 20)?;
+    let buffer = filled(1 << 20)?;
     let (reader, writer) = pipe()?;
     if in_flight {
         // SAFETY: all zeros is a valid block to start from; it is read during the call.
@@ -122,6 +124,22 @@ pub(crate) fn run_aio(opts: &Opts) -> io::Result<()> {
     Ok(())
 }
 
+const RULE: Rule = Rule {
+    content: Content::Dense,
+    seed: 1,
+};
+
+/// Memory whose first page is for what the kernel writes.
+fn filled(len: usize) -> io::Result<Region> {
+    let buffer = Region::anon(len)?;
+    behind_first(buffer).fill(RULE);
+    Ok(buffer)
+}
+
+fn behind_first(buffer: Region) -> Region {
+    buffer.part(page_len(), buffer.len() - page_len())
+}
+
 const MESSAGE: &[u8] = b"written by the kernel while nobody looked";
 
 /// Something in flight, and the pipe that completes it.
@@ -157,6 +175,7 @@ impl Victim for Busy {
         if self.in_flight {
             self.complete()?;
         }
+        behind_first(self.buffer).check(RULE)?;
         Ok(self.buffer.len() as u64)
     }
 }

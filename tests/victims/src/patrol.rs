@@ -12,14 +12,15 @@
 //! moment after.
 //!
 //! Options: `size=64M threads=4 seed=1 dir=DIR habit=none|mremap|dontneed`. A habit is one
-//! more thread, which also moves or drops memory of its own without end.
+//! more thread, which also moves or drops memory of its own without end. With `threads=0`
+//! the first thread walks alone, and never sleeps.
 #![allow(unsafe_code)]
 
 use crate::fill::{Content, Rule};
 use crate::opts::Opts;
 use crate::region::Region;
 use crate::sys::page_len;
-use crate::talk::{Victim, Wrong, die, serve};
+use crate::talk::{Victim, Wrong, die, serve, serve_without_rest};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -44,7 +45,7 @@ const LOST_AFTER: Duration = Duration::from_secs(60);
 /// # Errors
 /// When memory, threads or the file cannot be had.
 pub(crate) fn run(opts: &Opts) -> io::Result<()> {
-    let (len, n_threads) = (opts.len("size", 64 << 20), opts.len("threads", 4).max(1));
+    let (len, n_threads) = (opts.len("size", 64 << 20), opts.len("threads", 4));
     let rule = Rule {
         content: Content::Dense,
         seed: opts.number("seed", 1) << 32,
@@ -53,11 +54,15 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     opts.done();
     let seen = Seen::open(&dir)?;
     let whole = Region::anon(len)?;
+    if n_threads == 0 {
+        serve_without_rest(&mut Beat::new(whole, rule, seen));
+        return Ok(());
+    }
     let part_len = len / n_threads / page_len() * page_len();
     let mut rounds = Vec::new();
     for i in 0..n_threads {
         let mut beat = Beat::new(whole.part(i * part_len, part_len), rule, seen);
-        rounds.push(spawn(move || beat.round())?);
+        rounds.push(spawn(move || beat.round(NAP))?);
     }
     match habit.as_str() {
         "none" => {}
@@ -150,14 +155,14 @@ impl Beat {
     }
 
     /// Checks every page once, and rewrites some.
-    fn round(&mut self) {
+    fn round(&mut self, nap: Duration) {
         for n in 0..self.generations.len() {
             self.check(n);
             if (n + self.n_rounds).is_multiple_of(REWRITE_EVERY) {
                 self.rewrite(n);
             }
-            if n % N_PAGES_PER_BEAT == 0 {
-                std::thread::sleep(NAP);
+            if n % N_PAGES_PER_BEAT == 0 && !nap.is_zero() {
+                std::thread::sleep(nap);
             }
         }
         self.n_rounds += 1;
@@ -186,6 +191,13 @@ impl Beat {
         self.generations[n] += 1;
         let (mut page, rule) = (self.page(n), self.rule_of(n));
         rule.page(page.addr() as u64, page.bytes_mut());
+    }
+}
+
+impl Victim for Beat {
+    fn verify(&mut self) -> Result<u64, Wrong> {
+        self.round(Duration::ZERO);
+        Ok(self.part.len() as u64)
     }
 }
 

@@ -41,6 +41,17 @@ pub(crate) fn check_long(ret: i64) -> io::Result<i64> {
     }
 }
 
+/// Whether there is something to be read from `fd`, or its end.
+pub(crate) fn is_readable(fd: RawFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one structure, which outlives the call.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
 /// Takes pages of another process out of RAM (process_madvise(2), MADV_PAGEOUT): to swap, or,
 /// of what it has given up with MADV_FREE, for ever. Answers the bytes that were gone through.
 ///

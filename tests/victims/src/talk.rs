@@ -48,16 +48,44 @@ pub(crate) fn serve(victim: &mut dyn Victim) {
     for line in std::io::stdin().lock().lines() {
         // An error here is as final as the end of the input.
         let Ok(line) = line else { return };
-        let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
-        match word {
-            "quit" => return,
-            "verify" => say(&verdict(victim.verify())),
-            _ => match victim.command(word, rest) {
-                Some(answer) => say(&answer),
-                None => say(&format!("WRONG at 0x0: unknown command `{line}`")),
-            },
+        if !answer(victim, &line) {
+            return;
         }
     }
+}
+
+/// As [`serve`], by a thread that never waits: it asks the victim to verify itself, again and
+/// again, and looks for a word in between.
+pub(crate) fn serve_without_rest(victim: &mut dyn Victim) {
+    say("ready");
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        let outcome = victim.verify();
+        if outcome.is_err() {
+            die(&verdict(outcome));
+        }
+        if !crate::sys::is_readable(0) {
+            continue;
+        }
+        let Some(Ok(line)) = lines.next() else { return };
+        if !answer(victim, &line) {
+            return;
+        }
+    }
+}
+
+/// False: that was the last word.
+fn answer(victim: &mut dyn Victim, line: &str) -> bool {
+    let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+    match word {
+        "quit" => return false,
+        "verify" => say(&verdict(victim.verify())),
+        _ => match victim.command(word, rest) {
+            Some(answer) => say(&answer),
+            None => say(&format!("WRONG at 0x0: unknown command `{line}`")),
+        },
+    }
+    true
 }
 
 /// Talks on a thread of its own and leaves the first thread to `body`, which never ends:
