@@ -60,8 +60,8 @@ use super::take_away::{
 use super::{CheckpointOptions, Mapped, Stored, finish_report, pass, scan};
 
 /// How much is planned before a batch is dropped, bytes: a millisecond's work for the thread
-/// that drops it, beside some 15 of the workers' at the speed of lz4.
-pub(super) const BATCH_LEN: u64 = 16 << 20;
+/// that drops it, beside some 4 of the workers' at the speed of lz4. Longer ones save nothing.
+pub(super) const BATCH_LEN: u64 = 8 << 20;
 /// Batches that are stored and wait for the one before them: more would be RAM that both they
 /// and the image take.
 const N_WAITING: usize = 1;
