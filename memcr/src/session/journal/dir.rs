@@ -8,8 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
-use rustix::fs::{fstat, mkdir, open, openat, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{fstat, mkdir, open, openat, renameat, renameat_with, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
@@ -368,7 +368,16 @@ impl StateDir {
         let fd = openat(self, new_name(pid), flags, Mode::RUSR | Mode::WUSR)?;
         File::from(fd).write_all(bytes)?;
         fault::point("journal.replace")?;
-        Ok(renameat(self, new_name(pid), self, name(pid))?)
+        let (new, old) = (new_name(pid), name(pid));
+        // What is put over another file ext4 writes out at once (`auto_da_alloc`, ext4(5)); what
+        // changes places with it is not.
+        match renameat_with(self, &new, self, &old, RenameFlags::EXCHANGE) {
+            // The old record, if it stays: nobody reads it.
+            Ok(()) => drop(unlinkat(self, &new, AtFlags::empty())),
+            // None is there, or the file system cannot do that.
+            Err(_) => renameat(self, &new, self, &old)?,
+        }
+        Ok(())
     }
 
     pub(super) fn unlink(&self, pid: i32) -> Result<()> {
