@@ -249,7 +249,7 @@ pub const CHUNK_LAST: u32 = 1;
 pub struct SinkOpen {
     /// Size of this struct.
     pub struct_size: u32,
-    /// 1 write a new image, 2 read a committed one.
+    /// 1 write a new image, 2 read one.
     pub mode: u32,
     /// The image's identity (write: to be stored; read: zero, the host checks it).
     pub image_id: [u8; 16],
@@ -267,7 +267,7 @@ pub struct SinkOpen {
 
 /// [`SinkOpen::mode`]: write a new image.
 pub const SINK_WRITE: u32 = 1;
-/// [`SinkOpen::mode`]: read a committed image.
+/// [`SinkOpen::mode`]: read an image that was committed, be it for the first time.
 pub const SINK_READ: u32 = 2;
 /// [`SinkOpen::flags`]: a stage before the sink compresses.
 pub const SINK_COMPRESSED: u32 = 1;

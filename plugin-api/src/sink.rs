@@ -72,7 +72,8 @@ pub trait Sink: Sized + Send + Sync + 'static {
     /// When it cannot be told.
     fn len(&self) -> Result<u64>;
     /// The image is complete: `len` bytes, of which `raw_len` were chunks before the
-    /// first stage. Makes it last and visible. The first of two for an image to keep.
+    /// first stage. Makes it last and visible. For an image to keep there is one before it
+    /// is complete, which makes what is there visible, and one when it is.
     ///
     /// # Errors
     /// When the image cannot be kept; the host then removes it.

@@ -339,7 +339,7 @@ fn is_wanted(entry: &Entry, parked_too: bool) -> bool {
     }
 }
 
-/// With its image complete, and no memory on its way back.
+/// With all that is missing in its image, and no memory on its way back.
 fn can_be_held(journal: &Journal) -> bool {
     let record = journal.record();
     record.guard.is_some() && matches!(record.state, State::Dropping | State::Held)

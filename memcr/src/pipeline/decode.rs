@@ -292,7 +292,7 @@ impl Shift {
     /// Marks a chunk as populated; false if it was.
     fn claim(&self, index: u64) -> bool {
         let (word, bit) = ((index / 64) as usize, 1u64 << (index % 64));
-        // The reader checked that indices are below the number of chunks.
+        // The reader checked that indices are below the number of bits.
         guard(&self.populated).get_mut(word).is_some_and(|word| {
             let first = *word & bit == 0;
             *word |= bit;

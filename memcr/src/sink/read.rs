@@ -8,7 +8,8 @@
 //!
 //! A length is believed only when it is within its limit and within the file. Memory is
 //! bounded by the longest chunk, not by the image: index blocks are read again when
-//! chunks are decoded, and their CRC is checked again.
+//! chunks are decoded, and their CRC is checked again. Of an image that is there in part the
+//! entries are kept, some 50 bytes for each chunk.
 
 use std::sync::Arc;
 
@@ -36,15 +37,33 @@ pub struct ImageReader {
     seed: Seed,
     header: Header,
     footer: Footer,
+    tables: Tables,
+    trailers: Vec<Vec<u8>>,
+    index: Index,
+    /// Length of the longest chunk, bytes.
+    max_chunk: usize,
+}
+
+/// What stands before the chunks.
+struct Tables {
     recipe: Recipe,
     target: TargetIdentity,
     /// Offset of the VMA table's section.
     vmas: u64,
     n_vmas: usize,
-    trailers: Vec<Vec<u8>>,
-    index: Index,
-    /// Length of the longest chunk, bytes.
-    max_chunk: usize,
+}
+
+impl Tables {
+    fn read(walk: &mut Walk<'_>) -> Result<Self> {
+        let (recipe, target) = (walk.recipe()?, walk.target()?);
+        let vmas = walk.at;
+        Ok(Self {
+            recipe,
+            target,
+            vmas,
+            n_vmas: walk.vmas()?.len(),
+        })
+    }
 }
 
 /// Where the chunks are.
@@ -69,22 +88,12 @@ impl ImageReader {
         let (header, header_crc) = read_header(&*source, len)?;
         let seed = Seed::new(&header.image_id);
         let footer = read_footer(&*source, &seed, len)?;
-        let mut walk = Walk {
-            source: &*source,
-            seed: &seed,
-            at: HEADER_LEN as u64,
-            end: footer.trailers,
-            digest: seed.hasher(),
-        };
-        walk.digest.update(&header_crc.to_le_bytes());
-        let recipe = walk.recipe()?;
-        let target = walk.target()?;
-        let vmas = walk.at;
-        let n_vmas = walk.vmas()?.len();
+        let mut walk = Walk::behind_header(&*source, &seed, header_crc, footer.trailers);
+        let tables = Tables::read(&mut walk)?;
         let mut tally = Tally::new(&header, &footer, len)?;
         let index = Index::Blocks(walk.body(&header, &footer, &mut tally)?);
         walk.end = len - FOOTER_LEN as u64;
-        let trailers = walk.trailers(recipe.stages.len() - 1)?;
+        let trailers = walk.trailers(tables.recipe.stages.len() - 1)?;
         let digest = walk.digest.finalize();
         tally.check(&footer, digest, len)?;
         let max_chunk = tally.max_chunk;
@@ -93,10 +102,7 @@ impl ImageReader {
             seed,
             header,
             footer,
-            recipe,
-            target,
-            vmas,
-            n_vmas,
+            tables,
             trailers,
             index,
             max_chunk,
@@ -111,28 +117,15 @@ impl ImageReader {
     pub(crate) fn open_part(source: Arc<dyn ReadImage>, mark: Mark) -> Result<Self> {
         let (header, header_crc) = read_header(&*source, mark.len_bytes)?;
         let seed = Seed::new(&header.image_id);
-        let mut walk = Walk {
-            source: &*source,
-            seed: &seed,
-            at: HEADER_LEN as u64,
-            end: mark.len_bytes,
-            digest: seed.hasher(),
-        };
-        walk.digest.update(&header_crc.to_le_bytes());
-        let recipe = walk.recipe()?;
-        let target = walk.target()?;
-        let vmas = walk.at;
-        let n_vmas = walk.vmas()?.len();
+        let mut walk = Walk::behind_header(&*source, &seed, header_crc, mark.len_bytes);
+        let tables = Tables::read(&mut walk)?;
         let part = Part::read(&mut walk, &header, mark.n_chunks)?;
         Ok(Self {
             source,
             seed,
             header,
             footer: part.footer,
-            recipe,
-            target,
-            vmas,
-            n_vmas,
+            tables,
             trailers: Vec::new(),
             index: Index::Chunks(part.chunks),
             max_chunk: part.max_chunk,
@@ -142,7 +135,7 @@ impl ImageReader {
     /// Who the target was.
     #[must_use]
     pub fn target(&self) -> &TargetIdentity {
-        &self.target
+        &self.tables.target
     }
 
     /// Reads the VMA table again: it is not kept, because it may be long.
@@ -154,7 +147,7 @@ impl ImageReader {
         Walk {
             source: &*self.source,
             seed: &self.seed,
-            at: self.vmas,
+            at: self.tables.vmas,
             end,
             digest: Hasher::new(),
         }
@@ -170,7 +163,7 @@ impl ImageReader {
     }
 
     pub(crate) fn recipe(&self) -> &Recipe {
-        &self.recipe
+        &self.tables.recipe
     }
 
     /// It was never finished: stages have said no last words, and chunks are missing.
@@ -191,7 +184,7 @@ impl ImageReader {
     }
 
     pub(crate) fn n_vmas(&self) -> usize {
-        self.n_vmas
+        self.tables.n_vmas
     }
 
     /// The last words of each stage but the sink.

@@ -6,7 +6,9 @@ use crc32fast::Hasher;
 use crate::sink::bytes::Fields;
 use crate::sink::error::{Result, corrupt};
 use crate::sink::frame::{CHUNK_HEAD_LEN, INDEX_ENTRY_LEN, INDEX_FIXED_LEN, IndexEntry, RUN_LEN};
-use crate::sink::layout::{FOOTER_LEN, Footer, Header, SECTION_HEAD_LEN, Seed, limit, tag};
+use crate::sink::layout::{
+    FOOTER_LEN, Footer, HEADER_LEN, Header, SECTION_HEAD_LEN, Seed, limit, tag,
+};
 use crate::sink::read::{read_block, read_exact, read_section};
 use crate::sink::recipe::Recipe;
 use crate::sink::{ReadImage, TargetIdentity, VmaTable};
@@ -24,7 +26,25 @@ pub(super) struct Walk<'a> {
     pub(super) digest: Hasher,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    /// From the end of a header with this CRC to `end`.
+    pub(super) fn behind_header(
+        source: &'a dyn ReadImage,
+        seed: &'a Seed,
+        header_crc: u32,
+        end: u64,
+    ) -> Self {
+        let mut digest = seed.hasher();
+        digest.update(&header_crc.to_le_bytes());
+        Self {
+            source,
+            seed,
+            at: HEADER_LEN as u64,
+            end,
+            digest,
+        }
+    }
+
     fn section(&mut self, what: &'static str, tag: [u8; 4], limit: u64) -> Result<Vec<u8>> {
         let room = self.end.saturating_sub(self.at + SECTION_HEAD_LEN as u64);
         let (crc, payload) =

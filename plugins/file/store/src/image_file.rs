@@ -170,8 +170,9 @@ impl ImageFile {
         })
     }
 
-    /// Gives the complete image of `len` bytes its name, in one step: whoever looks
-    /// finds no file of that name, or this one whole. Should the name have been taken
+    /// Gives the complete image of `len` bytes its name, in one step, unless it was
+    /// [kept](Self::keep) and has it: whoever looks finds no file of that name, or this
+    /// one whole. Should the name have been taken
     /// since [`create`](Self::create), it is another one. With `durable`, it also is
     /// there after a loss of power.
     ///
