@@ -114,7 +114,7 @@ impl ImageReader {
     ///
     /// # Errors
     /// [`ImageError`], naming the place.
-    pub(crate) fn open_part(source: Arc<dyn ReadImage>, mark: Mark) -> Result<Self> {
+    pub fn open_part(source: Arc<dyn ReadImage>, mark: Mark) -> Result<Self> {
         let (header, header_crc) = read_header(&*source, mark.len_bytes)?;
         let seed = Seed::new(&header.image_id);
         let mut walk = Walk::behind_header(&*source, &seed, header_crc, mark.len_bytes);

@@ -1,5 +1,5 @@
-//! An image that may be anything: opening, inspecting and verifying it ends, without a
-//! panic and within bounded memory.
+//! An image that may be anything: opening, inspecting and verifying it, and opening what is
+//! there of it, ends, without a panic and within bounded memory.
 //!
 //! Seven of eight mutations make the CRCs right again, so that the checks behind them,
 //! and the decoders of the stages, see the damage.
@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use memcr::pipeline::{Cancel, Pipeline, SearchPath};
-use memcr::sink::{ImageReader, inspect_source};
+use memcr::sink::{ImageReader, Mark, inspect_source};
 use memcr_fuzz::{reseal, stages};
 
 static STAGES: LazyLock<SearchPath> = LazyLock::new(stages);
@@ -22,6 +22,13 @@ fuzz_target!(|bytes: &[u8]| {
         inspect_source(bytes.clone()).is_ok(),
         "inspect and open disagree"
     );
+    // Of an image that was never finished the last index was not written.
+    let end = bytes.windows(4).rposition(|tag| tag == b"INDX");
+    let mark = Mark {
+        n_chunks: u64::from(bytes.first().copied().unwrap_or(0) % 2),
+        len_bytes: end.unwrap_or(bytes.len()) as u64,
+    };
+    let _ = ImageReader::open_part(bytes.clone(), mark);
     if let Ok(image) = Pipeline::open_source(bytes, &STAGES, &[]) {
         let _ = image.verify(Cancel::new(), Arc::default());
     }
