@@ -57,10 +57,12 @@
 //! | [`export`] | both doors; the only unsafe code of this crate |
 //! | [`testkit`] | the conformance suite, one line in a plugin's tests |
 //! | [`order`] | puts per-chunk values back into order, for digests over an image |
+//! | [`ram`] | how much RAM can be had, for sinks that store in it |
 
 pub mod abi;
 pub mod export;
 pub mod order;
+pub mod ram;
 pub mod sink;
 pub mod stage;
 pub mod testkit;

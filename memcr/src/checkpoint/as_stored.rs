@@ -21,8 +21,10 @@
 //! takes no RAM (`file`), nor where nothing may be dropped before all is known to be right
 //! (`--verify`) or others are as far (groups).
 //!
-//! A failure takes RAM for all that is missing, while the image still has its own. So pages
-//! go early only while the image is clearly smaller than what it replaces.
+//! A failure takes RAM for all that is missing, while the image still has its own. So where
+//! there is no room for twice the target, pages go early only while the image is clearly
+//! smaller than what it replaces. Where there is they go always: the image then takes RAM
+//! that the target has just had, which is faster than any that has to be got first.
 //!
 //! Mappings are registered while there are pages in them that are yet to be read. Such a
 //! page may go before it is read (MADV_FREE), and who reads it would wait for us: see
@@ -35,6 +37,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
+
+use memcr_plugin_api::ram;
 
 use crate::freeze::{Frozen, Missing};
 use crate::inject::{Borrowed, Site};
@@ -126,6 +130,8 @@ struct Dropper<'a> {
     guarded: &'a Guarded,
     journal: &'a mut Journal,
     huge: &'a mut Vec<PageRun>,
+    /// There is RAM for whatever may come: see [`is_room`].
+    is_room: bool,
     /// What was not to go yet.
     kept: Batch,
     given_back: GivenBack,
@@ -201,7 +207,7 @@ impl Unfinished {
         options: &CheckpointOptions,
         clock: &mut PhaseClock,
     ) -> Result<(OpenImage, PlanSummary, GivenBack), StepError> {
-        let mut dropper = Dropper::start(&mut self.target, &mut self.watcher)?;
+        let mut dropper = Dropper::start(&mut self.target, &mut self.watcher, &mapped)?;
         let summary = store_beside(&mut self.encoder, &mut dropper, mapped)?;
         dropper.check_idle()?;
         clock.done("scan and store");
@@ -353,11 +359,16 @@ impl Storer<'_> {
 }
 
 impl<'a> Dropper<'a> {
-    fn start(target: &'a mut Guardee, watcher: &'a mut Option<Watcher>) -> Result<Self, StepError> {
+    fn start(
+        target: &'a mut Guardee,
+        watcher: &'a mut Option<Watcher>,
+        mapped: &Mapped,
+    ) -> Result<Self, StepError> {
         let memory = target.guarded.memory();
         memory.begin_to_read();
         *watcher = Some(Watcher::start_for_drops(memory, None)?);
         let parasite = target.guarded.parasite();
+        let is_room = is_room(target.frozen.pid(), mapped);
         Ok(Self {
             borrowed: Borrowed::take(&mut target.frozen, target.site, Some(parasite))?,
             watcher,
@@ -365,6 +376,7 @@ impl<'a> Dropper<'a> {
             guarded: &target.guarded,
             journal: &mut target.journal,
             huge: &mut target.huge,
+            is_room,
             kept: Batch::default(),
             given_back: GivenBack::default(),
         })
@@ -379,7 +391,7 @@ impl<'a> Dropper<'a> {
                 batch,
             } = stored;
             self.kept.extend(batch);
-            if !may_go_early(mark, len_bytes) {
+            if !self.is_room && !is_smaller(mark, len_bytes) {
                 continue;
             }
             self.check_idle()?;
@@ -429,11 +441,17 @@ impl<'a> Dropper<'a> {
     }
 }
 
-/// Whether pages may be missing before the image is whole, of `len_bytes` that are stored up
-/// to `mark`: to undo that takes RAM for all of them beside the image. Where nothing
-/// compresses there is nothing to be won by it, and it is found out early.
-fn may_go_early(mark: Mark, len_bytes: u64) -> bool {
+/// Whether the image is clearly smaller than what it replaces, `len_bytes` of which are stored
+/// up to `mark`.
+fn is_smaller(mark: Mark, len_bytes: u64) -> bool {
     mark.len_bytes < len_bytes / 8 * 7
+}
+
+/// Whether there is RAM for an image of all that a target has, and beside it for the way back.
+fn is_room(pid: i32, mapped: &Mapped) -> bool {
+    let most = mapped.details.iter().map(|(_, details)| details.rss_bytes);
+    let available = ram::available().min(ram::available_to(pid.cast_unsigned()));
+    available / 2 > most.sum()
 }
 
 /// From here on the journal tells of an image of which something may be needed.

@@ -10,7 +10,6 @@
 //!
 //! The file itself is that of `memcr-filestore`, as in the sink `file`.
 
-mod memory;
 mod mount;
 #[cfg(test)]
 mod tests;
@@ -18,12 +17,12 @@ mod tests;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memcr_filestore::{Cache, Directory, ImageFile, room};
-use memcr_plugin_api::Host;
 use memcr_plugin_api::abi::{capability, code};
 use memcr_plugin_api::sink::{NewImage, Sink};
 use memcr_plugin_api::stage::{
     ParamKind, ParamSpec, Params, Result, StageError, StageInfo, Threads,
 };
+use memcr_plugin_api::{Host, ram};
 
 use mount::{MountOptions, OwnMount};
 
@@ -42,6 +41,9 @@ const OWN_DIR: &str = "/run/memcr/tmpfs";
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// `f_type` of a ramfs (linux/magic.h).
 const RAMFS_MAGIC: u64 = 0x8584_58f6;
+/// Stays free while an image is written, bytes: what memcr itself and the rest of the
+/// machine need to go on at all.
+const RESERVE: u64 = 16 << 20;
 /// Bytes between two looks at the memory that is left: some 10 ms of writing, while a
 /// look takes a tenth of a millisecond. Less where less is left: see [`next_look`].
 const LOOK_EVERY: u64 = 32 << 20;
@@ -93,7 +95,7 @@ impl Sink for TmpfsSink {
             mount,
             allow_plain: params.parse("allow_plain")?.unwrap_or(false),
             host,
-            reserve: memory::RESERVE,
+            reserve: RESERVE,
             written: AtomicU64::new(0),
             look_at: AtomicU64::new(0),
             keeps: false,
@@ -118,7 +120,7 @@ impl Sink for TmpfsSink {
         if !image.keep {
             room::check(
                 "the RAM",
-                memory::available().saturating_sub(self.reserve),
+                ram::available().saturating_sub(self.reserve),
                 image,
                 self.host,
             )?;
@@ -243,7 +245,7 @@ impl TmpfsSink {
 
     /// Answers how much is left beside the reserve.
     fn check_reserve(&self) -> Result<u64> {
-        let available = memory::available();
+        let available = ram::available();
         if let Some(left) = available.checked_sub(self.reserve) {
             return Ok(left);
         }

@@ -1,19 +1,27 @@
-//! How much RAM an image may take.
+//! How much RAM can be had, for sinks that store in it.
 //!
 //! A full disk fails a write; full RAM wakes the OOM killer, which may choose the target.
-//! So room in the tmpfs is not enough: the machine must have the memory, and so must the
+//! So room in a tmpfs is not enough: the machine must have the memory, and so must the
 //! cgroup that memcr runs in, because pages of a tmpfs are charged to who writes them.
 
 use std::path::{Path, PathBuf};
 
-/// Stays free while an image is written, bytes: what memcr itself and the rest of the
-/// machine need to go on at all.
-pub(crate) const RESERVE: u64 = 16 << 20;
+/// Bytes that this process can take now (`MemAvailable` of proc_meminfo(5), and what each of its
+/// memory cgroups has left); `u64::MAX` where nothing tells.
+#[must_use]
+pub fn available() -> u64 {
+    available_within("/proc/self/cgroup")
+}
 
-/// Bytes that can be taken now; `u64::MAX` where nothing tells.
-pub(crate) fn available() -> u64 {
+/// The same for the process `pid`.
+#[must_use]
+pub fn available_to(pid: u32) -> u64 {
+    available_within(&format!("/proc/{pid}/cgroup"))
+}
+
+fn available_within(cgroups: &str) -> u64 {
     let meminfo = read("/proc/meminfo").and_then(|text| mem_available(&text));
-    let cgroups = read("/proc/self/cgroup").unwrap_or_default();
+    let cgroups = read(cgroups).unwrap_or_default();
     let within = cgroup_dirs(&cgroups, Path::new("/sys/fs/cgroup"));
     let groups = within.iter().filter_map(|(dir, files)| files.headroom(dir));
     meminfo.into_iter().chain(groups).min().unwrap_or(u64::MAX)
@@ -48,7 +56,7 @@ const V2: Files = Files {
     reclaimable: "inactive_file ",
 };
 
-/// The directories of the memory cgroups that a line of `/proc/self/cgroup` puts us in,
+/// The directories of the memory cgroups that a line of `/proc/PID/cgroup` puts it in,
 /// innermost first: each may have a limit.
 fn cgroup_dirs(cgroups: &str, root: &Path) -> Vec<(PathBuf, Files)> {
     let mut dirs = Vec::new();
@@ -99,7 +107,7 @@ mod tests {
     #[test]
     fn this_machine_tells() {
         let meminfo = read("/proc/meminfo").unwrap();
-        assert!(available() > 0);
+        assert!(available() > 0 && available_to(std::process::id()) > 0);
         assert!(available() <= mem_available(&meminfo).unwrap() + (1 << 30));
     }
 
