@@ -81,8 +81,10 @@ fn another_handle_finds_the_key_of_a_finished_image() {
 
 /// Whether the kernel will take it away by itself (proc_keys(5), fourth field).
 fn expires(image: &Image) -> bool {
+    // By its number: one that it has replaced may still be listed under its name.
+    let serial = format!("{:08x}", find(image).unwrap().get_id().0);
     let keys = std::fs::read_to_string("/proc/keys").unwrap();
-    let line = keys.lines().find(|line| line.contains(&name(image)));
+    let line = keys.lines().find(|line| line.starts_with(&serial));
     line.unwrap().split_whitespace().nth(3) != Some("perm")
 }
 
