@@ -126,9 +126,13 @@ impl Frozen {
                 _ => Ok(false),
             };
         };
-        if ptrace::registers(pid).is_err() {
-            // It runs again, as the thread that has made an exec: wait for its stop.
-            self.stopping.push(self.tids.remove(first));
+        // It may have become the thread that has made an exec. That one runs, or stands where
+        // nobody has waited for it: within a clone, with registers that say that it failed.
+        let regs = ptrace::registers(pid);
+        if !matches!((regs, self.registers.get(&pid)), (Ok(Some(now)), Some(then)) if now.sp() == then.sp())
+        {
+            let tid = self.tids.remove(first);
+            self.tell(tid);
             return Ok(false);
         }
         // Where it could not be attached to at once, it was found behind others.
