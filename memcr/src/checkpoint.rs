@@ -117,8 +117,7 @@ pub fn checkpoint(
         }
     };
     clock.done("map");
-    // What a ring completes later is no harm while nothing is dropped.
-    if is_batched && !frozen.may_wake() {
+    if is_batched {
         let memory = Arc::clone(&memory);
         match Unfinished::begin(frozen, journal, encoder, memory, &mapped, options)? {
             Begun::Guarded(unfinished) => return unfinished.store(mapped, options, &mut clock),

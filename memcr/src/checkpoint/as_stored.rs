@@ -96,7 +96,8 @@ struct Guardee {
 /// How it begins.
 pub(super) enum Begun {
     Guarded(Box<Unfinished>),
-    /// No guard can be made in this target: as if nobody had asked.
+    /// No guard can be made in this target, or nothing is to be missing of it yet: as if nobody
+    /// had asked.
     Unguarded(Box<(Frozen, Journal, Encoder)>),
 }
 
@@ -148,6 +149,10 @@ impl Unfinished {
         options: &CheckpointOptions,
     ) -> Result<Begun, CheckpointError> {
         let kept = encoder.keep().map_err(StepError::from);
+        if kept.is_ok() && frozen.may_wake() {
+            encoder.is_not_needed();
+            return Ok(Begun::Unguarded(Box::new((frozen, journal, encoder))));
+        }
         if let Err(error) = kept.and_then(|()| tell(&frozen, &mut journal, &encoder)) {
             return Err(give_up(frozen, journal, encoder, error));
         }

@@ -53,11 +53,14 @@ pub(super) fn prepare(
     expect_descriptors().map_err(|error| not_ready(pid, OPEN_MORE, error))?;
     let target = Target::examine(pid).map_err(|source| CheckpointError::Refused { pid, source })?;
     let expected_len_bytes = target.anonymous_bytes();
+    // What a ring completes later is no harm while nothing is dropped. One that is made
+    // before the freeze is found there.
+    let may_wake = target.may_wake();
     let reading = start_reading(pid).map_err(|error| not_ready(pid, START_THREAD, error))?;
     clock.done("examine");
 
     let guarded = has_guard(options)?;
-    let drops_as_stored = guarded && drops_as_stored(&pipeline, options);
+    let drops_as_stored = guarded && !may_wake && drops_as_stored(&pipeline, options);
     let plan = PlanOptions {
         policy: Policy {
             drop_file_pages: options.drop_file_pages,
@@ -106,8 +109,8 @@ pub(super) fn prepare(
 /// written of it.
 fn drops_as_stored(pipeline: &Pipeline, options: &CheckpointOptions) -> bool {
     let is_wanted = pipeline.stores_in_memory() && !options.verify && options.group.is_none();
-    let may_key_stay = || !pipeline.encrypts() || keyring::probe().is_ok();
-    is_wanted && pipeline.keeps_unfinished() && pipeline.is_portable() && may_key_stay()
+    let can_be_found = pipeline.keeps_unfinished() && pipeline.is_portable();
+    is_wanted && can_be_found && (!pipeline.encrypts() || keyring::probe().is_ok())
 }
 
 /// Whether a guard is to be had, before the plan is made: with one, less is dropped.

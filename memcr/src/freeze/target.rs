@@ -264,7 +264,8 @@ impl Target {
     }
 
     /// There is something by which the kernel may still change pages while it stands still.
-    pub(super) fn may_wake(&self) -> bool {
+    #[must_use]
+    pub fn may_wake(&self) -> bool {
         self.io.may_wake()
     }
 

@@ -116,8 +116,8 @@ impl Sink for TmpfsSink {
         if let Some(free_len) = dir.free_len()? {
             room::check(dir.path(), free_len, image, self.host)?;
         }
-        // One to keep takes the place of memory that is given back meanwhile.
-        if !image.keep {
+        // One to keep takes the place of memory that is given back meanwhile, if it is smaller.
+        if !(image.keep && image.compressed) {
             room::check(
                 "the RAM",
                 ram::available().saturating_sub(self.reserve),

@@ -24,6 +24,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("not_before_it_is_verified", not_before_verified),
             ("not_with_a_key_that_goes_with_us", not_with_our_key),
             ("not_beside_a_ring", not_beside_a_ring),
+            (
+                "nothing_compresses_beside_a_ring",
+                nothing_won_beside_a_ring,
+            ),
             ("killed_and_recovered", killed),
             ("the_only_thread_at_work", alone),
             ("huge_pages_come_back", huge_pages),
@@ -111,6 +115,18 @@ fn not_beside_a_ring() -> Result {
     let victim = Victim::start("uring", &["size=64M"])?;
     let memcr = rig.memcr(victim.pid()).arg("-n");
     nothing_gone_at_commit(victim, memcr)?;
+    rig.expect_clean()
+}
+
+/// Its image is complete at the one commit that there is, and the sink hears of it. What
+/// frames take is more than what the little beside the random bytes has saved.
+fn nothing_won_beside_a_ring() -> Result {
+    let rig = Rig::with("crc32,lz4,tmpfs")?;
+    let mut victim = Victim::start("uring", &["size=256M", "content=random"])?;
+    let finished = rig.memcr(victim.pid()).arg("-n").run()?;
+    finished.says("this memory does not compress")?;
+    ensure(finished.code != Some(0), || finished.to_string())?;
+    victim.verify()?;
     rig.expect_clean()
 }
 

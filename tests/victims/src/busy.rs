@@ -27,12 +27,16 @@ fn has_thread_named(begin: &str) -> io::Result<bool> {
 /// Mode `uring`: `inflight=1`: a read of an empty pipe waits in an io_uring; or an idle ring.
 /// `kind=plain|polled|own`: a thread of the kernel takes requests; the queues lie in memory
 /// of our own. `multishot=1`: one request, one completion, and it still waits for more.
-/// `size=1M`: memory.
+/// `size=1M content=dense`: memory.
 pub(crate) fn run_uring(opts: &Opts) -> io::Result<()> {
     const SETUP_SQPOLL: u32 = 1 << 1;
     const SETUP_NO_MMAP: u32 = 1 << 14;
     let (in_flight, multishot) = (opts.flag("inflight"), opts.flag("multishot"));
     let (kind, len) = (opts.text("kind", "plain"), opts.len("size", 1 << 20));
+    let rule = Rule {
+        content: Content::parse(&opts.text("content", "dense")),
+        seed: 1,
+    };
     opts.done();
     let mut ring = match kind.as_str() {
         "polled" => {
@@ -54,13 +58,14 @@ pub(crate) fn run_uring(opts: &Opts) -> io::Result<()> {
         // Open until the end.
         std::mem::forget((reader, writer));
     }
-    let buffer = filled(len)?;
+    let buffer = filled(len, rule)?;
     let (reader, writer) = pipe()?;
     if in_flight {
         ring.submit_read(&reader, buffer)?;
     }
     serve(&mut Busy {
         buffer,
+        rule,
         writer: Some(writer),
         _reader: reader,
         fetch: Box::new(move || ring.reap()),
@@ -77,7 +82,7 @@ pub(crate) fn run_aio(opts: &Opts) -> io::Result<()> {
     let mut context = 0u64;
     // SAFETY: writes the context's id.
     check_long(unsafe { libc::syscall(libc::SYS_io_setup, 8, &raw mut context) })?;
-    let buffer = filled(1 << 20)?;
+    let buffer = filled(1 << 20, RULE)?;
     let (reader, writer) = pipe()?;
     if in_flight {
         // SAFETY: all zeros is a valid block to start from; it is read during the call.
@@ -116,6 +121,7 @@ pub(crate) fn run_aio(opts: &Opts) -> io::Result<()> {
     };
     serve(&mut Busy {
         buffer,
+        rule: RULE,
         writer: Some(writer),
         _reader: reader,
         fetch: Box::new(fetch),
@@ -130,9 +136,9 @@ const RULE: Rule = Rule {
 };
 
 /// Memory whose first page is for what the kernel writes.
-fn filled(len: usize) -> io::Result<Region> {
+fn filled(len: usize, rule: Rule) -> io::Result<Region> {
     let buffer = Region::anon(len)?;
-    behind_first(buffer).fill(RULE);
+    behind_first(buffer).fill(rule);
     Ok(buffer)
 }
 
@@ -145,6 +151,7 @@ const MESSAGE: &[u8] = b"written by the kernel while nobody looked";
 /// Something in flight, and the pipe that completes it.
 struct Busy {
     buffer: Region,
+    rule: Rule,
     writer: Option<OwnedFd>,
     _reader: OwnedFd,
     fetch: Box<dyn FnMut() -> io::Result<i32>>,
@@ -175,7 +182,7 @@ impl Victim for Busy {
         if self.in_flight {
             self.complete()?;
         }
-        behind_first(self.buffer).check(RULE)?;
+        behind_first(self.buffer).check(self.rule)?;
         Ok(self.buffer.len() as u64)
     }
 }
