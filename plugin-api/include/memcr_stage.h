@@ -249,7 +249,7 @@ typedef struct memcr_sink_open {
 
 /* memcr_sink_open.mode: write a new image. */
 #define MEMCR_SINK_WRITE 1u
-/* memcr_sink_open.mode: read a committed image. */
+/* memcr_sink_open.mode: read an image that was committed, be it for the first time. */
 #define MEMCR_SINK_READ 2u
 /* memcr_sink_open.flags: a stage before the sink compresses. */
 #define MEMCR_SINK_COMPRESSED 1u

@@ -1,11 +1,11 @@
-//! Dropping while the rest is stored: for an image that takes RAM itself, so that it never
-//! takes more than is given back.
+//! Dropping while the rest is stored: for an image that takes RAM itself, which it then has
+//! from what is given back.
 //!
 //! ```text
 //!   thread `scan`   Planner ──chunks──▶ Encoder ──▶ workers ──▶ the image, which has its
 //!                      └── batches ──▶ wait for their chunks     name already
 //!                                          │ ◀── mark: up to where it is written
-//!   thread `main`        journal: the image is needed up to the mark
+//!   the tracer           journal: the image is needed up to the mark
 //!                           ▼
 //!                        the first thread of the target drops them, under the guard
 //! ```
@@ -33,7 +33,6 @@
 //! [`GuardedMemory::begin_to_read`]: crate::pages::guarded::GuardedMemory::begin_to_read
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -48,7 +47,7 @@ use crate::pages::give_back::GivenBack;
 use crate::pages::guarded::Watcher;
 use crate::pages::remote::RemoteMemory;
 use crate::pipeline::{
-    Encoder, OpenImage, Pipeline, PipelineError, PipelineSpec, SearchPath, causes,
+    Encoder, OpenImage, Pipeline, PipelineError, PipelineSpec, SearchPath, Work, causes, panic_text,
 };
 use crate::restore::RestoreError;
 use crate::session::gate::Step;
@@ -66,9 +65,10 @@ use super::{CheckpointOptions, Mapped, Stored, finish_report, pass, scan};
 /// How much is planned before a batch is dropped, bytes: a millisecond's work for the thread
 /// that drops it, beside some 4 of the workers' at the speed of lz4. Longer ones save nothing.
 pub(super) const BATCH_LEN: u64 = 8 << 20;
-/// Batches that are stored and wait for the one before them: more would be RAM that both they
-/// and the image take.
+/// Batches that are stored and wait for the one before them, beside one that nobody can take
+/// yet: more would be RAM that both they and the image take.
 const N_WAITING: usize = 1;
+const NOT_DROPPED: &str = "nothing is dropped any more";
 
 /// A target of which something may be missing, and whose image is not finished.
 pub(super) struct Unfinished {
@@ -109,17 +109,18 @@ struct Storer<'a> {
     stored: SyncSender<StoredBatch>,
 }
 
-/// What is to be dropped once the first `n_chunks` chunks are stored, of `len_bytes` pages.
+/// What is to be dropped once the first `n_chunks` chunks are stored, which were handed out by
+/// the time that `pushed_bytes` were.
 struct Waiting {
     n_chunks: u64,
-    len_bytes: u64,
+    pushed_bytes: u64,
     batch: Batch,
 }
 
-/// What may be dropped, since the image is written up to `mark`: so many bytes of pages.
+/// What may be dropped, since the image is written up to `mark`, and so are that many bytes.
 struct StoredBatch {
     mark: Mark,
-    len_bytes: u64,
+    pushed_bytes: u64,
     batch: Batch,
 }
 
@@ -247,9 +248,9 @@ impl Unfinished {
         } = &mut self.target;
         let pid = frozen.pid();
         if frozen.missing() == Missing::Guarded
-            && let Err(error) = frozen.arm_first()
+            && let Err(unarmed) = frozen.arm_first()
         {
-            tracing::debug!("{error}");
+            tracing::debug!("{unarmed}");
         }
         let image = match self.image {
             Some(image) => Ok(image),
@@ -296,7 +297,7 @@ fn store_beside(
     mapped: Mapped,
 ) -> Result<PlanSummary, StepError> {
     let (stored, batches) = sync_channel(N_WAITING);
-    let pid = dropper.borrowed.frozen().pid();
+    let (pid, work) = (dropper.borrowed.frozen().pid(), encoder.work());
     thread::scope(|scope| {
         let storer = Storer {
             encoder,
@@ -307,19 +308,34 @@ fn store_beside(
         let thread = thread::Builder::new().name("scan".into());
         let storing = thread
             .spawn_scoped(scope, move || storer.store(mapped, pid))
-            .map_err(no_scan)?;
-        let dropped = dropper.follow(batches);
-        let panicked = |_| Err(no_scan(io::Error::other("it has panicked")).into());
-        let summary = storing.join().unwrap_or_else(panicked);
-        // Who hands out a batch that nobody takes fails too.
-        dropped.and(summary)
+            .map_err(|source| PipelineError::Resource {
+                doing: "start the thread that finds pages".into(),
+                source,
+            })?;
+        let dropped = dropper.follow(batches, &work);
+        if dropped.is_err() {
+            work.end(NOT_DROPPED);
+        }
+        let summary = storing
+            .join()
+            .unwrap_or_else(|panic| Err(PipelineError::Panicked(panic_text(&*panic)).into()));
+        first_failure(dropped, summary)
     })
 }
 
-fn no_scan(source: io::Error) -> PipelineError {
-    PipelineError::Resource {
-        doing: "run the thread that finds pages".into(),
-        source,
+/// The failure of both that caused that of the other.
+fn first_failure(
+    dropped: Result<(), StepError>,
+    summary: Result<PlanSummary, StepError>,
+) -> Result<PlanSummary, StepError> {
+    let is_told = |error: &StepError| matches!(error, StepError::Pipeline(error) if matches!(**error, PipelineError::Ended(_)));
+    match (dropped, summary) {
+        (Ok(()), summary) => summary,
+        (Err(dropped), Err(stored)) if !is_told(&stored) => {
+            tracing::debug!("nor can pages be dropped: {}", causes(&dropped));
+            Err(stored)
+        }
+        (Err(dropped), _) => Err(dropped),
     }
 }
 
@@ -343,23 +359,29 @@ impl Storer<'_> {
             }
             Planned::Batch(batch) => self.waiting.push_back(Waiting {
                 n_chunks: self.encoder.n_pushed(),
-                len_bytes: self.pushed_bytes,
+                pushed_bytes: self.pushed_bytes,
                 batch,
             }),
         }
         let mark = self.encoder.mark();
         let is_stored = |waiting: &&Waiting| waiting.n_chunks <= mark.n_chunks;
         let n_stored = self.waiting.iter().take_while(is_stored).count();
-        for waiting in self.waiting.drain(..n_stored) {
-            let stored = StoredBatch {
-                mark,
-                len_bytes: waiting.len_bytes,
-                batch: waiting.batch,
-            };
-            let taken = self.stored.send(stored);
-            taken.map_err(|_| PipelineError::Ended("nothing is dropped any more"))?;
-        }
-        Ok(())
+        // One mark, one batch.
+        let stored = self.waiting.drain(..n_stored).reduce(|mut all, next| {
+            all.batch.extend(next.batch);
+            all.pushed_bytes = next.pushed_bytes;
+            all
+        });
+        let Some(stored) = stored else {
+            return Ok(());
+        };
+        let stored = StoredBatch {
+            mark,
+            pushed_bytes: stored.pushed_bytes,
+            batch: stored.batch,
+        };
+        let taken = self.stored.send(stored);
+        Ok(taken.map_err(|_| PipelineError::Ended(NOT_DROPPED))?)
     }
 }
 
@@ -387,16 +409,19 @@ impl<'a> Dropper<'a> {
         })
     }
 
-    /// Drops what is stored, up to the last batch that is handed out.
-    fn follow(&mut self, batches: Receiver<StoredBatch>) -> Result<(), StepError> {
+    /// Drops what is stored, up to the last batch that is handed out. When `work` has failed it
+    /// only takes what comes: what goes then would have to come back, and who hands it out
+    /// knows why.
+    fn follow(&mut self, batches: Receiver<StoredBatch>, work: &Work) -> Result<(), StepError> {
         for stored in batches {
             let StoredBatch {
                 mark,
-                len_bytes,
+                pushed_bytes,
                 batch,
             } = stored;
             self.kept.extend(batch);
-            if !self.is_room && !is_smaller(mark, len_bytes) {
+            let may_go = self.is_room || is_smaller(mark, pushed_bytes);
+            if !may_go || work.is_over() {
                 continue;
             }
             self.check_idle()?;
@@ -446,10 +471,10 @@ impl<'a> Dropper<'a> {
     }
 }
 
-/// Whether the image is clearly smaller than what it replaces, `len_bytes` of which are stored
-/// up to `mark`.
-fn is_smaller(mark: Mark, len_bytes: u64) -> bool {
-    mark.len_bytes < len_bytes / 8 * 7
+/// Whether the image is clearly smaller than what it replaces: `stored_bytes` at least are
+/// stored up to `mark`.
+fn is_smaller(mark: Mark, stored_bytes: u64) -> bool {
+    mark.len_bytes < stored_bytes / 8 * 7
 }
 
 /// Whether there is RAM for an image of all that a target has, and beside it for the way back.

@@ -44,7 +44,8 @@ pub struct PlanOptions {
 pub enum Planned {
     /// A finished chunk.
     Chunk(ChunkPlan),
-    /// What is to be given back: all its pages are in the chunks before.
+    /// What is to be given back: all its pages are in the chunks before, but for clean ones of
+    /// files.
     Batch(Batch),
 }
 
@@ -53,8 +54,8 @@ pub enum Planned {
 pub struct Batch {
     /// What is to be given back, ascending.
     pub drops: Vec<DropRun>,
-    /// Runs that are backed by huge pages, ascending: those of the drops, and what follows in
-    /// the last one.
+    /// Runs that are backed by huge pages, ascending: all that were met since the batch before,
+    /// those of the drops among them or told earlier.
     pub huge: Vec<PageRun>,
 }
 

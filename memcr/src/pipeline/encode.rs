@@ -71,6 +71,23 @@ pub struct Encoder {
     held: Option<ChunkPlan>,
 }
 
+/// The work of an encoder, for a thread beside the one that pushes.
+#[derive(Clone)]
+pub(crate) struct Work(Arc<Stop>);
+
+impl Work {
+    /// Ends it: who waits in [`Encoder::push`] is told at once. A failure of before stays the
+    /// first.
+    pub(crate) fn end(&self, why: &'static str) {
+        self.0.fail(PipelineError::Ended(why));
+    }
+
+    /// Whether it has failed, or was ended or cancelled.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.check().is_err()
+    }
+}
+
 /// See [`crate::pipeline::Pipeline::prepare_encode`].
 pub(super) fn prepare(
     foreman: Foreman,
@@ -152,7 +169,8 @@ impl Encoder {
     /// Hands one chunk to the workers. Waits while they have enough to do.
     ///
     /// # Errors
-    /// The first failure of any worker, as soon as it is known; the image is gone then.
+    /// The first failure of any worker, as soon as it is known; the image is gone then, unless
+    /// it was kept.
     pub fn push(&mut self, plan: ChunkPlan) -> Result<()> {
         if self.target.is_none() {
             return Err(misuse("a chunk was pushed before the encoder was begun"));
@@ -184,6 +202,11 @@ impl Encoder {
     /// Nothing was given back after all: the image goes again with whatever fails.
     pub fn is_not_needed(&mut self) {
         self.needed = false;
+    }
+
+    /// To be ended by another thread than the one that pushes.
+    pub(crate) fn work(&self) -> Work {
+        Work(Arc::clone(&self.shift.stop))
     }
 
     /// Up to where the image is written.

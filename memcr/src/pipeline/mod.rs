@@ -63,9 +63,11 @@ pub use decode::{DecodeSetup, DecodeStats, Decoder};
 pub use describe::{
     Door, LinkDescription, ParamDescription, ParamType, StageDescription, StageKind, ThreadModel,
 };
+pub(crate) use encode::Work;
 pub use encode::{EncodeSetup, Encoder};
 pub(crate) use error::causes;
 pub use error::{LoadError, PipelineError, Place, Result};
+pub(crate) use foreman::panic_text;
 pub use load::Plugin;
 pub use open::OpenImage;
 pub use params::parse_size;

@@ -331,13 +331,7 @@ impl StateDir {
         let path = self.path.join(name(pid));
         let failed = |error| io_error("write", &path, error);
         let bytes = serde_json::to_vec(record).map_err(|error| failed(error.into()))?;
-        if bytes.len() as u64 > MAX_LEN_BYTES {
-            return Err(JournalError::TooLong {
-                pid,
-                len_bytes: bytes.len() as u64,
-                max_bytes: MAX_LEN_BYTES,
-            });
-        }
+        check_len(pid, bytes.len() as u64)?;
         self.replace(pid, &bytes).map_err(|error| {
             let _ = unlinkat(self, new_name(pid), AtFlags::empty());
             failed(error)
@@ -353,6 +347,7 @@ impl StateDir {
         let fd = openat(self, name(pid), flags, Mode::empty());
         let mut file = File::from(fd.map_err(|error| failed(error.into()))?);
         let len_bytes = file.metadata().map_err(failed)?.len();
+        check_len(pid, len_bytes + line.len() as u64)?;
         file.write_all(&line).map_err(|error| {
             // A part of a line is as good as none, but not before another one.
             let _ = file.set_len(len_bytes);
@@ -412,6 +407,18 @@ pub(super) fn untrusted(meta: &Stat) -> Option<String> {
     }
     (mode & 0o022 != 0)
         .then(|| format!("is refused: others than its owner may write it (mode {mode:04o})"))
+}
+
+/// Nobody reads a longer one.
+fn check_len(pid: i32, len_bytes: u64) -> Result<()> {
+    if len_bytes <= MAX_LEN_BYTES {
+        return Ok(());
+    }
+    Err(JournalError::TooLong {
+        pid,
+        len_bytes,
+        max_bytes: MAX_LEN_BYTES,
+    })
 }
 
 fn name(pid: i32) -> String {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! state directory (0700)      /run/memcr, $XDG_RUNTIME_DIR/memcr, /tmp/memcr-UID
-//!   4711.json   (0600)        the record; replaced as a whole by rename(2), but for the lines
+//!   4711.json   (0600)        the record; replaced as a whole by renameat2(2), but for the lines
 //!                             behind it that tell how far an unfinished image is written
 //!   4711.lock   (0600)        locked by the memcr that works on process 4711
 //!
