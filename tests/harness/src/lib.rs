@@ -20,6 +20,7 @@ pub mod snapshot;
 pub mod victim;
 pub mod wait;
 pub mod wire;
+pub mod zram;
 
 pub use daemon::{Daemon, Setup};
 pub use memcr::{Finished, Held, Memcr, Running};
@@ -28,6 +29,7 @@ pub use rig::Rig;
 pub use snapshot::{Allow, Snapshot};
 pub use victim::Victim;
 pub use wire::Wire;
+pub use zram::Zram;
 
 use std::fmt;
 

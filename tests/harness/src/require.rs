@@ -22,6 +22,10 @@ const FEATURES: &[(&str, Probe)] = &[
     }),
     ("fincore", || program("fincore")),
     ("mount", root),
+    ("zram", || {
+        root().and_then(|()| exists("/sys/class/zram-control"))
+    }),
+    ("mkfs.ext4", || program("mkfs.ext4")),
     ("gcc", || program("gcc")),
     ("redis-server", || program("redis-server")),
     ("python3", || program("python3")),
@@ -71,6 +75,12 @@ fn root() -> std::result::Result<(), String> {
 
 fn readable(path: &str) -> std::result::Result<(), String> {
     std::fs::File::open(path)
+        .map(drop)
+        .map_err(|err| format!("{path}: {err}"))
+}
+
+fn exists(path: &str) -> std::result::Result<(), String> {
+    std::fs::metadata(path)
         .map(drop)
         .map_err(|err| format!("{path}: {err}"))
 }

@@ -19,16 +19,15 @@ use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use memcr_harness::{Context, Result, Trouble, ensure, proc};
-use rustix::process::{PidfdFlags, geteuid, pidfd_open};
+use memcr_harness::zram::refused;
+use memcr_harness::{Context, Result, Trouble, Zram, ensure, proc};
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::{Traveller, Trip};
 use crate::args::Args;
 use crate::raw;
 use crate::stat::millis;
 use crate::team;
-
-const CONTROL: &str = "/sys/class/zram-control";
 
 /// Part of the memory that must have gone, in hundredths: pages that some CPU is just about
 /// to put into a list of the kernel cannot.
@@ -96,7 +95,7 @@ fn sweep(handle: &OwnedFd, target: &Traveller, n_threads: usize) -> Result {
 
 fn advise(handle: &OwnedFd, mut addr: usize, mut len: usize) -> Result {
     while len > 0 {
-        let n = lacking(
+        let n = refused(
             "process_madvise(MADV_PAGEOUT)",
             raw::page_out(handle, addr, len),
         )?;
@@ -109,9 +108,7 @@ fn advise(handle: &OwnedFd, mut addr: usize, mut len: usize) -> Result {
 }
 
 /// A zram device in use for swap; gone on drop.
-struct Device {
-    number: u32,
-}
+struct Device(Zram);
 
 impl Device {
     /// A new one that takes in `len_bytes`.
@@ -119,33 +116,15 @@ impl Device {
     /// # Errors
     /// `Skipped` where the machine has none, or not for this user.
     fn open(len_bytes: u64) -> Result<Self> {
-        if !geteuid().is_root() {
-            return Err(Trouble::Skipped("a zram device needs root".into()));
-        }
-        let hot_add = format!("{CONTROL}/hot_add");
-        let number = lacking(&hot_add, fs::read_to_string(&hot_add))?;
-        let number = number.trim().parse().context(&hot_add)?;
-        // From here on it goes when this does.
-        let device = Self { number };
-        for (name, value) in [
-            ("comp_algorithm", "lz4"),
-            ("disksize", &len_bytes.to_string()),
-        ] {
-            let file = device.file(name);
-            lacking(&file, fs::write(&file, value))?;
-        }
+        let device = Self(Zram::open(len_bytes)?);
         device.run("mkswap", &[])?;
         device.run("swapon", &["--priority", "32767"])?;
         Ok(device)
     }
 
-    fn file(&self, name: &str) -> String {
-        format!("/sys/block/zram{}/{name}", self.number)
-    }
-
     /// All memory that it takes for what is in it, bytes.
     fn stored_bytes(&self) -> Result<u64> {
-        let file = self.file("mm_stat");
+        let file = self.0.attribute("mm_stat");
         let text = fs::read_to_string(&file).context(&file)?;
         // As it was, compressed, with what the allocator takes: orig_data_size,
         // compr_data_size, mem_used_total.
@@ -157,9 +136,9 @@ impl Device {
     /// A program of util-linux, on the device.
     fn run(&self, program: &str, words: &[&str]) -> Result {
         let mut command = Command::new(program);
-        command.args(words).arg(format!("/dev/zram{}", self.number));
+        command.args(words).arg(self.0.path());
         command.stdin(Stdio::null());
-        let output = lacking(program, command.output())?;
+        let output = refused(program, command.output())?;
         if output.status.success() {
             return Ok(());
         }
@@ -169,19 +148,9 @@ impl Device {
     }
 }
 
-/// What this machine does not do, or not for us.
-fn lacking<T>(what: &str, done: std::io::Result<T>) -> Result<T> {
-    done.map_err(|error| Trouble::Skipped(format!("{what}: {error}")))
-}
-
 impl Drop for Device {
     fn drop(&mut self) {
         // Fails when it was not in use yet.
         let _ = self.run("swapoff", &[]);
-        let _ = fs::write(self.file("reset"), "1");
-        let number = self.number.to_string();
-        if let Err(error) = fs::write(format!("{CONTROL}/hot_remove"), number) {
-            eprintln!("bench: /dev/zram{} is left: {error}", self.number);
-        }
     }
 }
