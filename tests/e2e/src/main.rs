@@ -20,6 +20,7 @@
 //! | `races`     | 1, 2, 3, 6                                                          |
 //! | `refusals`  | 4, 6, 11, 12, 16, 30, 36, and who may not                           |
 //! | `undo`      | failures of every kind that must cost the target nothing            |
+//! | `disk`      | a disk that takes no more                                           |
 //! | `guard`     | the guard over dropped memory, and what holds without one            |
 //! | `held`      | what happens while the target is held, also to the image            |
 //! | `orphaned`  | memcr dies in the middle of a drop, and somebody continues the target |
@@ -34,6 +35,7 @@ mod as_stored;
 mod blocked;
 mod common;
 mod daemon;
+mod disk;
 mod guard;
 mod held;
 mod idle;
@@ -76,6 +78,7 @@ fn main() {
         races::tests(),
         refusals::tests(),
         undo::tests(),
+        disk::tests(),
         guard::tests(),
         held::tests(),
         orphaned::tests(),

@@ -36,6 +36,11 @@ const TO_TEST: &[Need] = &[
         present: || run::on_path("c++") || run::on_path("g++"),
     },
     Need {
+        name: "mkfs.ext4",
+        packages: &["e2fsprogs"],
+        present: || run::on_path("mkfs.ext4") || Path::new("/usr/sbin/mkfs.ext4").exists(),
+    },
+    Need {
         name: "redis-server",
         packages: &["redis-server"],
         present: || run::on_path("redis-server"),
