@@ -23,10 +23,12 @@ mod image_file;
 mod make;
 pub mod room;
 mod sweep;
+mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod write_out;
 
 pub use directory::Directory;
 pub use image_file::ImageFile;
+pub use sys::write_and_wait;
 pub use write_out::Cache;

@@ -89,7 +89,7 @@ impl Step {
             storage::tmpfs_write_one,
         ),
         (Self::FileWrite, "disk, write to cache", storage::file_write),
-        (Self::FileSync, "disk, write and sync", storage::file_sync),
+        (Self::FileSync, "disk, write and wait", storage::file_sync),
         (Self::GiveBack, "MADV_DONTNEED", populate::give_back),
         (Self::TmpfsRead, "tmpfs, read", storage::tmpfs_read),
         (Self::FileRead, "disk, read from cache", storage::file_read),
