@@ -32,35 +32,35 @@
 //!
 //! [`GuardedMemory::begin_to_read`]: crate::pages::guarded::GuardedMemory::begin_to_read
 
-use std::collections::VecDeque;
+mod dropper;
+mod storer;
+
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::thread;
 
-use memcr_plugin_api::ram;
-
 use crate::freeze::{Frozen, Missing};
-use crate::inject::{Borrowed, Site};
-use crate::maps::plan::{Batch, DropRun, PlanSummary, Planned};
+use crate::inject::Site;
+use crate::maps::plan::PlanSummary;
 use crate::pages::PageRun;
 use crate::pages::give_back::GivenBack;
 use crate::pages::guarded::Watcher;
 use crate::pages::remote::RemoteMemory;
 use crate::pipeline::{
-    Encoder, OpenImage, Pipeline, PipelineError, PipelineSpec, SearchPath, Work, causes, panic_text,
+    Encoder, OpenImage, Pipeline, PipelineError, PipelineSpec, SearchPath, causes, panic_text,
 };
 use crate::restore::RestoreError;
 use crate::session::gate::Step;
 use crate::session::journal::{ImageRecord, Journal, State};
 use crate::session::{Guarded, Held, PhaseClock};
-use crate::sink::{Mark, hex};
+use crate::sink::hex;
 
 use super::error::{CheckpointError, StepError};
 use super::failed::{forget, let_go, undo};
-use super::take_away::{
-    NotGuarded, beside, drop_some, end_drop, image_record, ranges, stand_guard,
-};
-use super::{CheckpointOptions, Mapped, Stored, finish_report, pass, scan};
+use super::take_away::{NotGuarded, end_drop, stand_guard};
+use super::{CheckpointOptions, Mapped, Stored, finish_report, pass};
+use dropper::Dropper;
+use storer::{NOT_DROPPED, Storer};
 
 /// How much is planned before a batch is dropped, bytes: a millisecond's work for the thread
 /// that drops it, beside some 4 of the workers' at the speed of lz4. Longer ones save nothing.
@@ -68,7 +68,6 @@ pub(super) const BATCH_LEN: u64 = 8 << 20;
 /// Batches that are stored and wait for the one before them, beside one that nobody can take
 /// yet: more would be RAM that both they and the image take.
 const N_WAITING: usize = 1;
-const NOT_DROPPED: &str = "nothing is dropped any more";
 
 /// A target of which something may be missing, and whose image is not finished.
 pub(super) struct Unfinished {
@@ -99,44 +98,6 @@ pub(super) enum Begun {
     /// No guard can be made in this target, or nothing is to be missing of it yet: as if nobody
     /// had asked.
     Unguarded(Box<(Frozen, Journal, Encoder)>),
-}
-
-/// Who hands chunks to the workers, and what these are done with to the dropper.
-struct Storer<'a> {
-    encoder: &'a mut Encoder,
-    pushed_bytes: u64,
-    waiting: VecDeque<Waiting>,
-    stored: SyncSender<StoredBatch>,
-}
-
-/// What is to be dropped once the first `n_chunks` chunks are stored, which were handed out by
-/// the time that `pushed_bytes` were.
-struct Waiting {
-    n_chunks: u64,
-    pushed_bytes: u64,
-    batch: Batch,
-}
-
-/// What may be dropped, since the image is written up to `mark`, and so are that many bytes.
-struct StoredBatch {
-    mark: Mark,
-    pushed_bytes: u64,
-    batch: Batch,
-}
-
-/// Who drops what is stored.
-struct Dropper<'a> {
-    borrowed: Borrowed<'a>,
-    watcher: &'a mut Option<Watcher>,
-    is_beside: bool,
-    guarded: &'a Guarded,
-    journal: &'a mut Journal,
-    huge: &'a mut Vec<PageRun>,
-    /// There is RAM for whatever may come: see [`is_room`].
-    is_room: bool,
-    /// What was not to go yet.
-    kept: Batch,
-    given_back: GivenBack,
 }
 
 impl Unfinished {
@@ -213,8 +174,14 @@ impl Unfinished {
         options: &CheckpointOptions,
         clock: &mut PhaseClock,
     ) -> Result<(OpenImage, PlanSummary, GivenBack), StepError> {
-        let mut dropper = Dropper::start(&mut self.target, &mut self.watcher, &mapped)?;
-        let summary = store_beside(&mut self.encoder, &mut dropper, mapped)?;
+        let pid = self.target.frozen.pid();
+        let mut dropper = Dropper::start(
+            &mut self.target,
+            &mut self.watcher,
+            &mapped,
+            options.priority,
+        )?;
+        let summary = store_beside(&mut self.encoder, &mut dropper, mapped, pid)?;
         dropper.check_idle()?;
         clock.done("scan and store");
 
@@ -295,16 +262,12 @@ fn store_beside(
     encoder: &mut Encoder,
     dropper: &mut Dropper<'_>,
     mapped: Mapped,
+    pid: i32,
 ) -> Result<PlanSummary, StepError> {
     let (stored, batches) = sync_channel(N_WAITING);
-    let (pid, work) = (dropper.borrowed.frozen().pid(), encoder.work());
+    let work = encoder.work();
     thread::scope(|scope| {
-        let storer = Storer {
-            encoder,
-            pushed_bytes: 0,
-            waiting: VecDeque::new(),
-            stored,
-        };
+        let storer = Storer::new(encoder, stored);
         let thread = thread::Builder::new().name("scan".into());
         let storing = thread
             .spawn_scoped(scope, move || storer.store(mapped, pid))
@@ -337,151 +300,6 @@ fn first_failure(
         }
         (Err(dropped), _) => Err(dropped),
     }
-}
-
-impl Storer<'_> {
-    /// Answers what was not handed out as stored.
-    fn store(mut self, mapped: Mapped, pid: i32) -> Result<PlanSummary, StepError> {
-        let mut summary = scan(mapped, pid, |planned| self.take(planned))?;
-        let mut rest = Batch::default();
-        self.waiting.drain(..).for_each(|it| rest.extend(it.batch));
-        rest.extend(std::mem::take(&mut summary.rest));
-        summary.rest = rest;
-        Ok(summary)
-    }
-
-    /// Hands a chunk to the workers, or keeps a batch until they are done with its pages.
-    fn take(&mut self, planned: Planned) -> Result<(), StepError> {
-        match planned {
-            Planned::Chunk(chunk) => {
-                self.pushed_bytes += chunk.len_bytes();
-                self.encoder.push(chunk)?;
-            }
-            Planned::Batch(batch) => self.waiting.push_back(Waiting {
-                n_chunks: self.encoder.n_pushed(),
-                pushed_bytes: self.pushed_bytes,
-                batch,
-            }),
-        }
-        let mark = self.encoder.mark();
-        let is_stored = |waiting: &&Waiting| waiting.n_chunks <= mark.n_chunks;
-        let n_stored = self.waiting.iter().take_while(is_stored).count();
-        // One mark, one batch.
-        let stored = self.waiting.drain(..n_stored).reduce(|mut all, next| {
-            all.batch.extend(next.batch);
-            all.pushed_bytes = next.pushed_bytes;
-            all
-        });
-        let Some(stored) = stored else {
-            return Ok(());
-        };
-        let stored = StoredBatch {
-            mark,
-            pushed_bytes: stored.pushed_bytes,
-            batch: stored.batch,
-        };
-        let taken = self.stored.send(stored);
-        Ok(taken.map_err(|_| PipelineError::Ended(NOT_DROPPED))?)
-    }
-}
-
-impl<'a> Dropper<'a> {
-    fn start(
-        target: &'a mut Guardee,
-        watcher: &'a mut Option<Watcher>,
-        mapped: &Mapped,
-    ) -> Result<Self, StepError> {
-        let memory = target.guarded.memory();
-        memory.begin_to_read();
-        *watcher = Some(Watcher::start_for_drops(memory, None)?);
-        let parasite = target.guarded.parasite();
-        let is_room = is_room(target.frozen.pid(), mapped);
-        Ok(Self {
-            borrowed: Borrowed::take(&mut target.frozen, target.site, Some(parasite))?,
-            watcher,
-            is_beside: false,
-            guarded: &target.guarded,
-            journal: &mut target.journal,
-            huge: &mut target.huge,
-            is_room,
-            kept: Batch::default(),
-            given_back: GivenBack::default(),
-        })
-    }
-
-    /// Drops what is stored, up to the last batch that is handed out. When `work` has failed it
-    /// only takes what comes: what goes then would have to come back, and who hands it out
-    /// knows why.
-    fn follow(&mut self, batches: Receiver<StoredBatch>, work: &Work) -> Result<(), StepError> {
-        for stored in batches {
-            let StoredBatch {
-                mark,
-                pushed_bytes,
-                batch,
-            } = stored;
-            self.kept.extend(batch);
-            let may_go = self.is_room || is_smaller(mark, pushed_bytes);
-            if !may_go || work.is_over() {
-                continue;
-            }
-            self.check_idle()?;
-            let Batch { drops, huge } = std::mem::take(&mut self.kept);
-            self.journal.reach(mark, &ranges(&huge))?;
-            self.huge.extend(huge);
-            pass("checkpoint.part")?;
-            self.drop_runs(drops.iter())?;
-        }
-        Ok(())
-    }
-
-    /// The image is whole: what is left goes.
-    fn finish(mut self, image: &OpenImage, rest: &Batch) -> Result<GivenBack, StepError> {
-        pass("checkpoint.committed")?;
-        let kept = std::mem::take(&mut self.kept);
-        self.huge.extend(kept.huge.iter().chain(&rest.huge));
-        let (image, huge) = (image_record(image)?, ranges(self.huge));
-        self.journal.update(|record| {
-            record.image = Some(image);
-            record.huge = huge;
-        })?;
-        self.drop_runs(kept.drops.iter().chain(&rest.drops))?;
-        self.guarded.memory().end_to_read();
-        self.borrowed.give_back()?;
-        Ok(self.given_back)
-    }
-
-    fn drop_runs<'d>(&mut self, drops: impl Iterator<Item = &'d DropRun>) -> Result<(), StepError> {
-        let drops: Vec<_> = drops.collect();
-        let memory = self.guarded.memory();
-        memory.dropping(drops.iter().map(|drop| drop.run));
-        // Where many are small, so will be those to come.
-        if !self.is_beside
-            && let Some(beside) = beside(self.borrowed.frozen(), &drops)
-        {
-            *self.watcher = Some(Watcher::start_for_drops(memory, Some(beside))?);
-            self.is_beside = true;
-        }
-        let dropped = drop_some(&mut self.borrowed, self.guarded, &drops)?;
-        self.given_back.add(dropped);
-        Ok(())
-    }
-
-    fn check_idle(&self) -> Result<(), StepError> {
-        Ok(self.borrowed.frozen().check_idle()?)
-    }
-}
-
-/// Whether the image is clearly smaller than what it replaces: `stored_bytes` at least are
-/// stored up to `mark`.
-fn is_smaller(mark: Mark, stored_bytes: u64) -> bool {
-    mark.len_bytes < stored_bytes / 8 * 7
-}
-
-/// Whether there is RAM for an image of all that a target has, and beside it for the way back.
-fn is_room(pid: i32, mapped: &Mapped) -> bool {
-    let most = mapped.details.iter().map(|(_, details)| details.rss_bytes);
-    let available = ram::available().min(ram::available_to(pid.cast_unsigned()));
-    available / 2 > most.sum()
 }
 
 /// From here on the journal tells of an image of which something may be needed.
