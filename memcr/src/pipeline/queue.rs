@@ -1,4 +1,5 @@
-//! Chunks that wait for a worker: a short queue whose end holds the caller back.
+//! Chunks that wait for a worker: a short queue whose end holds the caller back, until half of
+//! it is gone. To be woken for each chunk would cost a worker its CPU each time.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,7 +21,7 @@ pub(super) struct Queue {
     cap: usize,
     /// A job or the end came.
     work: Condvar,
-    /// A job went.
+    /// Half of the jobs went.
     room: Condvar,
 }
 
@@ -46,7 +47,7 @@ impl Queue {
         }
     }
 
-    /// Waits for room.
+    /// Waits, when it is full, until it is half empty.
     pub(super) fn push(&self, job: Job, stop: &Stop) -> Result<(), Stopped> {
         let mut state = guard(&self.state);
         loop {
@@ -66,7 +67,9 @@ impl Queue {
         loop {
             stop.check()?;
             if let Some(job) = state.jobs.pop_front() {
-                self.room.notify_one();
+                if state.jobs.len() == self.cap / 2 {
+                    self.room.notify_one();
+                }
                 return Ok(Some(job));
             }
             if state.closed {

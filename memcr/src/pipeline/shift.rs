@@ -25,6 +25,10 @@ use crate::sink::{ImageMeta, ImageWriter, Mark, WriteImage};
 /// Room in the sink for header, tables and footer of a target with some thousand VMAs.
 const TABLES_LEN: u64 = 512 << 10;
 
+/// Chunks that wait for each worker, at most: more than it encodes until a caller that was woken
+/// has got a CPU, all of which the workers have.
+const N_AHEAD: usize = 4;
+
 /// What the workers share.
 pub(super) struct Shift {
     pub(super) chain: Arc<Chain>,
@@ -79,7 +83,7 @@ impl Shift {
             fetch: setup.fetch,
             progress: setup.progress,
             stop: Arc::new(stop),
-            queue: Queue::new(2 * n_workers),
+            queue: Queue::new(N_AHEAD * n_workers),
             turnstiles: turnstiles(chain),
             sink_turn: in_order.then(Turnstile::new),
             anywhere,
