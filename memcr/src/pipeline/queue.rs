@@ -54,6 +54,7 @@ impl Queue {
             stop.check()?;
             if state.jobs.len() < self.cap {
                 state.jobs.push_back(job);
+                drop(state);
                 self.work.notify_one();
                 return Ok(());
             }
@@ -67,7 +68,10 @@ impl Queue {
         loop {
             stop.check()?;
             if let Some(job) = state.jobs.pop_front() {
-                if state.jobs.len() == self.cap / 2 {
+                let is_half = state.jobs.len() == self.cap / 2;
+                // Whom it wakes wants it.
+                drop(state);
+                if is_half {
                     self.room.notify_one();
                 }
                 return Ok(Some(job));

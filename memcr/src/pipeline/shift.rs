@@ -27,7 +27,7 @@ const TABLES_LEN: u64 = 512 << 10;
 
 /// Chunks that wait for each worker, at most: more than it encodes until a caller that was woken
 /// has got a CPU, all of which the workers have.
-const N_AHEAD: usize = 4;
+const N_AHEAD: usize = 8;
 
 /// What the workers share.
 pub(super) struct Shift {
