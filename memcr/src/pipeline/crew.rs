@@ -11,8 +11,8 @@ use crate::pipeline::calls::Calls;
 use crate::pipeline::foreman::{panic_text, spawn};
 use crate::pipeline::{Cancel, PipelineError, Priority, Result};
 
-/// How long a wait lasts before the cancel token is looked at again. Whatever else ends
-/// a wait wakes it at once.
+/// How long a wait lasts before the cancel token is looked at again. What is waited for
+/// ends it at once.
 pub(super) const GLANCE: Duration = Duration::from_millis(20);
 
 /// How long work that was stopped may take to come to an end. A stage or a sink that has

@@ -1,8 +1,9 @@
-//! Chunks that wait for a worker: a short queue whose end holds the caller back, until half of
-//! it is gone. To be woken for each chunk would cost a worker its CPU each time.
+//! Chunks that wait for a worker: a queue whose end holds the caller back, until half of it is
+//! gone. To be woken for each chunk would cost a worker its CPU each time.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::pages::{ChunkPlan, PageRun};
 use crate::pipeline::crew::{GLANCE, Stop, Stopped, guard};
@@ -19,6 +20,8 @@ pub(super) struct Job {
 pub(super) struct Queue {
     state: Mutex<State>,
     cap: usize,
+    /// How long a wait lasts that nobody ends: [`GLANCE`].
+    glance: Duration,
     /// A job or the end came.
     work: Condvar,
     /// Half of the jobs went.
@@ -32,7 +35,7 @@ struct State {
 }
 
 impl Queue {
-    /// `cap` jobs wait at most. Spare vectors: those, one per worker, one in the caller's hand.
+    /// `cap` jobs wait at most. Room for as many spare vectors again, those of the workers.
     pub(super) fn new(cap: usize) -> Self {
         let state = State {
             jobs: VecDeque::with_capacity(cap),
@@ -42,6 +45,7 @@ impl Queue {
         Self {
             state: Mutex::new(state),
             cap,
+            glance: GLANCE,
             work: Condvar::new(),
             room: Condvar::new(),
         }
@@ -58,7 +62,7 @@ impl Queue {
                 self.work.notify_one();
                 return Ok(());
             }
-            state = glance(&self.room, state);
+            state = self.glance(&self.room, state);
         }
     }
 
@@ -71,6 +75,7 @@ impl Queue {
                 let is_half = state.jobs.len() == self.cap / 2;
                 // Whom it wakes wants it.
                 drop(state);
+                // There is one caller, and it cannot miss this: jobs go one at a time.
                 if is_half {
                     self.room.notify_one();
                 }
@@ -79,7 +84,7 @@ impl Queue {
             if state.closed {
                 return Ok(None);
             }
-            state = glance(&self.work, state);
+            state = self.glance(&self.work, state);
         }
     }
 
@@ -101,13 +106,13 @@ impl Queue {
     pub(super) fn spare(&self) -> Vec<PageRun> {
         guard(&self.state).spare.pop().unwrap_or_default()
     }
-}
 
-fn glance<'a>(condvar: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-    condvar
-        .wait_timeout(state, GLANCE)
-        .unwrap_or_else(PoisonError::into_inner)
-        .0
+    fn glance<'a>(&self, condvar: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        condvar
+            .wait_timeout(state, self.glance)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
 }
 
 #[cfg(test)]
@@ -162,6 +167,21 @@ mod tests {
             assert_eq!(next, 100);
         });
         assert!(queue.spare().capacity() > 0);
+    }
+
+    #[test]
+    fn the_caller_is_woken_when_half_is_gone() {
+        let (mut queue, stop) = (Queue::new(4), Stop::new(Cancel::new(), calls()));
+        // Whoever is not woken waits for ever.
+        queue.glance = Duration::MAX;
+        (0..4).for_each(|index| queue.push(job(index), &stop).unwrap());
+        std::thread::scope(|scope| {
+            let pusher = scope.spawn(|| (4..12).try_for_each(|i| queue.push(job(i), &stop)));
+            for _ in 0..12 {
+                queue.pop(&stop).unwrap().unwrap();
+            }
+            pusher.join().unwrap().unwrap();
+        });
     }
 
     #[test]

@@ -25,9 +25,17 @@ use crate::sink::{ImageMeta, ImageWriter, Mark, WriteImage};
 /// Room in the sink for header, tables and footer of a target with some thousand VMAs.
 const TABLES_LEN: u64 = 512 << 10;
 
-/// Chunks that wait for each worker, at most: more than it encodes until a caller that was woken
-/// has got a CPU, all of which the workers have.
+/// Chunks that wait for each worker: more than it encodes until a caller that was woken has got
+/// a CPU, all of which the workers have.
 const N_AHEAD: usize = 8;
+/// But no more than two for each where together they would be longer than that, bytes: what
+/// waits cannot be dropped yet.
+const LEN_AHEAD: usize = 8 << 20;
+
+fn n_ahead(n_workers: usize, chunk_len: usize) -> usize {
+    let most = LEN_AHEAD / chunk_len.max(1);
+    (N_AHEAD * n_workers).min(most).max(2 * n_workers)
+}
 
 /// What the workers share.
 pub(super) struct Shift {
@@ -83,7 +91,7 @@ impl Shift {
             fetch: setup.fetch,
             progress: setup.progress,
             stop: Arc::new(stop),
-            queue: Queue::new(N_AHEAD * n_workers),
+            queue: Queue::new(n_ahead(n_workers, common.chunk_len as usize)),
             turnstiles: turnstiles(chain),
             sink_turn: in_order.then(Turnstile::new),
             anywhere,

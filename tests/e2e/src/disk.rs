@@ -14,10 +14,10 @@ pub(crate) fn tests() -> Vec<Trial> {
     table(
         "disk",
         &[
-            ("fails_at_the_commit", || fails("48M", &[])),
-            ("fails_under_way", || fails("160M", &[])),
+            ("fails_at_the_commit", || fails("48M", &[], "write out")),
+            ("fails_under_way", || fails("160M", &[], "of the image in")),
             ("fails_durable", || {
-                fails("48M", &["--set", "file.sync=true"])
+                fails("48M", &["--set", "file.sync=true"], "write out")
             }),
             ("works", works),
         ],
@@ -38,10 +38,7 @@ impl Disk {
         ["mount", "zram", "mkfs.ext4"]
             .into_iter()
             .try_for_each(require)?;
-        let device = Zram::open(256 << 20).map_err(|trouble| match trouble {
-            Trouble::Skipped(reason) => lacking("zram", &reason),
-            failed => failed,
-        })?;
+        let device = wanted(Zram::open(256 << 20))?;
         let run = |command: &mut Command| {
             let status = command.status()?;
             ensure(status.success(), || format!("{command:?}: {status}"))
@@ -54,11 +51,21 @@ impl Disk {
 
     /// From now on most of what is written to it fails, once it leaves the page cache.
     fn fail(&self) -> Result {
-        self.device.set("mem_limit", MOST)
+        wanted(self.device.set("mem_limit", MOST))
     }
 
     fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    fn expect_no_image(&self) -> Result {
+        for entry in std::fs::read_dir(self.path())? {
+            let name = entry?.file_name();
+            ensure(!name.to_string_lossy().contains("pages-"), || {
+                format!("{} is left on the disk", name.display())
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -69,26 +76,44 @@ impl Drop for Disk {
     }
 }
 
-/// The target is as it was, of whatever `size`: some write-outs are waited for on the way.
-fn fails(size: &str, args: &[&str]) -> Result {
+/// What the kernel refuses is lacking.
+fn wanted<T>(done: Result<T>) -> Result<T> {
+    done.map_err(|trouble| match trouble {
+        Trouble::Skipped(reason) => lacking("zram", &reason),
+        failed => failed,
+    })
+}
+
+/// memcr fails where it `says`, and its target is as it was. Of 160 MiB the first 64 are waited
+/// for on the way, of 48 all at the commit.
+fn fails(size: &str, args: &[&str], says: &str) -> Result {
     let disk = Disk::mount()?;
+    let rig = Rig::new()?;
     let size = format!("size={size}");
     let mut victim = Victim::start("memory", &[&size, "content=random", "threads=2"])?;
     let before = Snapshot::take(victim.pid())?;
     disk.fail()?;
-    let memcr = Memcr::on(victim.pid()).store("file", disk.path());
-    let finished = memcr.args(args).arg("-n").run()?;
+    let finished = memcr(&rig, &victim, &disk).args(args).arg("-n").run()?;
     finished.expect(7)?;
+    finished.says(says)?;
     finished.says("Input/output error")?;
-    unharmed(&Rig::new()?, &mut victim, &before, Allow::default())
+    disk.expect_no_image()?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
 }
 
 /// What the failures above are compared with.
 fn works() -> Result {
     let disk = Disk::mount()?;
+    let rig = Rig::new()?;
     let mut victim = Victim::start("memory", &["size=48M", "content=random", "threads=2"])?;
     let before = Snapshot::take(victim.pid())?;
-    let held = Memcr::on(victim.pid()).store("file", disk.path()).hold()?;
-    held.release()?;
-    unharmed(&Rig::new()?, &mut victim, &before, Allow::default())
+    memcr(&rig, &victim, &disk).hold()?.release()?;
+    disk.expect_no_image()?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// With its image on the disk, and its journal elsewhere.
+fn memcr(rig: &Rig, victim: &Victim, disk: &Disk) -> Memcr {
+    let memcr = Memcr::on(victim.pid()).state_dir(&rig.state_dir());
+    memcr.store("file", disk.path())
 }

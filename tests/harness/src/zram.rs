@@ -9,7 +9,8 @@
 
 use crate::{Context, Result, Trouble};
 use rustix::process::geteuid;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 
 const CONTROL: &str = "/sys/class/zram-control";
 
@@ -17,6 +18,7 @@ const CONTROL: &str = "/sys/class/zram-control";
 #[derive(Debug)]
 pub struct Zram {
     number: u32,
+    hot_remove: File,
 }
 
 impl Zram {
@@ -28,11 +30,15 @@ impl Zram {
         if !geteuid().is_root() {
             return Err(Trouble::Skipped("a zram device needs root".into()));
         }
+        // Where devices cannot be removed none is to be made.
+        let hot_remove = format!("{CONTROL}/hot_remove");
+        let opened = File::options().write(true).open(&hot_remove);
+        let hot_remove = refused(&hot_remove, opened)?;
         let hot_add = format!("{CONTROL}/hot_add");
         let number = refused(&hot_add, fs::read_to_string(&hot_add))?;
         let number = number.trim().parse().context(&hot_add)?;
         // From here on it goes when this does.
-        let device = Self { number };
+        let device = Self { number, hot_remove };
         device.set("comp_algorithm", "lz4")?;
         device.set("disksize", &len_bytes.to_string())?;
         Ok(device)
@@ -72,7 +78,7 @@ impl Drop for Zram {
     fn drop(&mut self) {
         let _ = fs::write(self.attribute("reset"), "1");
         let number = self.number.to_string();
-        if let Err(error) = fs::write(format!("{CONTROL}/hot_remove"), number) {
+        if let Err(error) = self.hot_remove.write_all(number.as_bytes()) {
             eprintln!("{} is left: {error}", self.path());
         }
     }

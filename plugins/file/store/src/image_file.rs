@@ -80,7 +80,7 @@ impl ImageFile {
             stat,
         } = existing::open(locator)?;
         advise(&file, Advice::Sequential);
-        let (identity, write_out) = (identity(&stat), WriteOut::new(&file, cache));
+        let (identity, write_out) = (identity(&stat), WriteOut::new(cache));
         let link = Link::Named;
         Ok(Self {
             dir,
@@ -258,7 +258,7 @@ impl ImageFile {
         };
         sweep::lock(&file);
         let identity = identity(&stat(&file, dir.path())?);
-        let write_out = WriteOut::new(&file, cache);
+        let write_out = WriteOut::new(cache);
         let made = Self {
             dir,
             name,

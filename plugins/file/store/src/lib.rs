@@ -30,5 +30,4 @@ mod write_out;
 
 pub use directory::Directory;
 pub use image_file::ImageFile;
-pub use sys::write_and_wait;
-pub use write_out::Cache;
+pub use write_out::{Cache, wait_for_disk};

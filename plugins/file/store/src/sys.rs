@@ -6,12 +6,12 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 /// Writes all dirty pages of `file` to its disk and waits until the disk has them, but does
-/// not tell the disk to empty its own cache (sync_file_range(2), the three flags that make
-/// it write for integrity). Nothing of it needs to be there after a loss of power.
+/// not tell the disk to empty its own cache (sync_file_range(2), with the three flags that since
+/// Linux 5.2 make it write for integrity).
 ///
 /// # Errors
 /// What the disk reports, of this or any earlier write-out of the file.
-pub fn write_and_wait(file: &File) -> io::Result<()> {
+pub(crate) fn write_and_wait(file: &File) -> io::Result<()> {
     let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
         | libc::SYNC_FILE_RANGE_WRITE
         | libc::SYNC_FILE_RANGE_WAIT_AFTER;

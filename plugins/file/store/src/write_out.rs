@@ -13,19 +13,15 @@
 //! already cost nothing.
 //!
 //! What is waited for is that the disk has taken everything, or says that it cannot: before
-//! that nothing may be dropped. That its own cache is emptied, which is what fdatasync(2)
-//! costs (17 ms and more, behind a write-out of 1), matters after a loss of power alone, and
-//! its target does not survive that either. sync_file_range(2) waits for the first without the
-//! second; but file systems that keep no pages themselves (overlayfs, ZFS) do nothing when it
-//! is called, and others (NFS) have not written when it returns. So it is for those that
-//! are known to do what it says, and fdatasync(2) for all others.
+//! that nothing may be dropped. See [`wait_for_disk`].
 
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{Advice, FsWord};
+use rustix::fs::{Advice, FsWord, StatVfsMountFlags};
+use rustix::io::Errno;
 
 use crate::sys::write_and_wait;
 
@@ -47,9 +43,8 @@ pub enum Cache {
 
 /// File systems whose pages are on their disk when sync_file_range(2) returns, by the numbers
 /// of linux/magic.h and of xfs.
-const WRITE_OUT_BY_RANGE: [FsWord; 3] = [
+const WRITE_OUT_BY_RANGE: [FsWord; 2] = [
     0xef53,      // ext2, ext3, ext4
-    0xf2f5_2010, // f2fs
     0x5846_5342, // xfs
 ];
 
@@ -57,8 +52,6 @@ const WRITE_OUT_BY_RANGE: [FsWord; 3] = [
 #[derive(Debug)]
 pub(crate) struct WriteOut {
     cache: Cache,
-    /// The disk need not empty its own cache for it: see above.
-    by_range: bool,
     written: AtomicU64,
     /// One thread waits for the disk; others that reach a bound queue behind it, which
     /// is what holds the writers back.
@@ -66,12 +59,9 @@ pub(crate) struct WriteOut {
 }
 
 impl WriteOut {
-    pub(crate) fn new(file: &File, cache: Cache) -> Self {
-        let by_range =
-            rustix::fs::fstatfs(file).is_ok_and(|stat| WRITE_OUT_BY_RANGE.contains(&stat.f_type));
+    pub(crate) fn new(cache: Cache) -> Self {
         Self {
             cache,
-            by_range,
             written: AtomicU64::new(0),
             waiting: Mutex::new(()),
         }
@@ -99,11 +89,7 @@ impl WriteOut {
     /// Waits until everything is on the disk, and drops it from the cache.
     pub(crate) fn flush(&self, file: &File) -> io::Result<()> {
         if self.cache == Cache::Drop {
-            if self.by_range {
-                write_and_wait(file)?;
-            } else {
-                file.sync_data()?;
-            }
+            wait_for_disk(file)?;
             advise(file, Advice::DontNeed);
         }
         Ok(())
@@ -115,6 +101,34 @@ impl WriteOut {
             advise(file, Advice::DontNeed);
         }
     }
+}
+
+/// Waits until the disk has all of `file`, be that in a cache of its own.
+///
+/// That this one is emptied too, which is what fdatasync(2) costs (17 ms and more, behind a
+/// write-out of 1), matters after a loss of power alone, and whatever the file is for does not
+/// survive that either. sync_file_range(2) waits for the first without the second. But file
+/// systems that keep no pages themselves (overlayfs, ZFS) do nothing when it is called, others
+/// (NFS) have not written when it returns, or may leave pages out (f2fs, before Linux 5.2): so it is
+/// for those that are known to do what it says, and fdatasync(2) for all others.
+///
+/// What tells where the pages are is in RAM until the journal of the file system is written, some
+/// seconds later; one that is given up by then makes the file system read-only, and is an
+/// error here. With `data=journal` the pages themselves stay in RAM until then.
+///
+/// # Errors
+/// What the disk reports, of this or any earlier write-out of the file; EROFS.
+pub fn wait_for_disk(file: &File) -> io::Result<()> {
+    let is_known = |kind| WRITE_OUT_BY_RANGE.contains(&kind);
+    if !rustix::fs::fstatfs(file).is_ok_and(|found| is_known(found.f_type)) {
+        return file.sync_data();
+    }
+    write_and_wait(file)?;
+    let flags = rustix::fs::fstatvfs(file)?.f_flag;
+    if flags.contains(StatVfsMountFlags::RDONLY) {
+        return Err(Errno::ROFS.into());
+    }
+    Ok(())
 }
 
 /// What a write does beside writing.

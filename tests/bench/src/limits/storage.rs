@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use memcr_filestore::write_and_wait;
+use memcr_filestore::wait_for_disk;
 use memcr_harness::{Context, Result};
 use rustix::fs::{Advice, fadvise};
 
@@ -39,7 +39,7 @@ pub(super) fn file_sync(lab: &Lab, n_threads: usize) -> Result<Time> {
     let files = new_files(lab, Where::Disk, n_threads)?;
     let written = write(lab, &files, n_threads)?;
     let sync = team::timed(files, |file| {
-        write_and_wait(&file).context("sync_file_range")
+        wait_for_disk(&file).context("wait for the disk")
     })?;
     Ok(Time {
         millis: written.millis + sync,
