@@ -73,6 +73,9 @@ impl Batch {
 /// until its event was read, some 60 µs on a machine with nothing else to do. The runs of a
 /// dense one meet where the address is a multiple of that, so that no huge page is split.
 const DROP_LEN: u64 = 32 << 20;
+/// Of absent pages so many take as long to be passed over, by page tables that hold no other
+/// pages, as one page takes to be dropped: 12 ns for 2 MiB, and 230 for a page.
+const ABSENT_PER_PAGE: u64 = 8192;
 
 /// A run that is to be given back to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,8 +111,9 @@ pub struct Planner<'a, T, E> {
     /// One unfinished chunk per class: small mappings of several classes then still
     /// fill whole chunks.
     open: Vec<ChunkPlan>,
-    /// Planned when runs were handed out last.
-    batched_bytes: u64,
+    /// What it takes to give back what was planned since runs were handed out last, as
+    /// [`OpenDrop::extend`] counts it.
+    work_bytes: u64,
     summary: PlanSummary,
     window: Window<'a, T>,
     /// Empty; kept for its memory, which thousands of mappings use one after the other.
@@ -134,7 +138,7 @@ where
             table,
             emit,
             open: Vec::new(),
-            batched_bytes: 0,
+            work_bytes: 0,
             summary: PlanSummary::default(),
         }
     }
@@ -172,13 +176,12 @@ where
 
     /// Hands out the runs that are complete, once enough was planned.
     fn batch(&mut self) -> Result<(), E> {
-        let planned = self.summary.planned_bytes - self.batched_bytes;
-        let is_due = |len| planned >= len && !self.summary.rest.drops.is_empty();
+        let is_due = |len| self.work_bytes >= len && !self.summary.rest.drops.is_empty();
         if !self.options.batch_len_bytes.is_some_and(is_due) {
             return Ok(());
         }
         self.flush()?;
-        self.batched_bytes = self.summary.planned_bytes;
+        self.work_bytes = 0;
         (self.emit)(Planned::Batch(std::mem::take(&mut self.summary.rest)))
     }
 
@@ -199,7 +202,7 @@ where
                 _ => None,
             },
             run: None,
-            there_bytes: 0,
+            work_bytes: 0,
             longest: self.options.batch_len_bytes.unwrap_or(DROP_LEN),
         };
         let mut regions = std::mem::take(&mut self.regions);
@@ -341,7 +344,7 @@ where
                 None => rest.len_bytes,
             };
             let (part, tail) = split(rest, len_bytes.min(rest.len_bytes));
-            drop.extend(part, &mut self.summary.rest.drops);
+            self.work_bytes += drop.extend(part, &mut self.summary.rest.drops);
             self.store(part, class)?;
             self.batch()?;
             rest = tail;
@@ -393,32 +396,36 @@ struct OpenDrop {
     /// Why copied pages of this mapping stay, if they do.
     copies: Option<LeftBecause>,
     run: Option<PageRun>,
-    /// How much of it is there.
-    there_bytes: u64,
-    /// It is cut where the address is a multiple of that, once as much is there.
+    /// What it takes to give it back.
+    work_bytes: u64,
+    /// It is cut where the address is a multiple of that, once it takes as much.
     longest: u64,
 }
 
 impl OpenDrop {
-    /// Takes `run` in, with the absent pages before it.
-    fn extend(&mut self, run: PageRun, drops: &mut Vec<DropRun>) {
+    /// Takes `run` in, with the absent pages before it. Answers what it takes to give them
+    /// back, as a number of bytes that are there: absent ones count too, but less.
+    fn extend(&mut self, run: PageRun, drops: &mut Vec<DropRun>) -> u64 {
+        let gap = self.run.map_or(0, |open| run.addr.0 - open.end().0);
+        self.work_bytes += gap / ABSENT_PER_PAGE;
         let (mut at, end) = (run.addr.0, run.end().0);
         while at < end {
             let next = (at + 1).next_multiple_of(self.longest).min(end);
             let start = self.run.map_or(at, |open| open.addr.0);
             self.run = Some(run_of(start, next));
-            self.there_bytes += next - at;
-            if self.there_bytes >= self.longest {
+            self.work_bytes += next - at;
+            if self.work_bytes >= self.longest {
                 self.close(drops);
             }
             at = next;
         }
+        gap / ABSENT_PER_PAGE + run.len_bytes
     }
 
     fn close(&mut self, drops: &mut Vec<DropRun>) {
         let (locked, is_file) = (self.locked, self.is_file);
         let run = self.run.take();
-        self.there_bytes = 0;
+        self.work_bytes = 0;
         drops.extend(run.map(|run| DropRun {
             run,
             locked,

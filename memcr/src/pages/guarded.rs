@@ -357,7 +357,7 @@ fn watch(
 /// Every run that is dropped waits until its event was read. Beside its sender on one CPU
 /// nothing is faster than to sleep in between; on different ones to fall asleep and be woken
 /// takes many times as long as the drop of a small run does, so who has had one event looks
-/// for the next for a moment.
+/// for the next for a moment; not before its sender had the CPU, should it wait for this one.
 fn read_quickly(
     memory: &Arc<GuardedMemory>,
     linger: Duration,
@@ -366,6 +366,7 @@ fn read_quickly(
     let mut last = Instant::now();
     loop {
         if read_events(memory, Heed::Nothing, family)? {
+            rustix::thread::sched_yield();
             last = Instant::now();
         } else if last.elapsed() >= linger {
             return Ok(());

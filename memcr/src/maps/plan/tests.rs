@@ -123,7 +123,7 @@ fn long_drops_come_in_parts_that_split_no_huge_page() {
             is_file: false,
             copies: None,
             run: None,
-            there_bytes: 0,
+            work_bytes: 0,
             longest: DROP_LEN,
         };
         let mut drops = Vec::new();
@@ -140,10 +140,12 @@ fn long_drops_come_in_parts_that_split_no_huge_page() {
         drops_of(&[(PAGE, 2 * DROP_LEN + PAGE)]),
         [(PAGE, 2 * DROP_LEN), (2 * DROP_LEN, 2 * DROP_LEN + PAGE)]
     );
-    // What is not there does not count.
+    // What is not there counts for little.
+    let far = DROP_LEN * ABSENT_PER_PAGE / 2;
+    let scattered = [0, far, 2 * far, 3 * far].map(|at| (at, at + PAGE));
     assert_eq!(
-        drops_of(&[(0, PAGE), (1 << 40, (1 << 40) + PAGE)]),
-        [(0, (1 << 40) + PAGE)]
+        drops_of(&scattered),
+        [(0, 2 * far + PAGE), (3 * far, 3 * far + PAGE)]
     );
 }
 
