@@ -76,7 +76,7 @@ pub(super) fn prepare(
         batch_len_bytes: drops_as_stored.then_some(BATCH_LEN),
     };
     let mut journal = begin_journal(&pipeline, options)?;
-    let memory = Arc::new(RemoteMemory::new(pid));
+    let memory = Arc::new(RemoteMemory::new(pid, options.proc_mem));
     let encoder = open_encoder(
         pipeline,
         options,

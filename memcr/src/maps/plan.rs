@@ -106,7 +106,6 @@ pub struct PlanSummary {
 /// Turns mappings into chunks, one mapping after the other.
 pub struct Planner<'a, T, E> {
     options: PlanOptions,
-    table: &'a T,
     emit: E,
     /// One unfinished chunk per class: small mappings of several classes then still
     /// fill whole chunks.
@@ -135,7 +134,6 @@ where
             window: Window::new(table, options.page_len_bytes),
             regions: Vec::new(),
             options,
-            table,
             emit,
             open: Vec::new(),
             work_bytes: 0,
@@ -209,9 +207,9 @@ where
         let mut from = vma.start;
         while from < vma.end {
             regions.clear();
-            from = self.table.occupied(from, vma.end, &mut regions)?;
-            for i in 0..regions.len() {
-                self.region(&regions[i..], class, &mut drop)?;
+            from = self.window.occupied(from, vma.end, &mut regions)?;
+            for region in &regions {
+                self.region(region, class, &mut drop)?;
             }
         }
         self.regions = regions;
@@ -220,16 +218,7 @@ where
         Ok(())
     }
 
-    /// Plans the first of `regions`.
-    fn region(
-        &mut self,
-        regions: &[Region],
-        class: ChunkClass,
-        drop: &mut OpenDrop,
-    ) -> Result<(), E> {
-        let Some(region) = regions.first() else {
-            return Ok(());
-        };
+    fn region(&mut self, region: &Region, class: ChunkClass, drop: &mut OpenDrop) -> Result<(), E> {
         let class = ChunkClass {
             huge: region.categories & category::HUGE != 0,
             ..class
@@ -250,7 +239,7 @@ where
         let mut addr = region.start;
         while addr < region.end {
             // Neighbours of the same state are handled as one.
-            let (state, len_bytes) = self.window.alike(addr, regions)?;
+            let (state, len_bytes) = self.window.alike(addr, region.end)?;
             let run = PageRun {
                 addr: RemoteAddr(addr),
                 len_bytes,

@@ -1,11 +1,14 @@
-//! The page map, read ahead: scattered pages would otherwise cost a system call each.
+//! The page table, read ahead: scattered pages and small mappings would otherwise cost two
+//! system calls each.
 //!
 //! ```text
-//! regions   [aaaa]  [b] [c]                      [dddd
-//! readings  |<------------>|                     |<--…   gaps: read over, or not worth it
+//! mappings  |<--------->|<->|   |<---------->|    |<----
+//! regions   [aaaa]  [b] [c]                      [dddd     found at once, whose mapping it is or not
+//! readings  |<------------>|                     |<--…     gaps: read over, or not worth it
 //! ```
 
 use std::io;
+use std::ops::Range;
 
 use super::page::{PageState, PageTable};
 use crate::sys::pagemap::Region;
@@ -15,13 +18,19 @@ const MAX_PAGES: usize = 8192;
 /// Pages between two regions that are read over: their entries take less time than
 /// another call does.
 const MAX_GAP: u64 = 256;
+/// How far behind the beginning of a small mapping it is looked for others, bytes.
+const AHEAD: u64 = 4 << 20;
 
-/// Entries of consecutive pages.
+/// What is known of the pages that are planned next.
 pub(super) struct Window<'a, T> {
     table: &'a T,
     page_len_bytes: u64,
-    /// Address of the first page.
+    /// What was looked through last, and the regions in it.
+    known: Range<u64>,
+    regions: Vec<Region>,
+    /// Address of the first page whose entry was read.
     start: u64,
+    /// Entries of consecutive pages.
     entries: Vec<u64>,
 }
 
@@ -31,24 +40,71 @@ impl<'a, T: PageTable> Window<'a, T> {
         Self {
             table,
             page_len_bytes,
+            known: 0..0,
+            regions: Vec::new(),
             start: 0,
             entries: Vec::with_capacity(MAX_PAGES),
         }
     }
 
-    /// The state of the page at `addr`, which lies in the first of `regions`, and the
-    /// length of the run of pages of this state that begins with it: to the end of the
-    /// region at most, or less.
+    /// As [`PageTable::occupied`]; each call begins at or behind the end of the one before.
     ///
     /// # Errors
     /// Those of the page table.
-    pub(super) fn alike(&mut self, addr: u64, regions: &[Region]) -> io::Result<(PageState, u64)> {
-        let end = self.start + self.entries.len() as u64 * self.page_len_bytes;
-        if addr < self.start || addr >= end {
-            self.read(addr, regions)?;
+    pub(super) fn occupied(
+        &mut self,
+        start: u64,
+        end: u64,
+        out: &mut Vec<Region>,
+    ) -> io::Result<u64> {
+        if !self.known.contains(&start) {
+            self.look(start, end)?;
+        }
+        let end = end.min(self.known.end);
+        let first = self.first_behind(start);
+        let within = self.regions[first..].iter().take_while(|it| it.start < end);
+        out.extend(within.map(|region| Region {
+            start: region.start.max(start),
+            end: region.end.min(end),
+            ..*region
+        }));
+        Ok(end)
+    }
+
+    fn look(&mut self, start: u64, end: u64) -> io::Result<()> {
+        self.known = 0..0;
+        let ahead = start.saturating_add(AHEAD);
+        let mut seen = Err(io::ErrorKind::InvalidInput.into());
+        if end < ahead {
+            // There may be no addresses as high as that.
+            self.regions.clear();
+            seen = self.table.occupied(start, ahead, &mut self.regions);
+        }
+        if seen.is_err() {
+            self.regions.clear();
+            seen = self.table.occupied(start, end, &mut self.regions);
+        }
+        self.known = start..seen?;
+        Ok(())
+    }
+
+    /// The first region that ends behind `addr`.
+    fn first_behind(&self, addr: u64) -> usize {
+        self.regions.partition_point(|region| region.end <= addr)
+    }
+
+    /// The state of the page at `addr`, which lies in a region that was found last, and the
+    /// length of the run of pages of this state that begins with it: to `end` at most, or less.
+    ///
+    /// # Errors
+    /// Those of the page table.
+    pub(super) fn alike(&mut self, addr: u64, end: u64) -> io::Result<(PageState, u64)> {
+        let read = self.start + self.entries.len() as u64 * self.page_len_bytes;
+        if addr < self.start || addr >= read {
+            self.read(addr)?;
         }
         let skip = self.n_pages(addr - self.start);
-        let most = self.n_pages(regions.first().map_or(addr, |region| region.end) - addr);
+        let most = self.n_pages(end - addr);
         let entries = self.entries[skip..].iter().take(most);
         let mut states = entries.map(|entry| PageState::of_entry(*entry));
         // A region has a page at least, and so has what was read for it.
@@ -57,7 +113,8 @@ impl<'a, T: PageTable> Window<'a, T> {
         Ok((state, n_alike * self.page_len_bytes))
     }
 
-    fn read(&mut self, addr: u64, regions: &[Region]) -> io::Result<()> {
+    fn read(&mut self, addr: u64) -> io::Result<()> {
+        let regions = &self.regions[self.first_behind(addr)..];
         let len = regions.split_first().map_or(0, |(first, rest)| {
             let near = |end: u64, next: &Region| {
                 let gap = next.start.saturating_sub(end);
@@ -95,18 +152,43 @@ mod tests {
     use std::cell::Cell;
 
     const PAGE: u64 = 4096;
+    /// Where there are no addresses any more.
+    const TOP: u64 = 1 << 47;
 
-    /// Every third page is private, the others are absent; counts the readings.
-    #[derive(Default)]
-    struct Thirds(Cell<usize>);
+    /// Every third page is private, the others are absent; counts what is asked.
+    struct Thirds<'a> {
+        regions: &'a [Region],
+        n_looks: Cell<usize>,
+        n_readings: Cell<usize>,
+    }
 
-    impl PageTable for Thirds {
-        fn occupied(&self, _: u64, end: u64, _: &mut Vec<Region>) -> io::Result<u64> {
+    impl<'a> Thirds<'a> {
+        fn of(regions: &'a [Region]) -> Self {
+            Self {
+                regions,
+                n_looks: Cell::new(0),
+                n_readings: Cell::new(0),
+            }
+        }
+    }
+
+    impl PageTable for Thirds<'_> {
+        fn occupied(&self, start: u64, end: u64, out: &mut Vec<Region>) -> io::Result<u64> {
+            self.n_looks.set(self.n_looks.get() + 1);
+            if end > TOP {
+                return Err(io::Error::from_raw_os_error(libc::EFAULT));
+            }
+            let within = |it: &&Region| it.end > start && it.start < end;
+            out.extend(self.regions.iter().filter(within).map(|it| Region {
+                start: it.start.max(start),
+                end: it.end.min(end),
+                ..*it
+            }));
             Ok(end)
         }
 
         fn entries(&self, addr: u64, out: &mut [u64]) -> io::Result<()> {
-            self.0.set(self.0.get() + 1);
+            self.n_readings.set(self.n_readings.get() + 1);
             for (entry, page) in out.iter_mut().zip(addr / PAGE..) {
                 *entry = if page % 3 == 0 { 1 << 63 | 1 << 56 } else { 0 };
             }
@@ -122,22 +204,42 @@ mod tests {
         }
     }
 
-    /// Walks the regions; answers how often the table was read.
+    /// Walks the regions of one mapping; answers how often entries were read.
     fn walk(regions: &[Region]) -> usize {
-        let table = Thirds::default();
+        let (start, end) = (regions[0].start, regions[regions.len() - 1].end);
+        let (n_looks, n_readings) = walk_mappings(regions, &[start..end]);
+        assert_eq!(n_looks, 1);
+        n_readings
+    }
+
+    /// Walks mappings; answers how often regions were looked for, and entries read.
+    fn walk_mappings(regions: &[Region], mappings: &[Range<u64>]) -> (usize, usize) {
+        let table = Thirds::of(regions);
         let mut window = Window::new(&table, PAGE);
-        for (i, region) in regions.iter().enumerate() {
-            let mut addr = region.start;
-            while addr < region.end {
-                let (state, len) = window.alike(addr, &regions[i..]).unwrap();
-                for page in addr / PAGE..(addr + len) / PAGE {
-                    assert_eq!(state == PageState::Private, page % 3 == 0, "{page}");
+        for mapping in mappings {
+            let mut at = mapping.start;
+            while at < mapping.end {
+                let mut found = Vec::new();
+                at = window.occupied(at, mapping.end, &mut found).unwrap();
+                for region in &found {
+                    assert!(mapping.start <= region.start && region.end <= mapping.end);
+                    walk_region(&mut window, region);
                 }
-                addr += len;
             }
-            assert_eq!(addr, region.end);
         }
-        table.0.get()
+        (table.n_looks.get(), table.n_readings.get())
+    }
+
+    fn walk_region(window: &mut Window<'_, Thirds<'_>>, region: &Region) {
+        let mut addr = region.start;
+        while addr < region.end {
+            let (state, len) = window.alike(addr, region.end).unwrap();
+            for page in addr / PAGE..(addr + len) / PAGE {
+                assert_eq!(state == PageState::Private, page % 3 == 0, "{page}");
+            }
+            addr += len;
+        }
+        assert_eq!(addr, region.end);
     }
 
     #[test]
@@ -160,5 +262,27 @@ mod tests {
         assert_eq!(walk(&[region(7, 2 * n + 1)]), 3);
         assert_eq!(walk(&[region(7, 2 * n + 1), region(4 * n, 1)]), 4);
         assert_eq!(walk(&[region(7, n - 1), region(n + 8, 5)]), 2);
+    }
+
+    #[test]
+    fn small_mappings_share_a_look_and_a_reading() {
+        // One region over all of them, as the kernel tells neighbours of one kind.
+        let n = AHEAD / PAGE;
+        let mappings: Vec<_> = (0..n).map(|i| (7 + i) * PAGE..(8 + i) * PAGE).collect();
+        assert_eq!(walk_mappings(&[region(7, n)], &mappings), (1, 1));
+        assert_eq!(walk_mappings(&[region(7, n)], &mappings[1..]), (1, 1));
+        // And one that is no mapping of the target's between two of them.
+        let around = [mappings[0].clone(), mappings[2].clone()];
+        assert_eq!(walk_mappings(&[region(7, n)], &around), (1, 1));
+        let far = [region(7, 1), region(7 + n, 1)];
+        let mappings = far.map(|region| region.start..region.end);
+        assert_eq!(walk_mappings(&far, &mappings), (2, 2));
+    }
+
+    #[test]
+    fn it_is_not_looked_where_nothing_can_be() {
+        let last = region(TOP / PAGE - 2, 2);
+        let mapping = last.start..last.end;
+        assert_eq!(walk_mappings(&[last], &[mapping]), (2, 1));
     }
 }

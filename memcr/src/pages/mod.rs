@@ -60,8 +60,8 @@ impl fmt::Display for PageRun {
 /// How the pages of a chunk are handled. All pages of a chunk are of one class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkClass {
-    /// The mapping's protection or its kind keeps `process_vm_readv`/`process_vm_writev`
-    /// out: go through `/proc/PID/mem`.
+    /// The mapping's protection or its kind keeps `process_vm_writev` out, and perhaps
+    /// `process_vm_readv`: go through `/proc/PID/mem`.
     pub through_proc_mem: bool,
     /// Pages of zeros need not be stored: a dropped page reads as zeros again. False
     /// for private file mappings, where a dropped page shows the file.

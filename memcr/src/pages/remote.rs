@@ -22,16 +22,19 @@ pub struct RemoteMemory {
     /// Opened on the frozen process: an exec before the freeze would have replaced the
     /// memory that an earlier descriptor is bound to.
     proc_mem: OnceLock<ProcMem>,
+    /// Every page is read through it.
+    only_proc_mem: bool,
     truncated_bytes: AtomicU64,
 }
 
 impl RemoteMemory {
-    /// Of `pid`; nothing is opened yet.
+    /// Of `pid`; nothing is opened yet. `only_proc_mem`: `process_vm_readv` is not tried.
     #[must_use]
-    pub fn new(pid: i32) -> Self {
+    pub fn new(pid: i32, only_proc_mem: bool) -> Self {
         Self {
             pid,
             proc_mem: OnceLock::new(),
+            only_proc_mem,
             truncated_bytes: AtomicU64::new(0),
         }
     }
@@ -99,10 +102,12 @@ impl RemoteMemory {
 impl FetchPages for RemoteMemory {
     fn fetch(&self, plan: &ChunkPlan, out: &mut [u8]) -> io::Result<()> {
         crate::fault::point("pages.fetch")?;
-        if !plan.class.through_proc_mem {
+        // Most of what may not be written may be read, and one call for each of thousands of
+        // small mappings takes longer than one in vain.
+        if !self.only_proc_mem {
             match process_vm::read(self.pid, &plan.runs, out) {
-                // A mapping may refuse although its protection allows (a file cut short
-                // under it): the other way in knows better what is there.
+                // A mapping refuses by its protection, or although that allows (a file cut
+                // short under it): the other way in knows better what is there.
                 Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {}
                 result => return result,
             }

@@ -9,7 +9,9 @@ struct Letters(&'static str);
 impl PageTable for Letters {
     fn occupied(&self, start: u64, end: u64, regions: &mut Vec<Region>) -> io::Result<u64> {
         let mut addr = start;
-        for letter in self.0[(start / 0x1000 - 1) as usize..(end / 0x1000 - 1) as usize].bytes() {
+        let n_pages = (end - start) / 0x1000;
+        let letters = self.0.bytes().skip((start / 0x1000 - 1) as usize);
+        for letter in letters.take(n_pages as usize) {
             let categories = match letter {
                 b'.' => 0,
                 b'H' => category::PRESENT | category::HUGE,
