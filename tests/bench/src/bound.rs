@@ -6,9 +6,9 @@
 //! ```
 //!
 //! All of that is work of CPUs, so it adds up, each step at its speed on all threads: no
-//! order of work is faster than one that keeps every CPU busy all the time. Only a disk
-//! works besides; where writing and syncing the image (or reading it cold) alone takes
-//! longer than all work of the CPUs, that is the bound.
+//! order of work is faster than one that keeps every CPU busy all the time. What a host took of
+//! that time it took ([`crate::stolen`]). Only a disk works besides; where writing the image to
+//! it (or reading it cold) alone takes longer than all work of the CPUs, that is the bound.
 
 use memcr_harness::{Context, Result};
 use serde::Serialize;
@@ -55,6 +55,8 @@ pub(crate) struct Bound {
     pub(crate) millis: f64,
     /// Work of the CPUs; they share it, so these add up.
     pub(crate) parts: Vec<Part>,
+    /// What every CPU lost to the host meanwhile, in the mean of all runs.
+    pub(crate) stolen_millis: f64,
     /// What the disk takes meanwhile.
     pub(crate) disk_millis: f64,
 }
@@ -67,8 +69,14 @@ pub(crate) struct Part {
 }
 
 impl Bound {
-    /// Of a checkpoint. `None` when a limit is not known.
-    pub(crate) fn of_checkpoint(case: &Case, volumes: Volumes, limits: &Limits) -> Option<Self> {
+    /// Of a checkpoint during which so much was stolen of every CPU. `None` when a limit is not
+    /// known.
+    pub(crate) fn of_checkpoint(
+        case: &Case,
+        volumes: Volumes,
+        limits: &Limits,
+        stolen_millis: f64,
+    ) -> Option<Self> {
         let all = volumes.raw_bytes + volumes.zero_bytes;
         let mut work = vec![
             (Step::Pagemap, all),
@@ -77,16 +85,23 @@ impl Bound {
         ];
         work.extend(steps(case, volumes, Direction::Encode)?);
         let (write, disk) = match case.sink {
-            Sink::Tmpfs => (Step::TmpfsWrite, None),
-            Sink::File => (Step::FileWrite, Some(Step::FileSync)),
+            Sink::Tmpfs => (&[Step::TmpfsWrite][..], None),
+            // Nothing of it is to stay in the cache.
+            Sink::File => (&[Step::FileWrite, Step::FileOut][..], Some(Step::FileSync)),
         };
-        work.push((write, volumes.image_bytes));
+        work.extend(write.iter().map(|&step| (step, volumes.image_bytes)));
         work.push((Step::GiveBack, all));
-        Self::sum(&work, disk.map(|step| (step, volumes.image_bytes)), limits)
+        let disk = disk.map(|step| (step, volumes.image_bytes));
+        Self::sum(&work, disk, limits, stolen_millis)
     }
 
-    /// Of a restore. `None` when a limit is not known.
-    pub(crate) fn of_restore(case: &Case, volumes: Volumes, limits: &Limits) -> Option<Self> {
+    /// Of a restore, in the same way.
+    pub(crate) fn of_restore(
+        case: &Case,
+        volumes: Volumes,
+        limits: &Limits,
+        stolen_millis: f64,
+    ) -> Option<Self> {
         let (read, disk) = match case.sink {
             Sink::Tmpfs => (Step::TmpfsRead, None),
             Sink::File => (Step::FileRead, Some(Step::FileReadCold)),
@@ -94,10 +109,16 @@ impl Bound {
         let mut work = vec![(read, volumes.image_bytes)];
         work.extend(steps(case, volumes, Direction::Decode)?);
         work.push((fastest_populate(limits)?, volumes.raw_bytes));
-        Self::sum(&work, disk.map(|step| (step, volumes.image_bytes)), limits)
+        let disk = disk.map(|step| (step, volumes.image_bytes));
+        Self::sum(&work, disk, limits, stolen_millis)
     }
 
-    fn sum(work: &[(Step, u64)], disk: Option<(Step, u64)>, limits: &Limits) -> Option<Self> {
+    fn sum(
+        work: &[(Step, u64)],
+        disk: Option<(Step, u64)>,
+        limits: &Limits,
+        stolen_millis: f64,
+    ) -> Option<Self> {
         let millis =
             |(step, len_bytes): (Step, u64)| Some(limits.all(step)?.median * gib(len_bytes));
         let parts = work.iter().map(|&(step, len_bytes)| {
@@ -108,8 +129,9 @@ impl Bound {
         let cpu_millis: f64 = parts.iter().map(|part| part.millis).sum();
         let disk_millis = disk.map_or(Some(0.0), millis)?;
         Some(Self {
-            millis: cpu_millis.max(disk_millis),
+            millis: (cpu_millis + stolen_millis).max(disk_millis),
             parts,
+            stolen_millis,
             disk_millis,
         })
     }
@@ -183,7 +205,7 @@ mod tests {
     fn work_of_the_cpus_adds_up() {
         let limits = limits(&[(Step::Lz4, 300.0)]);
         let bound = |stages| {
-            Bound::of_checkpoint(&Case::new(stages, Sink::Tmpfs), VOLUMES, &limits).unwrap()
+            Bound::of_checkpoint(&Case::new(stages, Sink::Tmpfs), VOLUMES, &limits, 0.0).unwrap()
         };
         // pagemap, read, zeros and giving back: 2 GiB each; the image: half a GiB.
         assert_eq!(bound("plain").millis, 850.0);
@@ -196,22 +218,27 @@ mod tests {
     #[test]
     fn a_restore_fills_what_was_stored_the_fastest_way() {
         let limits = limits(&[(Step::Writev, 40.0)]);
-        let bound = Bound::of_restore(&Case::new("lz4", Sink::Tmpfs), VOLUMES, &limits).unwrap();
-        assert_eq!(bound.millis, 50.0 + 100.0 + 40.0);
+        let case = Case::new("lz4", Sink::Tmpfs);
+        let bound = Bound::of_restore(&case, VOLUMES, &limits, 7.0).unwrap();
+        assert_eq!(bound.millis, 50.0 + 100.0 + 40.0 + 7.0);
     }
 
     #[test]
     fn a_disk_works_besides() {
         let slow = limits(&[(Step::FileSync, 4000.0)]);
         let case = Case::new("plain", Sink::File);
-        let bound = |limits| Bound::of_checkpoint(&case, VOLUMES, limits).unwrap();
+        let bound = |limits| Bound::of_checkpoint(&case, VOLUMES, limits, 10.0).unwrap();
         assert_eq!(bound(&slow).millis, 2000.0);
-        assert_eq!(bound(&limits(&[])).millis, 850.0);
+        // Half a GiB is written to the cache, and leaves it.
+        assert_eq!(bound(&limits(&[])).millis, 910.0);
     }
 
     #[test]
     fn an_unknown_stage_has_no_bound() {
         let case = Case::new("mystery", Sink::Tmpfs);
-        assert_eq!(Bound::of_checkpoint(&case, VOLUMES, &limits(&[])), None);
+        assert_eq!(
+            Bound::of_checkpoint(&case, VOLUMES, &limits(&[]), 0.0),
+            None
+        );
     }
 }

@@ -21,6 +21,7 @@ use crate::args::Args;
 use crate::case::Case;
 use crate::cost::{Cost, Held, Meter};
 use crate::stat::millis;
+use crate::stolen;
 use crate::warm::warm;
 
 /// A memcr to measure.
@@ -87,6 +88,8 @@ pub(crate) struct Cycle {
     pub(crate) checkpoint_millis: f64,
     /// From Enter until the target ran.
     pub(crate) restore_millis: f64,
+    /// What every CPU lost to a host during the one and the other.
+    pub(crate) stolen_millis: [f64; 2],
     /// From Enter until memcr had exited.
     pub(crate) exit_millis: f64,
     /// Most that memcr had resident.
@@ -123,10 +126,12 @@ pub(crate) fn run_on(
     // The image, in RAM or in the page cache.
     warm(room)?;
     let meter = Meter::start(victim.pid())?;
+    let stolen_before = stolen::millis_per_cpu()?;
     let begin = Instant::now();
     let mut memcr = Memcr::start(program, victim.pid(), &case.words(args))?;
     memcr.until_held()?;
     let checkpoint_millis = millis(begin.elapsed());
+    let stolen_out = stolen::millis_per_cpu()? - stolen_before;
 
     let held = meter.held(memcr.pid(), &case.image(victim.pid(), args))?;
     let peak_held = memcr.peak_rss_kib().unwrap_or(0);
@@ -134,10 +139,12 @@ pub(crate) fn run_on(
     warm(room)?;
     // Any question will do; this one is answered without touching the memory.
     victim.tell("where")?;
+    let stolen_before = stolen::millis_per_cpu()?;
     let begin = Instant::now();
     memcr.enter()?;
     victim.answer()?;
     let restore_millis = millis(begin.elapsed());
+    let stolen_back = stolen::millis_per_cpu()? - stolen_before;
     // memcr is about to remove the image, which takes longer than this look; where it
     // was faster, its peak until it held the target must do.
     let peak_restored = memcr.peak_rss_kib().unwrap_or(0);
@@ -149,6 +156,7 @@ pub(crate) fn run_on(
     Ok(Cycle {
         checkpoint_millis,
         restore_millis,
+        stolen_millis: [stolen_out, stolen_back],
         exit_millis,
         peak_rss_kib: peak_held.max(peak_restored),
         cost,

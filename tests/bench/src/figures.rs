@@ -158,6 +158,11 @@ fn row(case: &Case, cycles: &[Cycle], size_mib: u64, limits: &Limits) -> Result<
         of_bound: bound.as_ref().map(|bound| bound.millis / millis.median),
         bound,
     };
+    // The clock of it is coarse.
+    let stolen = |leg: usize| {
+        let sum: f64 = cycles.iter().map(|cycle| cycle.stolen_millis[leg]).sum();
+        sum / cycles.len() as f64
+    };
     let frozen = cycles.iter().map(|cycle| {
         let millis = cycle.report["checkpoint"]["frozen_millis"].as_f64();
         millis.ok_or("no checkpoint.frozen_millis in the report")
@@ -169,11 +174,11 @@ fn row(case: &Case, cycles: &[Cycle], size_mib: u64, limits: &Limits) -> Result<
         volumes,
         checkpoint: leg(
             stat(|cycle| cycle.checkpoint_millis)?,
-            Bound::of_checkpoint(case, volumes, limits),
+            Bound::of_checkpoint(case, volumes, limits, stolen(0)),
         ),
         restore: leg(
             stat(|cycle| cycle.restore_millis)?,
-            Bound::of_restore(case, volumes, limits),
+            Bound::of_restore(case, volumes, limits, stolen(1)),
         ),
         exit_millis: stat(|cycle| cycle.exit_millis)?,
         frozen_millis: Stat::of(frozen).ok_or("no cycle")?,

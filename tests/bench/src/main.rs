@@ -36,6 +36,7 @@ mod rounds;
 mod shapes;
 mod smoke;
 mod stat;
+mod stolen;
 mod team;
 mod versus;
 mod warm;

@@ -48,6 +48,7 @@ pub(crate) enum Step {
     TmpfsWrite,
     TmpfsWriteOne,
     FileWrite,
+    FileOut,
     FileSync,
     GiveBack,
     TmpfsRead,
@@ -71,7 +72,7 @@ pub(crate) struct Time {
 
 impl Step {
     /// All of them: what they are, how they are measured.
-    pub(crate) const ALL: [(Self, &'static str, Measure); 23] = [
+    pub(crate) const ALL: [(Self, &'static str, Measure); 24] = [
         (Self::Pagemap, "read /proc/PID/pagemap", target::pagemap),
         (Self::Readv, "process_vm_readv", target::readv),
         (Self::ProcMemRead, "read /proc/PID/mem", target::proc_mem),
@@ -89,6 +90,7 @@ impl Step {
             storage::tmpfs_write_one,
         ),
         (Self::FileWrite, "disk, write to cache", storage::file_write),
+        (Self::FileOut, "disk, out of the cache", storage::file_out),
         (Self::FileSync, "disk, write and wait", storage::file_sync),
         (Self::GiveBack, "MADV_DONTNEED", populate::give_back),
         (Self::TmpfsRead, "tmpfs, read", storage::tmpfs_read),

@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
 
 use memcr_filestore::wait_for_disk;
 use memcr_harness::{Context, Result};
+use nix::time::ClockId;
 use rustix::fs::{Advice, fadvise};
 
 use super::{PIECE, Time, shares};
@@ -47,6 +49,25 @@ pub(super) fn file_sync(lab: &Lab, n_threads: usize) -> Result<Time> {
     })
 }
 
+/// What the CPUs do so that nothing of it stays in the cache: the way to the disk, and out.
+pub(super) fn file_out(lab: &Lab, n_threads: usize) -> Result<Time> {
+    let files = new_files(lab, Where::Disk, n_threads)?;
+    let written = write(lab, &files, n_threads)?;
+    let longest = Mutex::new(0.0_f64);
+    team::timed(files, |file| {
+        let begin = cpu_millis()?;
+        fadvise(&file, 0, None, Advice::DontNeed).context("begin to write out")?;
+        wait_for_disk(&file).context("wait for the disk")?;
+        fadvise(&file, 0, None, Advice::DontNeed).context("drop from the cache")?;
+        let millis = cpu_millis()? - begin;
+        let mut longest = longest.lock().unwrap_or_else(PoisonError::into_inner);
+        *longest = longest.max(millis);
+        Ok(())
+    })?;
+    let millis = longest.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(Time { millis, ..written })
+}
+
 pub(super) fn file_read(lab: &Lab, n_threads: usize) -> Result<Time> {
     let files = new_files(lab, Where::Disk, 1)?;
     write(lab, &files, 1)?;
@@ -60,6 +81,13 @@ pub(super) fn file_read_cold(lab: &Lab, n_threads: usize) -> Result<Time> {
     fadvise(&files[0], 0, None, Advice::DontNeed).context("fadvise")?;
     warm(lab.stored.len())?;
     read(lab, &files[0], n_threads)
+}
+
+/// CPU time that the calling thread has had, ms.
+fn cpu_millis() -> Result<f64> {
+    let now = ClockId::CLOCK_THREAD_CPUTIME_ID.now();
+    let now = now.context("the CPU clock of a thread")?;
+    Ok(now.tv_sec() as f64 * 1e3 + now.tv_nsec() as f64 / 1e6)
 }
 
 #[derive(Debug, Clone, Copy)]
