@@ -5,7 +5,11 @@ use crate::common::{Rig, unharmed};
 use crate::table;
 use libtest_mimic::Trial;
 use memcr_harness::require::lacking;
-use memcr_harness::{Allow, Memcr, Result, Snapshot, Trouble, Victim, Zram, ensure, require};
+use memcr_harness::{
+    Allow, Context, Memcr, Result, Snapshot, Trouble, Victim, Zram, ensure, require,
+};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
@@ -20,6 +24,7 @@ pub(crate) fn tests() -> Vec<Trial> {
                 fails("48M", &["--set", "file.sync=true"], "write out")
             }),
             ("works", works),
+            ("just_fits", just_fits),
         ],
     )
 }
@@ -43,7 +48,8 @@ impl Disk {
             let status = command.status()?;
             ensure(status.success(), || format!("{command:?}: {status}"))
         };
-        run(Command::new("mkfs.ext4").arg("-q").arg(device.path()))?;
+        let make = ["-q", "-m", "0"];
+        run(Command::new("mkfs.ext4").args(make).arg(device.path()))?;
         let dir = tempfile::Builder::new().prefix("memcr-e2e-").tempdir()?;
         run(Command::new("mount").arg(device.path()).arg(dir.path()))?;
         Ok(Self { dir, device })
@@ -103,11 +109,41 @@ fn fails(size: &str, args: &[&str], says: &str) -> Result {
 
 /// What the failures above are compared with.
 fn works() -> Result {
+    fits(|_| Ok(()))
+}
+
+/// Blocks that are taken ahead of the writers are not to take the room of what is written.
+fn just_fits() -> Result {
+    fits(|disk| {
+        let free = rustix::fs::statvfs(disk.path()).context("statvfs")?;
+        let most = (free.f_bavail * free.f_frsize).saturating_sub(LEN + SPARE);
+        let filler = File::create(disk.path().join("filler"))?;
+        let all = rustix::fs::FallocateFlags::empty();
+        rustix::fs::fallocate(&filler, all, 0, most).context("fill the disk")?;
+        Ok(())
+    })
+}
+
+/// What a target is taken of, and what else the image may need, bytes.
+const LEN: u64 = 48 << 20;
+const SPARE: u64 = 4 << 20;
+
+fn fits(prepare: impl FnOnce(&Disk) -> Result) -> Result {
     let disk = Disk::mount()?;
     let rig = Rig::new()?;
-    let mut victim = Victim::start("memory", &["size=48M", "content=random", "threads=2"])?;
+    let size = format!("size={LEN}");
+    let mut victim = Victim::start("memory", &[&size, "content=random", "threads=2"])?;
     let before = Snapshot::take(victim.pid())?;
-    memcr(&rig, &victim, &disk).hold()?.release()?;
+    prepare(&disk)?;
+    let held = memcr(&rig, &victim, &disk).hold()?;
+    let image = disk.path().join(format!("pages-{}.img", victim.pid()));
+    let image = image.metadata()?;
+    let blocks = image.blocks() * 512;
+    ensure(image.len() >= LEN, || format!("{} bytes", image.len()))?;
+    ensure(blocks < image.len() + (1 << 20), || {
+        format!("{blocks} bytes of the disk for {}", image.len())
+    })?;
+    held.release()?;
     disk.expect_no_image()?;
     unharmed(&rig, &mut victim, &before, Allow::default())
 }

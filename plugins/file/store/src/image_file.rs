@@ -23,6 +23,7 @@ use memcr_plugin_api::stage::{Result, StageError};
 use rustix::fs::{Advice, AtFlags, CWD, RenameFlags, Stat};
 use rustix::io::Errno;
 
+use crate::ahead::Ahead;
 use crate::existing::{self, Existing};
 use crate::write_out::{WriteOut, advise};
 use crate::{Cache, Directory, make, sweep};
@@ -38,6 +39,7 @@ pub struct ImageFile {
     identity: (u64, u64),
     link: Link,
     is_committed: bool,
+    ahead: Ahead,
     write_out: WriteOut,
     /// Length at which the kernel would answer a write with SIGXFSZ, bytes.
     max_len: u64,
@@ -89,6 +91,7 @@ impl ImageFile {
             identity,
             link,
             is_committed: true,
+            ahead: Ahead::none(),
             write_out,
             max_len: 0,
             other_name: String::new(),
@@ -113,12 +116,11 @@ impl ImageFile {
                 self.dir.path()
             )
         };
-        if offset
-            .checked_add(data.len() as u64)
-            .is_none_or(|end| end > self.max_len)
-        {
+        let end = offset.saturating_add(data.len() as u64);
+        if end > self.max_len {
             return Err(make::over_limit(&what(), self.max_len));
         }
+        self.ahead.reach(&self.file, end);
         self.file
             .write_all_at(data, offset)
             .and_then(|()| self.write_out.wrote(&self.file, data.len()))
@@ -194,7 +196,7 @@ impl ImageFile {
         let failed = |what: &str, e: &std::io::Error| {
             StageError::io(format!("{what} {path}"), e).hint(make::hint_of(e))
         };
-        if have > len {
+        if have > len || self.ahead.is_behind(len) {
             self.file.set_len(len).map_err(|e| failed("shorten", &e))?;
         }
         if durable {
@@ -258,7 +260,7 @@ impl ImageFile {
         };
         sweep::lock(&file);
         let identity = identity(&stat(&file, dir.path())?);
-        let write_out = WriteOut::new(cache);
+        let (ahead, write_out) = (Ahead::of(&file), WriteOut::new(cache));
         let made = Self {
             dir,
             name,
@@ -266,6 +268,7 @@ impl ImageFile {
             identity,
             link,
             is_committed: false,
+            ahead,
             write_out,
             max_len,
             other_name: make::other_name(image),

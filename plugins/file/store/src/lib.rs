@@ -7,7 +7,8 @@
 //!                   ▼
 //!        ImageFile::create        O_TMPFILE: no name, so nobody finds it and a crash
 //!                   │             leaves nothing (elsewhere a hidden temporary name)
-//!   write_at, any order, any thread ──▶ WriteOut: to the disk and out of the page cache
+//!   write_at, any order, any thread ──▶ Ahead: blocks for it
+//!                   │               ──▶ WriteOut: to the disk and out of the page cache
 //!                   │
 //!                commit           exact length, then pages-PID.img, in one step
 //!                   │
@@ -17,6 +18,7 @@
 //! The descriptor stays open from `create` to `remove`: whatever happens to the name
 //! meanwhile, the bytes of a held target can be read back.
 
+mod ahead;
 mod directory;
 mod existing;
 mod image_file;

@@ -1,6 +1,6 @@
 //! Whether an image will fit, asked while the target still runs.
 //!
-//! Space is checked, not preallocated. What is expected is an upper bound (pages of
+//! Space is checked, not preallocated but for a little (`ahead`). What is expected is an upper bound (pages of
 //! zeros and compression come off it), so a preallocated image would mostly be given
 //! back, after the disk had allocated it; on tmpfs it would take RAM at the very moment
 //! when RAM is short. A disk that fills up after the check fails the checkpoint, which

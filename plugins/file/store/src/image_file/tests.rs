@@ -70,6 +70,21 @@ fn an_image_appears_whole_at_its_commit() {
 }
 
 #[test]
+fn blocks_that_were_taken_ahead_are_given_back() {
+    const TAKEN: u64 = 16 << 20;
+    both(|_, mut image| {
+        let held = |image: &ImageFile| image.file.metadata().unwrap().blocks() * 512;
+        image.write_at(0, b"abcdefg").unwrap();
+        // Where it is done at all: the kernel's ext4 with extents.
+        let is_ahead = held(&image) >= TAKEN;
+        assert_eq!(is_ahead, image.ahead.is_behind(7) && held(&image) > 4096);
+        assert_eq!(image.len_bytes().unwrap(), 7);
+        image.commit(7, false).unwrap();
+        assert!(held(&image) < TAKEN / 2, "{}", held(&image));
+    });
+}
+
+#[test]
 fn only_the_fallback_has_a_name_before() {
     let dir = tempfile::tempdir().unwrap();
     let unnamed = create(dir.path());
