@@ -51,12 +51,13 @@ pub(super) fn prepare(
 ) -> Result<Prepared, CheckpointError> {
     let pid = options.pid;
     expect_descriptors().map_err(|error| not_ready(pid, OPEN_MORE, error))?;
-    let target = Target::examine(pid).map_err(|source| CheckpointError::Refused { pid, source })?;
+    let (target, reading) = Target::examine_beside(pid, || start_reading(pid))
+        .map_err(|source| CheckpointError::Refused { pid, source })?;
+    let reading = reading.map_err(|error| not_ready(pid, START_THREAD, error))?;
     let expected_len_bytes = target.anonymous_bytes();
     // What a ring completes later is no harm while nothing is dropped. One that is made
     // before the freeze is found there.
     let may_wake = target.may_wake();
-    let reading = start_reading(pid).map_err(|error| not_ready(pid, START_THREAD, error))?;
     clock.done("examine");
 
     let guarded = has_guard(options)?;

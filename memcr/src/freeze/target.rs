@@ -161,6 +161,18 @@ impl Target {
     /// # Errors
     /// The first reason why it cannot be checkpointed.
     pub fn examine(pid: i32) -> Result<Self, Refusal> {
+        Self::examine_beside(pid, || ()).map(|(target, ())| target)
+    }
+
+    /// The same; `begin` is called as soon as it is noted where its threads are: what is read
+    /// from then on is still right when [`Frozen::has_slept`] says so. Of thousands of threads
+    /// all that comes later takes a while.
+    ///
+    /// # Errors
+    /// As [`Target::examine`]: what was begun may go on.
+    ///
+    /// [`Frozen::has_slept`]: super::Frozen::has_slept
+    pub fn examine_beside<T>(pid: i32, begin: impl FnOnce() -> T) -> Result<(Self, T), Refusal> {
         // Below 1 are the caller's group and other groups, not processes.
         let raw = Some(pid)
             .filter(|pid| *pid > 0)
@@ -188,10 +200,11 @@ impl Target {
         check_cgroup(pid)?;
         // Before all that is read and must still hold when it is frozen.
         let rest = Rest::note(pid);
+        let begun = begin();
         let others = procfs::pids().unwrap_or_default();
         check_memory_is_its_own(pid, &others)?;
         busy::check_workers(pid)?;
-        Ok(Self {
+        let target = Self {
             pid,
             start_time: stat.start_time,
             has_seccomp: has_seccomp(pid),
@@ -199,7 +212,8 @@ impl Target {
             rest,
             io: Io::look(pid)?,
             pidfd,
-        })
+        };
+        Ok((target, begun))
     }
 
     /// The process of a session: it was examined when it was checkpointed. Whether it
