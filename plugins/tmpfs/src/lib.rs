@@ -33,7 +33,7 @@ memcr_plugin_api::conformance!(|suite| suite
     .dir_under(SHARED_DIR));
 
 /// A tmpfs on every Linux with a C library (shm_open needs it), and anybody may write
-/// to it: the default works for root and others alike.
+/// to it: it works for root and others alike.
 const SHARED_DIR: &str = "/dev/shm";
 /// Where root mounts its own: /run is gone after a reboot, as the image is.
 const OWN_DIR: &str = "/run/memcr/tmpfs";
@@ -56,8 +56,7 @@ const SMALL_IMAGE: u64 = 1 << 20;
 /// The sink.
 #[derive(Debug)]
 struct TmpfsSink {
-    dir: String,
-    mount: Option<MountOptions>,
+    place: Place,
     allow_plain: bool,
     host: Host,
     /// RAM to leave free while writing, bytes.
@@ -70,6 +69,18 @@ struct TmpfsSink {
     // In this order: an open image keeps its tmpfs busy.
     image: Option<ImageFile>,
     own: Option<OwnMount>,
+}
+
+/// Where images go.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    /// Into a directory of a tmpfs that is there.
+    There(String),
+    /// Into a tmpfs of ours at this path.
+    Own(String, MountOptions),
+    /// Nobody has said so: into one of ours if everybody else finds it, for it has huge pages;
+    /// else into the one that is there for everybody.
+    Best,
 }
 
 impl Sink for TmpfsSink {
@@ -86,13 +97,8 @@ impl Sink for TmpfsSink {
     };
 
     fn create(params: &Params, host: Host) -> Result<Self> {
-        let mount = mount_options(params)?;
-        let dir = params
-            .get("dir")
-            .unwrap_or(if mount.is_some() { OWN_DIR } else { SHARED_DIR });
         Ok(Self {
-            dir: dir.to_owned(),
-            mount,
+            place: place(params)?,
             allow_plain: params.parse("allow_plain")?.unwrap_or(false),
             host,
             reserve: RESERVE,
@@ -192,7 +198,7 @@ const PARAMS: &[ParamSpec] = &[
         default: None,
         required: false,
         recorded: false,
-        help: "directory of the image, on a tmpfs; default /dev/shm, or /run/memcr/tmpfs with mount",
+        help: "directory of the image, on a tmpfs; default /run/memcr/tmpfs with mount, else /dev/shm",
     },
     ParamSpec {
         name: "allow_plain",
@@ -205,10 +211,10 @@ const PARAMS: &[ParamSpec] = &[
     ParamSpec {
         name: "mount",
         kind: ParamKind::Bool,
-        default: Some("false"),
+        default: None,
         required: false,
         recorded: false,
-        help: "mount a tmpfs of mode 0700 at dir if none of ours is there, unmount it after the last image; needs root",
+        help: "mount a tmpfs of mode 0700 at dir if none of ours is there, unmount it after the last image; needs root; default true where everybody sees what we mount, and dir is not set",
     },
     ParamSpec {
         name: "size",
@@ -227,20 +233,33 @@ const PARAMS: &[ParamSpec] = &[
         default: None,
         required: false,
         recorded: false,
-        help: "with mount: when to use huge pages; default always, where the kernel has them",
+        help: "with mount: when to use huge pages; default within_size, where the kernel has them",
     },
 ];
 
 impl TmpfsSink {
-    /// The directory of a new image, on a tmpfs of ours if one is asked for.
+    /// The directory of a new image.
     fn open_dir(&mut self) -> Result<Directory> {
-        let Some(options) = &self.mount else {
-            return Directory::open(&self.dir);
-        };
-        let (own, dir) = OwnMount::ensure(&self.dir, options, self.host)?;
-        // Kept from here on: if opening the image fails, dropping the sink unmounts.
-        self.own = Some(own);
-        Ok(dir)
+        match &self.place {
+            Place::There(dir) => return Directory::open(dir),
+            Place::Own(dir, options) => {
+                let (own, dir) = OwnMount::ensure(dir, options, self.host)?;
+                // Kept from here on: if opening the image fails, dropping the sink unmounts.
+                self.own = Some(own);
+                return Ok(dir);
+            }
+            Place::Best => {}
+        }
+        if mount::is_of_use_to_all() {
+            match OwnMount::ensure(OWN_DIR, &MountOptions::default(), self.host) {
+                Ok((own, dir)) => {
+                    self.own = Some(own);
+                    return Ok(dir);
+                }
+                Err(error) => self.host.debug(format_args!("{error}: {SHARED_DIR} it is")),
+            }
+        }
+        Directory::open(SHARED_DIR)
     }
 
     /// Answers how much is left beside the reserve.
@@ -268,15 +287,17 @@ fn next_look(left: u64) -> u64 {
     (left / 2).clamp(LOOK_SOON, LOOK_EVERY)
 }
 
-/// The options of a mount if one is asked for; without one they would mean nothing.
-fn mount_options(params: &Params) -> Result<Option<MountOptions>> {
+fn place(params: &Params) -> Result<Place> {
+    let dir = params.get("dir").map(str::to_owned);
     let options = MountOptions {
         size: params.parse("size")?,
         huge: params.get("huge").map(str::to_owned),
     };
-    if params.parse("mount")?.unwrap_or(false) {
-        return Ok(Some(options));
+    let mounts = params.parse("mount")?;
+    if mounts == Some(true) {
+        return Ok(Place::Own(dir.unwrap_or(OWN_DIR.into()), options));
     }
+    // Without a mount they would mean nothing.
     for (name, given) in [
         ("size", options.size.is_some()),
         ("huge", options.huge.is_some()),
@@ -288,7 +309,11 @@ fn mount_options(params: &Params) -> Result<Option<MountOptions>> {
                 .hint("set tmpfs.mount=true, or leave it out"));
         }
     }
-    Ok(None)
+    Ok(match (dir, mounts) {
+        (Some(dir), _) => Place::There(dir),
+        (None, Some(_)) => Place::There(SHARED_DIR.into()),
+        (None, None) => Place::Best,
+    })
 }
 
 fn check_tmpfs(dir: &Directory) -> Result<()> {

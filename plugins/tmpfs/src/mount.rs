@@ -27,12 +27,31 @@ use rustix::mount::{MountFlags, UnmountFlags};
 pub(crate) const SOURCE: &str = "memcr-stage-tmpfs";
 
 /// How to mount.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct MountOptions {
     /// Most it may hold, bytes; the kernel's default is half of the RAM.
     pub(crate) size: Option<u64>,
-    /// The kernel's word for when to use huge pages; none: `always` where it can.
+    /// The kernel's word for when to use huge pages; none: `within_size` where it can.
     pub(crate) huge: Option<String>,
+}
+
+/// Where the kernel tells whether it has huge pages for a tmpfs.
+const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+/// Whether a tmpfs of ours is worth it, and everybody sees it: in a mount namespace of our own
+/// (a service, a container) nobody outside would find an image, whom we leave a target to.
+pub(crate) fn is_of_use_to_all() -> bool {
+    let ours = root_mount("thread-self");
+    Path::new(SHMEM_ENABLED).exists() && ours.is_some() && ours == root_mount("1")
+}
+
+/// The number of the mount at the root of `process`: those of another mount namespace are others
+/// (proc_pid_mountinfo(5)). `/proc/PID/ns/mnt` takes more rights.
+fn root_mount(process: &str) -> Option<u32> {
+    let mountinfo = std::fs::read_to_string(format!("/proc/{process}/mountinfo")).ok()?;
+    let at_root = |line: &&str| line.split(' ').nth(4) == Some("/");
+    let line = mountinfo.lines().filter(at_root).next_back()?;
+    line.split(' ').next()?.parse().ok()
 }
 
 /// A tmpfs of ours at a path; dropping it unmounts it if nothing is in it any more.
@@ -57,12 +76,7 @@ impl OwnMount {
         // Opened again: while we waited for the lock, another memcr may have mounted.
         let now = Directory::open(&path)?;
         if is_ours(&now)? {
-            if *options
-                != (MountOptions {
-                    size: None,
-                    huge: None,
-                })
-            {
+            if *options != MountOptions::default() {
                 host.info(format_args!(
                     "{path} is mounted already: `size` and `huge` are those of its first mount"
                 ));
@@ -160,9 +174,9 @@ fn escape(path: &str) -> String {
 fn mount(path: &str, options: &MountOptions) -> Result<()> {
     let mounted = match &options.huge {
         Some(huge) => mount_with(path, options.size, Some(huge)),
-        // `always`: memory of an image is written once, in order, and given back as a
-        // whole. A kernel without huge pages does not know the word.
-        None => match mount_with(path, options.size, Some("always")) {
+        // With `always` the last page of each image, and of one of some KiB the only one, would
+        // take 2 MiB. A kernel without huge pages does not know the word.
+        None => match mount_with(path, options.size, Some("within_size")) {
             Err(Errno::INVAL) => mount_with(path, options.size, None),
             done => done,
         },

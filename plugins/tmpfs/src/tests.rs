@@ -311,7 +311,7 @@ fn huge_pages_are_used_where_the_kernel_has_them() {
     own.open_new(&image(1, 1, true)).unwrap();
     let line = mounted(Path::new(&dir)).unwrap();
     if Path::new("/sys/kernel/mm/transparent_hugepage/shmem_enabled").exists() {
-        assert!(line.contains("huge=always"), "{line}");
+        assert!(line.contains("huge=within_size"), "{line}");
     } else {
         skip("the kernel has no huge pages for tmpfs");
     }
@@ -397,6 +397,27 @@ fn parameters_of_a_mount_need_one() {
         assert_eq!(error.code, code::INVALID_CONFIG);
         assert!(error.message.contains(param.0), "{}", error.message);
     }
-    assert_eq!(sink(&[("mount", "true")]).dir, OWN_DIR);
-    assert_eq!(sink(&[]).dir, SHARED_DIR);
+    let own = Place::Own(OWN_DIR.into(), MountOptions::default());
+    assert_eq!(sink(&[("mount", "true")]).place, own);
+    let shared = Place::There(SHARED_DIR.into());
+    assert_eq!(sink(&[("mount", "false")]).place, shared);
+    assert_eq!(sink(&[]).place, Place::Best);
+    assert_eq!(sink(&[("dir", "/d")]).place, Place::There("/d".into()));
+}
+
+#[test]
+fn unless_told_it_mounts_where_everybody_sees_it() {
+    if !is_root("mounting a tmpfs") {
+        return;
+    }
+    let mut sink = sink(&[]);
+    let pid = u64::from(std::process::id()) << 33;
+    sink.open_new(&image(pid, 1, true)).unwrap();
+    let place = if mount::is_of_use_to_all() {
+        OWN_DIR
+    } else {
+        SHARED_DIR
+    };
+    let locator = sink.locator().unwrap();
+    assert!(locator.starts_with(place), "{locator}");
 }

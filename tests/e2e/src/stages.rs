@@ -3,7 +3,9 @@
 use crate::common::{Rig, cycle};
 use crate::test;
 use libtest_mimic::Trial;
-use memcr_harness::{Allow, Memcr, Result, Snapshot, Victim, require};
+use memcr_harness::{Allow, Held, Memcr, Result, Snapshot, Victim, ensure, require};
+use rustix::process::Signal;
+use std::path::Path;
 
 const COMPRESS: [&str; 3] = ["", "lz4,", "zstd,"];
 const CHECKSUM: [&str; 3] = ["", "md5,", "crc32,"];
@@ -15,6 +17,9 @@ const CIPHERS: [&str; 5] = [
     "aes-192-cbc",
     "aes-256-cbc",
 ];
+
+/// Says whether a tmpfs can have huge pages.
+const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 pub(crate) fn tests() -> Vec<Trial> {
     let mut trials = vec![
@@ -35,6 +40,21 @@ pub(crate) fn tests() -> Vec<Trial> {
             store("zstd,file", &["zstd.level=19"])
         }),
         test("stages::file_synced", || store("file", &["file.sync=true"])),
+        test("stages::tmpfs_of_its_own", || {
+            // Worth it where it has huge pages.
+            let has_huge = Path::new(SHMEM_ENABLED).exists();
+            somewhere(
+                &[],
+                if has_huge {
+                    "/run/memcr/tmpfs"
+                } else {
+                    "/dev/shm"
+                },
+            )
+        }),
+        test("stages::tmpfs_for_everybody", || {
+            somewhere(&["unshare", "-m"], "/dev/shm")
+        }),
     ];
     for cipher in CIPHERS {
         let set = format!("encrypt.cipher={cipher}");
@@ -115,9 +135,37 @@ fn in_memory(pipeline: &str) -> Result {
     held.release()?;
     before.still(victim.pid(), Allow::default())?;
     let left = std::fs::read_dir(dir.path())?.count();
-    memcr_harness::ensure(left == 0, || {
+    ensure(left == 0, || {
         format!("{left} files left behind in the tmpfs")
     })?;
+    victim.verify()?;
+    victim.quit()
+}
+
+/// Where an image goes into a tmpfs and nobody says which: a memcr with the mounts of everybody
+/// makes its own, one that has others (a service) must not, for nobody else would find it there.
+fn somewhere(via: &[&str], dir: &str) -> Result {
+    ["root", "mount"].into_iter().try_for_each(require)?;
+    let mut victim = Victim::start("memory", &["size=12M", "threads=2", "content=pointer"])?;
+    let pid = victim.pid();
+    let before = Snapshot::take(pid)?;
+    let image = Path::new(dir).join(format!("pages-{pid}.img"));
+    let hold = || -> Result<Held> {
+        let memcr = Memcr::on(pid).via(via);
+        let held = memcr.args(["--pipeline", "lz4,tmpfs"]).hold()?;
+        ensure(image.exists(), || {
+            format!("{} is not there", image.display())
+        })?;
+        Ok(held)
+    };
+    hold()?.release()?;
+    // Found again by a memcr that knows nothing but the journal.
+    let held = hold()?;
+    held.signal(Signal::KILL)?;
+    held.finish()?;
+    Memcr::recover(pid).run()?.expect(0)?;
+    ensure(!image.exists(), || format!("{} is left", image.display()))?;
+    before.still(pid, Allow::default())?;
     victim.verify()?;
     victim.quit()
 }
