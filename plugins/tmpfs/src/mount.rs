@@ -50,7 +50,7 @@ pub(crate) fn is_of_use_to_all() -> bool {
 fn root_mount(process: &str) -> Option<u32> {
     let mountinfo = std::fs::read_to_string(format!("/proc/{process}/mountinfo")).ok()?;
     let at_root = |line: &&str| line.split(' ').nth(4) == Some("/");
-    let line = mountinfo.lines().filter(at_root).next_back()?;
+    let line = mountinfo.lines().rfind(at_root)?;
     line.split(' ').next()?.parse().ok()
 }
 

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use clap::builder::ArgPredicate;
@@ -63,9 +63,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     pub(crate) file_dir: PathBuf,
 
-    /// Directory for images of the sink tmpfs
-    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
-    pub(crate) tmpfs_dir: PathBuf,
+    /// Directory for images of the sink tmpfs [default: a tmpfs with huge pages, as memcr mounts
+    /// one; /dev/shm where that is not to be had]
+    #[arg(long, value_name = "DIR")]
+    tmpfs_dir: Option<PathBuf>,
 
     /// Measure this memcr [default: the one built with this program]
     #[arg(long, value_name = "PROGRAM")]
@@ -122,6 +123,16 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// Has images of the sink tmpfs in `dir`, unless the user has said where.
+    pub(crate) fn tmpfs_in(&mut self, dir: &Path) {
+        self.tmpfs_dir.get_or_insert_with(|| dir.to_owned());
+    }
+
+    /// Directory for images of the sink tmpfs.
+    pub(crate) fn tmpfs_dir(&self) -> &Path {
+        self.tmpfs_dir.as_deref().unwrap_or(Path::new("/dev/shm"))
+    }
+
     /// What the target's memory holds, where only one content is measured.
     pub(crate) fn content(&self) -> &str {
         self.contents.first().map_or("heap", String::as_str)

@@ -30,7 +30,7 @@ impl Sink {
     /// The directory given for it.
     pub(crate) fn dir(self, args: &Args) -> &Path {
         match self {
-            Self::Tmpfs => &args.tmpfs_dir,
+            Self::Tmpfs => args.tmpfs_dir(),
             Self::File => &args.file_dir,
         }
     }

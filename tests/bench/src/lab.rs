@@ -44,7 +44,7 @@ impl Lab {
             _victim: victim,
             target,
             stored: without_zero_pages(&stored),
-            tmpfs_dir: args.tmpfs_dir.clone(),
+            tmpfs_dir: args.tmpfs_dir().to_owned(),
             file_dir: args.file_dir.clone(),
         })
     }

@@ -29,6 +29,7 @@ mod fleet;
 mod lab;
 mod limits;
 mod machine;
+mod own_tmpfs;
 mod peers;
 mod raw;
 mod report;
@@ -46,16 +47,25 @@ use std::process::ExitCode;
 use args::Args;
 use clap::Parser;
 use memcr_harness::{Result, ensure};
+use own_tmpfs::OwnTmpfs;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match run(&args) {
+    match measure(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(trouble) => {
             eprintln!("bench: {trouble}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Where images of the sink tmpfs go is the same for all that is measured.
+fn measure(mut args: Args) -> Result {
+    let own = OwnTmpfs::mount()?;
+    if let Some(own) = &own {
+        args.tmpfs_in(own.path());
+    }
+    run(&args)
 }
 
 fn run(args: &Args) -> Result {

@@ -31,7 +31,7 @@ const N_LINES: usize = 3;
 pub(super) fn trip(program: &Path, size_mib: u64, args: &Args) -> Result<Trip> {
     let images = tempfile::Builder::new()
         .prefix("memcr-criu-")
-        .tempdir_in(&args.tmpfs_dir)?;
+        .tempdir_in(args.tmpfs_dir())?;
     let mut target = Traveller::ready(size_mib, args)?;
     let pid = target.victim.pid();
     let ends = [End::open(pid, 0)?, End::open(pid, 1)?];
