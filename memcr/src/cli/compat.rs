@@ -25,6 +25,11 @@ use super::args::{self, Job};
 /// apart.
 #[must_use]
 pub fn split_clusters(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let words: Vec<OsString> = words.into_iter().collect();
+    // Without one nobody has to know which flags there are.
+    if !words.iter().any(|word| is_cluster(word)) {
+        return words;
+    }
     let mut command = args::command();
     command.build();
     let shorts = Shorts::of(&command);
@@ -39,6 +44,11 @@ pub fn split_clusters(words: impl IntoIterator<Item = OsString>) -> Vec<OsString
         }
     }
     out
+}
+
+/// Whether `word` may be several short flags, or one with its value.
+fn is_cluster(word: &OsStr) -> bool {
+    matches!(word.as_bytes(), [b'-', first, _, ..] if *first != b'-')
 }
 
 /// The id of a process, as `-p` takes it.

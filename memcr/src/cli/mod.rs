@@ -31,7 +31,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::FromArgMatches;
+use clap::{CommandFactory, FromArgMatches};
 
 use args::{Args, Verb};
 use config::{Config, Places};
@@ -50,8 +50,13 @@ use crate::sys;
 /// # Errors
 /// What clap has to say: usage errors, but also help and version.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
-    let matches = args::command().try_get_matches_from(compat::split_clusters(words));
-    let matches = matches.map_err(stray::name_the_flag)?;
+    let words = compat::split_clusters(words);
+    // What a command hides takes building all of them, a millisecond's work in all: it is for
+    // who reads it.
+    let matches = Args::command()
+        .try_get_matches_from(&words)
+        .or_else(|_| args::command().try_get_matches_from(&words))
+        .map_err(stray::name_the_flag)?;
     let args = Args::from_arg_matches(&matches)?;
     stray::check(&args, &matches)?;
     Ok(args)

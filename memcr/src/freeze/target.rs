@@ -164,9 +164,9 @@ impl Target {
         Self::examine_beside(pid, || ()).map(|(target, ())| target)
     }
 
-    /// The same; `begin` is called as soon as it is noted where its threads are: what is read
-    /// from then on is still right when [`Frozen::has_slept`] says so. Of thousands of threads
-    /// all that comes later takes a while.
+    /// The same; `begin` is called as soon as it is known where its threads are, and that nobody
+    /// else has its memory: what is read from then on is still right when [`Frozen::has_slept`]
+    /// says so. Of thousands of threads and mappings what comes later takes a while.
     ///
     /// # Errors
     /// As [`Target::examine`]: what was begun may go on.
@@ -200,9 +200,9 @@ impl Target {
         check_cgroup(pid)?;
         // Before all that is read and must still hold when it is frozen.
         let rest = Rest::note(pid);
-        let begun = begin();
         let others = procfs::pids().unwrap_or_default();
         check_memory_is_its_own(pid, &others)?;
+        let begun = begin();
         busy::check_workers(pid)?;
         let target = Self {
             pid,

@@ -48,12 +48,19 @@ impl PageState {
 /// The page table of the target, as the kernel shows it.
 pub trait PageTable {
     /// Finds ranges of `start..end` that may hold pages, ascending; pages outside of
-    /// them are absent. Answers where it stopped when `regions` would grow too long:
-    /// `end` when all was seen.
+    /// them are absent. Where that takes no second call, it looks up to `ahead`, which is no
+    /// lower than `end`. Answers where it stopped: behind the last region when there would be
+    /// too many, else at `end` or `ahead`.
     ///
     /// # Errors
     /// When the kernel cannot tell.
-    fn occupied(&self, start: u64, end: u64, regions: &mut Vec<Region>) -> io::Result<u64>;
+    fn occupied(
+        &self,
+        start: u64,
+        end: u64,
+        ahead: u64,
+        regions: &mut Vec<Region>,
+    ) -> io::Result<u64>;
 
     /// The page map entries of consecutive pages from `addr` on.
     ///

@@ -68,7 +68,7 @@ impl Batch {
 }
 
 /// Of how many bytes one run consists that is given back, of what is there: less than twice
-/// as many. To give one back is a call that cannot be interrupted nor called off, so who
+/// as many, and of scattered pages fewer. To give one back is a call that cannot be interrupted nor called off, so who
 /// finishes it for us keeps what it is about to drop. Shorter ones take longer: each waits
 /// until its event was read, some 60 µs on a machine with nothing else to do. The runs of a
 /// dense one meet where the address is a multiple of that, so that no huge page is split.
@@ -308,7 +308,7 @@ where
                 None => self.take(run, class, drop)?,
             },
             PageState::CleanFile if self.options.policy.drop_file_pages => {
-                drop.extend(run, &mut self.summary.rest.drops);
+                self.work_bytes += drop.extend(run, &mut self.summary.rest.drops);
                 self.summary.drop_only_bytes += run.len_bytes;
             }
             PageState::CleanFile => {
@@ -394,6 +394,7 @@ struct OpenDrop {
 impl OpenDrop {
     /// Takes `run` in, with the absent pages before it. Answers what it takes to give them
     /// back, as a number of bytes that are there: absent ones count too, but less.
+    #[must_use]
     fn extend(&mut self, run: PageRun, drops: &mut Vec<DropRun>) -> u64 {
         let gap = self.run.map_or(0, |open| run.addr.0 - open.end().0);
         self.work_bytes += gap / ABSENT_PER_PAGE;

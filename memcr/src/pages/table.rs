@@ -29,28 +29,14 @@ impl KernelPageTable {
     pub fn open(pid: i32) -> io::Result<Self> {
         Pagemap::open(pid).map(Self)
     }
-}
 
-impl PageTable for KernelPageTable {
-    /// Without PAGEMAP_SCAN (before Linux 6.7) the whole range may be occupied, and it
-    /// is not known which pages are huge or the zero page: both are then handled as
-    /// small pages and as shared ones.
-    fn occupied(&self, start: u64, end: u64, regions: &mut Vec<Region>) -> io::Result<u64> {
+    fn scan(&self, start: u64, end: u64, regions: &mut Vec<Region>) -> io::Result<u64> {
         // No more regions than pages: a small mapping does not pay for a long vector.
         let n_pages = usize::try_from((end - start) / page_size()).unwrap_or(MAX_REGIONS);
         let most = n_pages.clamp(1, MAX_REGIONS);
+        regions.clear();
         regions.resize(most, Region::default());
-        let n_regions = match self.0.scan(start, end, regions) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
-                regions[0] = Region {
-                    start,
-                    end,
-                    categories: category::PRESENT,
-                };
-                1
-            }
-            result => result?,
-        };
+        let n_regions = self.0.scan(start, end, regions)?;
         regions.truncate(n_regions);
         // Going on behind the last region, nothing is told of twice.
         let is_full = n_regions == most;
@@ -58,6 +44,37 @@ impl PageTable for KernelPageTable {
             .last()
             .filter(|_| is_full)
             .map_or(end, |last| last.end))
+    }
+}
+
+impl PageTable for KernelPageTable {
+    /// Without PAGEMAP_SCAN (before Linux 6.7) the whole range may be occupied, and it
+    /// is not known which pages are huge or the zero page: both are then handled as
+    /// small pages and as shared ones.
+    fn occupied(
+        &self,
+        start: u64,
+        end: u64,
+        ahead: u64,
+        regions: &mut Vec<Region>,
+    ) -> io::Result<u64> {
+        let mut seen = self.scan(start, ahead, regions);
+        // There may be no addresses as high as that.
+        if seen.is_err() && ahead > end {
+            seen = self.scan(start, end, regions);
+        }
+        match seen {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
+                regions.clear();
+                regions.push(Region {
+                    start,
+                    end,
+                    categories: category::PRESENT,
+                });
+                Ok(end)
+            }
+            seen => seen,
+        }
     }
 
     fn entries(&self, addr: u64, out: &mut [u64]) -> io::Result<()> {

@@ -78,8 +78,8 @@ enum Place {
     There(String),
     /// Into a tmpfs of ours at this path.
     Own(String, MountOptions),
-    /// Nobody has said so: into one of ours if everybody else finds it, for it has huge pages;
-    /// else into the one that is there for everybody.
+    /// Nobody has said so: into one of ours if it has huge pages of any length and everybody else
+    /// finds it; else into the one that is there for everybody.
     Best,
 }
 
@@ -214,7 +214,7 @@ const PARAMS: &[ParamSpec] = &[
         default: None,
         required: false,
         recorded: false,
-        help: "mount a tmpfs of mode 0700 at dir if none of ours is there, unmount it after the last image; needs root; default true where everybody sees what we mount, and dir is not set",
+        help: "mount a tmpfs of mode 0700 at dir if none of ours is there, unmount it after the last image; needs root; default true where dir is not set, everybody sees what we mount, and the kernel has huge pages by length (6.14)",
     },
     ParamSpec {
         name: "size",
@@ -233,7 +233,7 @@ const PARAMS: &[ParamSpec] = &[
         default: None,
         required: false,
         recorded: false,
-        help: "with mount: when to use huge pages; default within_size, where the kernel has them",
+        help: "with mount: when to use huge pages; default within_size since Linux 6.14, before always",
     },
 ];
 
@@ -250,7 +250,7 @@ impl TmpfsSink {
             }
             Place::Best => {}
         }
-        if mount::is_of_use_to_all() {
+        if mount::is_seen_by_all() && mount::huge_by_length() {
             match OwnMount::ensure(OWN_DIR, &MountOptions::default(), self.host) {
                 Ok((own, dir)) => {
                     self.own = Some(own);

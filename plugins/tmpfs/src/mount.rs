@@ -31,18 +31,16 @@ pub(crate) const SOURCE: &str = "memcr-stage-tmpfs";
 pub(crate) struct MountOptions {
     /// Most it may hold, bytes; the kernel's default is half of the RAM.
     pub(crate) size: Option<u64>,
-    /// The kernel's word for when to use huge pages; none: `within_size` where it can.
+    /// The kernel's word for when to use huge pages; none: `within_size` where that does for a
+    /// file that grows, else `always`.
     pub(crate) huge: Option<String>,
 }
 
-/// Where the kernel tells whether it has huge pages for a tmpfs.
-const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-
-/// Whether a tmpfs of ours is worth it, and everybody sees it: in a mount namespace of our own
-/// (a service, a container) nobody outside would find an image, whom we leave a target to.
-pub(crate) fn is_of_use_to_all() -> bool {
+/// Whether everybody sees what we mount: in a mount namespace of our own (a service) nobody
+/// outside would find an image, whom we leave a target to.
+pub(crate) fn is_seen_by_all() -> bool {
     let ours = root_mount("thread-self");
-    Path::new(SHMEM_ENABLED).exists() && ours.is_some() && ours == root_mount("1")
+    ours.is_some() && ours == root_mount("1")
 }
 
 /// The number of the mount at the root of `process`: those of another mount namespace are others
@@ -52,6 +50,23 @@ fn root_mount(process: &str) -> Option<u32> {
     let at_root = |line: &&str| line.split(' ').nth(4) == Some("/");
     let line = mountinfo.lines().rfind(at_root)?;
     line.split(' ').next()?.parse().ok()
+}
+
+/// Whether a file that grows has huge pages by their length, as far as writes reach: since Linux
+/// 6.14. Before, `within_size` has none for it, and `always` some of 2 MiB.
+pub(crate) fn huge_by_length() -> bool {
+    let has_any = std::fs::read_to_string(SHMEM_ENABLED).is_ok_and(|it| !it.contains("[deny]"));
+    let release = rustix::system::uname();
+    has_any && is_at_least(&release.release().to_string_lossy(), (6, 14))
+}
+
+/// Where the kernel tells whether it has huge pages for a tmpfs.
+const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+fn is_at_least(release: &str, least: (u32, u32)) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse::<u32>().ok();
+    next().zip(next()).is_some_and(|found| found >= least)
 }
 
 /// A tmpfs of ours at a path; dropping it unmounts it if nothing is in it any more.
@@ -85,7 +100,10 @@ impl OwnMount {
         }
         ensure_empty(&now)?;
         mount(&path, options)?;
-        let mounted = Directory::open(&path)?;
+        let mounted = Directory::open(&path).inspect_err(|_| {
+            // Nobody else has it yet. What fails too is told by the next image.
+            let _ = rustix::mount::unmount(&path, UnmountFlags::NOFOLLOW);
+        })?;
         Ok((Self::adopt(&mounted, host), mounted))
     }
 
@@ -112,7 +130,7 @@ impl OwnMount {
             Err(e) if e.code == code::NOT_FOUND => return Ok(()),
             Err(e) => return Err(e),
         };
-        if !is_ours(&dir)? || !is_empty(&dir)? {
+        if find(&dir)? != Some(Origin::Here) || !is_empty(&dir)? {
             return Ok(());
         }
         drop(dir);
@@ -135,8 +153,22 @@ impl Drop for OwnMount {
     }
 }
 
+/// Where a tmpfs of ours was mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Here,
+    /// In another mount namespace, from which it came here: unmounted here it would still be
+    /// there, and whoever finds it there would not mount another one, which came here too.
+    Elsewhere,
+}
+
 /// Whether `dir` is the root of a tmpfs that a stage tmpfs mounted.
 pub(crate) fn is_ours(dir: &Directory) -> Result<bool> {
+    Ok(find(dir)?.is_some())
+}
+
+/// Where the tmpfs of ours was mounted whose root `dir` is. `None`: it is none of ours.
+fn find(dir: &Directory) -> Result<Option<Origin>> {
     let failed = |e: std::io::Error| StageError::io("read /proc/self/mountinfo", &e);
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(failed)?;
     let stat = rustix::fs::fstat(dir)
@@ -146,21 +178,24 @@ pub(crate) fn is_ours(dir: &Directory) -> Result<bool> {
         rustix::fs::major(stat.st_dev),
         rustix::fs::minor(stat.st_dev)
     );
-    Ok(lists_ours(&mountinfo, dir.path(), &device))
+    Ok(find_in(&mountinfo, dir.path(), &device))
 }
 
 /// Looks for a line `id parent DEVICE root PATH options… - tmpfs SOURCE …`.
-fn lists_ours(mountinfo: &str, path: &str, device: &str) -> bool {
+fn find_in(mountinfo: &str, path: &str, device: &str) -> Option<Origin> {
     let path = escape(path);
-    mountinfo
-        .lines()
-        .filter_map(|line| line.split_once(" - "))
-        .any(|(place, system)| {
-            let place: Vec<&str> = place.split(' ').collect();
-            let mut system = system.split(' ');
-            let at = place.get(2) == Some(&device) && place.get(4) == Some(&path.as_str());
-            at && system.next() == Some("tmpfs") && system.next() == Some(SOURCE)
+    let lines = mountinfo.lines().filter_map(|line| line.split_once(" - "));
+    let mut ours = lines.filter_map(|(place, system)| {
+        let place: Vec<&str> = place.split(' ').collect();
+        let mut system = system.split(' ');
+        let at = place.get(2) == Some(&device) && place.get(4) == Some(&path.as_str());
+        let is_ours = at && system.next() == Some("tmpfs") && system.next() == Some(SOURCE);
+        is_ours.then(|| match place.iter().any(|it| it.starts_with("master:")) {
+            true => Origin::Elsewhere,
+            false => Origin::Here,
         })
+    });
+    ours.next()
 }
 
 /// A path as mountinfo shows it: white space and backslashes in octal.
@@ -174,9 +209,9 @@ fn escape(path: &str) -> String {
 fn mount(path: &str, options: &MountOptions) -> Result<()> {
     let mounted = match &options.huge {
         Some(huge) => mount_with(path, options.size, Some(huge)),
-        // With `always` the last page of each image, and of one of some KiB the only one, would
-        // take 2 MiB. A kernel without huge pages does not know the word.
-        None => match mount_with(path, options.size, Some("within_size")) {
+        // With `always` the last page of each image, and of one of some KiB the only one, takes
+        // 2 MiB. A kernel without huge pages knows neither word.
+        None => match mount_with(path, options.size, Some(usual_huge())) {
             Err(Errno::INVAL) => mount_with(path, options.size, None),
             done => done,
         },
@@ -191,6 +226,15 @@ fn mount(path: &str, options: &MountOptions) -> Result<()> {
             _ => error,
         }
     })
+}
+
+/// When to use huge pages unless somebody says so.
+pub(crate) fn usual_huge() -> &'static str {
+    if huge_by_length() {
+        "within_size"
+    } else {
+        "always"
+    }
 }
 
 fn mount_with(path: &str, size: Option<u64>, huge: Option<&str>) -> rustix::io::Result<()> {
@@ -274,15 +318,20 @@ mod tests {
 
     #[test]
     fn ours_is_told_by_device_place_type_and_source() {
-        assert!(lists_ours(MOUNTINFO, "/run/memcr/tmpfs", "0:27"));
-        assert!(lists_ours(MOUNTINFO, "/a b", "0:28"));
-        assert!(
-            !lists_ours(MOUNTINFO, "/run/memcr/tmpfs", "0:28"),
-            "hidden by another mount"
-        );
-        assert!(!lists_ours(MOUNTINFO, "/run/memcr", "0:27"), "below it");
-        assert!(!lists_ours(MOUNTINFO, "/other", "0:29"));
-        assert!(!lists_ours(MOUNTINFO, "/fake", "0:30"));
-        assert!(!lists_ours("", "/", "0:1"));
+        let find = |path, device| find_in(MOUNTINFO, path, device);
+        assert_eq!(find("/run/memcr/tmpfs", "0:27"), Some(Origin::Here));
+        assert_eq!(find("/a b", "0:28"), Some(Origin::Elsewhere));
+        assert_eq!(find("/run/memcr/tmpfs", "0:28"), None, "hidden by another");
+        assert_eq!(find("/run/memcr", "0:27"), None, "below it");
+        assert_eq!(find("/other", "0:29"), None);
+        assert_eq!(find("/fake", "0:30"), None);
+        assert_eq!(find_in("", "/", "0:1"), None);
+    }
+
+    #[test]
+    fn a_release_is_compared_by_its_numbers() {
+        let is_new = |release| is_at_least(release, (6, 14));
+        assert!(is_new("6.14.0") && is_new("6.18.44-fc-v782") && is_new("7.0-rc1"));
+        assert!(!is_new("6.9.12") && !is_new("5.15.0-91-generic") && !is_new("?"));
     }
 }

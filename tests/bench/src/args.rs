@@ -64,9 +64,9 @@ pub(crate) struct Args {
     pub(crate) file_dir: PathBuf,
 
     /// Directory for images of the sink tmpfs [default: a tmpfs with huge pages, as memcr mounts
-    /// one; /dev/shm where that is not to be had]
+    /// one, which a bench that is killed leaves mounted; /dev/shm where that is not to be had]
     #[arg(long, value_name = "DIR")]
-    tmpfs_dir: Option<PathBuf>,
+    pub(crate) tmpfs_dir: Option<PathBuf>,
 
     /// Measure this memcr [default: the one built with this program]
     #[arg(long, value_name = "PROGRAM")]
@@ -123,11 +123,6 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Has images of the sink tmpfs in `dir`, unless the user has said where.
-    pub(crate) fn tmpfs_in(&mut self, dir: &Path) {
-        self.tmpfs_dir.get_or_insert_with(|| dir.to_owned());
-    }
-
     /// Directory for images of the sink tmpfs.
     pub(crate) fn tmpfs_dir(&self) -> &Path {
         self.tmpfs_dir.as_deref().unwrap_or(Path::new("/dev/shm"))

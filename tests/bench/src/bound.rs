@@ -55,8 +55,6 @@ pub(crate) struct Bound {
     pub(crate) millis: f64,
     /// Work of the CPUs; they share it, so these add up.
     pub(crate) parts: Vec<Part>,
-    /// What every CPU lost to the host meanwhile, in the mean of all runs.
-    pub(crate) stolen_millis: f64,
     /// What the disk takes meanwhile.
     pub(crate) disk_millis: f64,
 }
@@ -69,14 +67,8 @@ pub(crate) struct Part {
 }
 
 impl Bound {
-    /// Of a checkpoint during which so much was stolen of every CPU. `None` when a limit is not
-    /// known.
-    pub(crate) fn of_checkpoint(
-        case: &Case,
-        volumes: Volumes,
-        limits: &Limits,
-        stolen_millis: f64,
-    ) -> Option<Self> {
+    /// Of a checkpoint. `None` when a limit is not known.
+    pub(crate) fn of_checkpoint(case: &Case, volumes: Volumes, limits: &Limits) -> Option<Self> {
         let all = volumes.raw_bytes + volumes.zero_bytes;
         let mut work = vec![
             (Step::Pagemap, all),
@@ -92,16 +84,11 @@ impl Bound {
         work.extend(write.iter().map(|&step| (step, volumes.image_bytes)));
         work.push((Step::GiveBack, all));
         let disk = disk.map(|step| (step, volumes.image_bytes));
-        Self::sum(&work, disk, limits, stolen_millis)
+        Self::sum(&work, disk, limits)
     }
 
-    /// Of a restore, in the same way.
-    pub(crate) fn of_restore(
-        case: &Case,
-        volumes: Volumes,
-        limits: &Limits,
-        stolen_millis: f64,
-    ) -> Option<Self> {
+    /// Of a restore. `None` when a limit is not known.
+    pub(crate) fn of_restore(case: &Case, volumes: Volumes, limits: &Limits) -> Option<Self> {
         let (read, disk) = match case.sink {
             Sink::Tmpfs => (Step::TmpfsRead, None),
             Sink::File => (Step::FileRead, Some(Step::FileReadCold)),
@@ -110,15 +97,16 @@ impl Bound {
         work.extend(steps(case, volumes, Direction::Decode)?);
         work.push((fastest_populate(limits)?, volumes.raw_bytes));
         let disk = disk.map(|step| (step, volumes.image_bytes));
-        Self::sum(&work, disk, limits, stolen_millis)
+        Self::sum(&work, disk, limits)
     }
 
-    fn sum(
-        work: &[(Step, u64)],
-        disk: Option<(Step, u64)>,
-        limits: &Limits,
-        stolen_millis: f64,
-    ) -> Option<Self> {
+    /// The same for a run during which so much was stolen of every CPU.
+    pub(crate) fn with_stolen(&self, stolen_millis: f64) -> f64 {
+        let cpu_millis: f64 = self.parts.iter().map(|part| part.millis).sum();
+        (cpu_millis + stolen_millis).max(self.disk_millis)
+    }
+
+    fn sum(work: &[(Step, u64)], disk: Option<(Step, u64)>, limits: &Limits) -> Option<Self> {
         let millis =
             |(step, len_bytes): (Step, u64)| Some(limits.all(step)?.median * gib(len_bytes));
         let parts = work.iter().map(|&(step, len_bytes)| {
@@ -126,14 +114,14 @@ impl Bound {
             Some(Part { step, millis })
         });
         let parts: Vec<Part> = parts.collect::<Option<_>>()?;
-        let cpu_millis: f64 = parts.iter().map(|part| part.millis).sum();
         let disk_millis = disk.map_or(Some(0.0), millis)?;
-        Some(Self {
-            millis: (cpu_millis + stolen_millis).max(disk_millis),
+        let mut bound = Self {
+            millis: 0.0,
             parts,
-            stolen_millis,
             disk_millis,
-        })
+        };
+        bound.millis = bound.with_stolen(0.0);
+        Some(bound)
     }
 }
 
@@ -205,7 +193,7 @@ mod tests {
     fn work_of_the_cpus_adds_up() {
         let limits = limits(&[(Step::Lz4, 300.0)]);
         let bound = |stages| {
-            Bound::of_checkpoint(&Case::new(stages, Sink::Tmpfs), VOLUMES, &limits, 0.0).unwrap()
+            Bound::of_checkpoint(&Case::new(stages, Sink::Tmpfs), VOLUMES, &limits).unwrap()
         };
         // pagemap, read, zeros and giving back: 2 GiB each; the image: half a GiB.
         assert_eq!(bound("plain").millis, 850.0);
@@ -219,26 +207,26 @@ mod tests {
     fn a_restore_fills_what_was_stored_the_fastest_way() {
         let limits = limits(&[(Step::Writev, 40.0)]);
         let case = Case::new("lz4", Sink::Tmpfs);
-        let bound = Bound::of_restore(&case, VOLUMES, &limits, 7.0).unwrap();
-        assert_eq!(bound.millis, 50.0 + 100.0 + 40.0 + 7.0);
+        let bound = Bound::of_restore(&case, VOLUMES, &limits).unwrap();
+        assert_eq!(bound.millis, 50.0 + 100.0 + 40.0);
     }
 
     #[test]
     fn a_disk_works_besides() {
         let slow = limits(&[(Step::FileSync, 4000.0)]);
         let case = Case::new("plain", Sink::File);
-        let bound = |limits| Bound::of_checkpoint(&case, VOLUMES, limits, 10.0).unwrap();
+        let bound = |limits| Bound::of_checkpoint(&case, VOLUMES, limits).unwrap();
         assert_eq!(bound(&slow).millis, 2000.0);
+        assert_eq!(bound(&slow).with_stolen(10.0), 2000.0);
         // Half a GiB is written to the cache, and leaves it.
-        assert_eq!(bound(&limits(&[])).millis, 910.0);
+        let fast = bound(&limits(&[]));
+        assert_eq!(fast.millis, 900.0);
+        assert_eq!(fast.with_stolen(10.0), 910.0);
     }
 
     #[test]
     fn an_unknown_stage_has_no_bound() {
         let case = Case::new("mystery", Sink::Tmpfs);
-        assert_eq!(
-            Bound::of_checkpoint(&case, VOLUMES, &limits(&[]), 0.0),
-            None
-        );
+        assert_eq!(Bound::of_checkpoint(&case, VOLUMES, &limits(&[])), None);
     }
 }

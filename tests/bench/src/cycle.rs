@@ -89,7 +89,7 @@ pub(crate) struct Cycle {
     /// From Enter until the target ran.
     pub(crate) restore_millis: f64,
     /// What every CPU lost to a host during the one and the other.
-    pub(crate) stolen_millis: [f64; 2],
+    stolen_millis: [f64; 2],
     /// From Enter until memcr had exited.
     pub(crate) exit_millis: f64,
     /// Most that memcr had resident.
@@ -98,6 +98,13 @@ pub(crate) struct Cycle {
     pub(crate) cost: Cost,
     /// What memcr reported.
     pub(crate) report: Value,
+}
+
+impl Cycle {
+    /// What was stolen of every CPU, ms: 0 out, 1 back.
+    pub(crate) fn stolen(&self, leg: usize) -> f64 {
+        self.stolen_millis[leg]
+    }
 }
 
 /// Checkpoints and restores a target of its own, of `size_mib`.

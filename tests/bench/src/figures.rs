@@ -29,8 +29,11 @@ pub(crate) struct Leg {
     pub(crate) mib_per_s: f64,
     /// Absent when a limit is not known.
     pub(crate) bound: Option<Bound>,
-    /// The bound over the median: 1 is as fast as the machine.
+    /// The bound over the time, run by run, with what was stolen in that run; the median: 1 is as
+    /// fast as the machine.
     pub(crate) of_bound: Option<f64>,
+    /// What every CPU lost to the host meanwhile, in the mean of all runs.
+    pub(crate) stolen_millis: f64,
 }
 
 /// Everything about one case at one size.
@@ -152,16 +155,21 @@ fn row(case: &Case, cycles: &[Cycle], size_mib: u64, limits: &Limits) -> Result<
         let stat = Stat::of(cycles.iter().map(value));
         stat.ok_or("no cycle")
     };
-    let leg = |millis: Stat, bound: Option<Bound>| Leg {
-        millis,
-        mib_per_s: size_mib as f64 / millis.median * 1e3,
-        of_bound: bound.as_ref().map(|bound| bound.millis / millis.median),
-        bound,
-    };
-    // The clock of it is coarse.
-    let stolen = |leg: usize| {
-        let sum: f64 = cycles.iter().map(|cycle| cycle.stolen_millis[leg]).sum();
-        sum / cycles.len() as f64
+    let leg = |which: usize, millis: fn(&Cycle) -> f64, bound: Option<Bound>| -> Result<Leg> {
+        let of_bound = bound.as_ref().and_then(|bound| {
+            let of = |cycle| bound.with_stolen(Cycle::stolen(cycle, which)) / millis(cycle);
+            Stat::of(cycles.iter().map(of))
+        });
+        // The clock of it is coarse.
+        let stolen: f64 = cycles.iter().map(|cycle| cycle.stolen(which)).sum();
+        let millis = stat(millis)?;
+        Ok(Leg {
+            millis,
+            mib_per_s: size_mib as f64 / millis.median * 1e3,
+            of_bound: of_bound.map(|stat| stat.median),
+            stolen_millis: stolen / cycles.len() as f64,
+            bound,
+        })
     };
     let frozen = cycles.iter().map(|cycle| {
         let millis = cycle.report["checkpoint"]["frozen_millis"].as_f64();
@@ -173,13 +181,15 @@ fn row(case: &Case, cycles: &[Cycle], size_mib: u64, limits: &Limits) -> Result<
         sink: case.sink.name(),
         volumes,
         checkpoint: leg(
-            stat(|cycle| cycle.checkpoint_millis)?,
-            Bound::of_checkpoint(case, volumes, limits, stolen(0)),
-        ),
+            0,
+            |cycle| cycle.checkpoint_millis,
+            Bound::of_checkpoint(case, volumes, limits),
+        )?,
         restore: leg(
-            stat(|cycle| cycle.restore_millis)?,
-            Bound::of_restore(case, volumes, limits, stolen(1)),
-        ),
+            1,
+            |cycle| cycle.restore_millis,
+            Bound::of_restore(case, volumes, limits),
+        )?,
         exit_millis: stat(|cycle| cycle.exit_millis)?,
         frozen_millis: Stat::of(frozen).ok_or("no cycle")?,
         peak_rss_mib: stat(|cycle| mib(cycle.peak_rss_kib << 10))?,

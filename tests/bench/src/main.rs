@@ -61,9 +61,12 @@ fn main() -> ExitCode {
 
 /// Where images of the sink tmpfs go is the same for all that is measured.
 fn measure(mut args: Args) -> Result {
-    let own = OwnTmpfs::mount()?;
+    let own = match args.tmpfs_dir {
+        Some(_) => None,
+        None => OwnTmpfs::mount()?,
+    };
     if let Some(own) = &own {
-        args.tmpfs_in(own.path());
+        args.tmpfs_dir = Some(own.path().to_owned());
     }
     run(&args)
 }

@@ -84,11 +84,10 @@ fn print_phases(figures: &Figures) {
                 .map(|(name, millis)| format!("{name} {millis:.1}"));
             println!("    {}", words.collect::<Vec<_>>().join(", "));
         }
-        let stolen = [&row.checkpoint, &row.restore]
-            .map(|leg| leg.bound.as_ref().map_or(0.0, |bound| bound.stolen_millis));
+        let stolen = [row.checkpoint.stolen_millis, row.restore.stolen_millis];
         if stolen != [0.0; 2] {
             let [out, back] = stolen;
-            println!("    of the limits, stolen of every CPU: {out:.1} out, {back:.1} back");
+            println!("    stolen of every CPU: {out:.1} out, {back:.1} back");
         }
     }
     println!();

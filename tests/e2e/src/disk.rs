@@ -112,7 +112,7 @@ fn works() -> Result {
     fits(|_| Ok(()))
 }
 
-/// Blocks that are taken ahead of the writers are not to take the room of what is written.
+/// Nothing that is taken ahead of the writers is to take the room of what is written.
 fn just_fits() -> Result {
     fits(|disk| {
         let free = rustix::fs::statvfs(disk.path()).context("statvfs")?;

@@ -18,9 +18,6 @@ const CIPHERS: [&str; 5] = [
     "aes-256-cbc",
 ];
 
-/// Says whether a tmpfs can have huge pages.
-const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-
 pub(crate) fn tests() -> Vec<Trial> {
     let mut trials = vec![
         test("stages::passthrough", || store("passthrough,file", &[])),
@@ -41,11 +38,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         }),
         test("stages::file_synced", || store("file", &["file.sync=true"])),
         test("stages::tmpfs_of_its_own", || {
-            // Worth it where it has huge pages.
-            let has_huge = Path::new(SHMEM_ENABLED).exists();
+            let is_best = shares_mounts_with_init() && has_huge_by_length();
             somewhere(
                 &[],
-                if has_huge {
+                if is_best {
                     "/run/memcr/tmpfs"
                 } else {
                     "/dev/shm"
@@ -140,6 +136,20 @@ fn in_memory(pipeline: &str) -> Result {
     })?;
     victim.verify()?;
     victim.quit()
+}
+
+fn shares_mounts_with_init() -> bool {
+    let mounts = |pid| std::fs::read(format!("/proc/{pid}/mountinfo")).ok();
+    mounts("self").is_some() && mounts("self") == mounts("1")
+}
+
+/// Since Linux 6.14, where it has any.
+fn has_huge_by_length() -> bool {
+    let has_any = Path::new("/sys/kernel/mm/transparent_hugepage/shmem_enabled").exists();
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map(|it| it.parse().unwrap_or(0));
+    let version = (numbers.next(), numbers.next());
+    has_any && version >= (Some(6), Some(14))
 }
 
 /// Where an image goes into a tmpfs and nobody says which: a memcr with the mounts of everybody

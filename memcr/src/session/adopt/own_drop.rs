@@ -78,7 +78,7 @@ impl Kept {
         let (mut at, end) = (run.addr.0, run.end().0);
         while at < end {
             regions.clear();
-            at = table.occupied(at, end, &mut regions)?;
+            at = table.occupied(at, end, end, &mut regions)?;
             for region in &regions {
                 kept.take(&memory, &table, region)?;
             }

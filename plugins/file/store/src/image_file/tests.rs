@@ -71,16 +71,20 @@ fn an_image_appears_whole_at_its_commit() {
 
 #[test]
 fn blocks_that_were_taken_ahead_are_given_back() {
-    const TAKEN: u64 = 16 << 20;
-    both(|_, mut image| {
+    const STEP: u64 = 16 << 20;
+    both(|dir, mut image| {
         let held = |image: &ImageFile| image.file.metadata().unwrap().blocks() * 512;
         image.write_at(0, b"abcdefg").unwrap();
-        // Where it is done at all: the kernel's ext4 with extents.
-        let is_ahead = held(&image) >= TAKEN;
-        assert_eq!(is_ahead, image.ahead.is_behind(7) && held(&image) > 4096);
+        let stat = rustix::fs::statfs(dir).unwrap();
+        let room = rustix::fs::statvfs(dir).unwrap();
+        let is_done = stat.f_type == 0xef53 && room.f_bavail * room.f_frsize > 9 * STEP;
+        if is_done {
+            assert!(held(&image) >= STEP, "{}", held(&image));
+        }
+        assert_eq!(image.ahead.is_behind(7), is_done);
         assert_eq!(image.len_bytes().unwrap(), 7);
         image.commit(7, false).unwrap();
-        assert!(held(&image) < TAKEN / 2, "{}", held(&image));
+        assert!(held(&image) < STEP / 2, "{}", held(&image));
     });
 }
 
