@@ -33,8 +33,13 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("huge_pages_come_back", huge_pages),
             ("killed_and_held_on", held_on),
             ("interrupted", interrupted),
-            ("freed_pages_that_vanish", || vanished(&[])),
-            ("freed_pages_that_vanish_proc_mem", || vanished(&["-m"])),
+            ("freed_pages_that_vanish", || vanished(&[], "sealed=0")),
+            ("freed_pages_that_vanish_sealed", || {
+                vanished(&[], "sealed=1")
+            }),
+            ("freed_pages_that_vanish_proc_mem", || {
+                vanished(&["-m"], "sealed=0")
+            }),
             ("no_ram_for_the_image", little_ram),
             ("nothing_compresses", nothing_compresses),
         ],
@@ -268,11 +273,11 @@ fn interrupted() -> Result {
 }
 
 /// Pages that their target has given up (MADV_FREE) go when memcr has found them and is about
-/// to read them, under the guard already.
-fn vanished(args: &[&str]) -> Result {
+/// to read them, under the guard already. `option`: whether it may write to them.
+fn vanished(args: &[&str], option: &str) -> Result {
     require("userfaultfd")?;
     let rig = Rig::with("lz4,tmpfs")?;
-    let mut victim = Victim::start("memory", &["size=16M", "freed=64M"])?;
+    let mut victim = Victim::start("memory", &["size=16M", "freed=64M", option])?;
     let freed = victim.ask("freed")?;
     let mut other = Victim::start("memory", &["size=0"])?;
     // Of some 320 chunks, the first 64 of which are not of these.

@@ -1,8 +1,8 @@
 //! Mode `memory`: plain memory of some size and content, with threads at work.
 //!
-//! Options: `size=64M content=dense seed=1 threads=0 stack=0 comm=NAME freed=0`, and those of
-//! [`Hardship`]. What is `freed` (MADV_FREE) the kernel may take away, page by page; it lies
-//! above the rest.
+//! Options: `size=64M content=dense seed=1 threads=0 stack=0 comm=NAME freed=0 sealed=0`, and
+//! those of [`Hardship`]. What is `freed` (MADV_FREE) the kernel may take away, page by page; it
+//! lies above the rest, and may only be read if it is `sealed`.
 
 use crate::crew::{Crew, Work};
 use crate::fill::{Content, Rule};
@@ -32,6 +32,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
         opts.len("stack", 0),
         opts.len("freed", 0),
     );
+    let is_sealed = opts.number("sealed", 0) != 0;
     let (comm, hardship) = (opts.text("comm", ""), Hardship::parse(opts));
     opts.done();
     if !comm.is_empty() {
@@ -41,7 +42,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     // First: the kernel maps from the top down.
     let freed = match freed_len {
         0 => None,
-        len => Some(freed(len, rule)?),
+        len => Some(freed(len, rule, is_sealed)?),
     };
     let regions = if len == 0 {
         Vec::new()
@@ -93,9 +94,12 @@ fn filled(len: usize, rule: Rule) -> io::Result<Region> {
 }
 
 /// One that the kernel may take away.
-fn freed(len: usize, rule: Rule) -> io::Result<Region> {
+fn freed(len: usize, rule: Rule, is_sealed: bool) -> io::Result<Region> {
     let region = filled(len, rule)?;
     region.advise(libc::MADV_FREE)?;
+    if is_sealed {
+        region.protect(libc::PROT_READ)?;
+    }
     Ok(region)
 }
 
