@@ -68,10 +68,11 @@ impl Batch {
 }
 
 /// Of how many bytes one run consists that is given back, of what is there: less than twice
-/// as many, and of scattered pages fewer. To give one back is a call that cannot be interrupted nor called off, so who
-/// finishes it for us keeps what it is about to drop. Shorter ones take longer: each waits
-/// until its event was read, some 60 µs on a machine with nothing else to do. The runs of a
-/// dense one meet where the address is a multiple of that, so that no huge page is split.
+/// as many, and of scattered pages fewer. To give one back is a call that cannot be
+/// interrupted nor called off, so who finishes it for us keeps what it is about to drop.
+/// Shorter ones take longer: each waits until its event was read, some 60 µs on a machine with
+/// nothing else to do. The runs of a dense one meet where the address is a multiple of that, so
+/// that no huge page is split.
 const DROP_LEN: u64 = 32 << 20;
 /// Of absent pages so many take as long to be passed over, by page tables that hold no other
 /// pages, as one page takes to be dropped: 12 ns for 2 MiB, and 230 for a page.
