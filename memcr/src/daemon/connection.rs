@@ -59,6 +59,8 @@ pub(super) enum Now {
     Open,
     /// It is over.
     Closed,
+    /// So it is, for the client has hung up: what it has sent before that counts.
+    HungUp,
 }
 
 impl AsFd for Connection {
@@ -153,6 +155,7 @@ impl Connection {
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) if self.unread.len() <= MAX_UNREAD => return Now::Open,
+                Err(Errno::PIPE | Errno::CONNRESET) => return Now::HungUp,
                 Err(_) => return Now::Closed,
             }
         }
@@ -274,6 +277,18 @@ mod tests {
         client.write_all(&line.repeat(2000)).unwrap();
         drop(client);
         assert_eq!(connection.read(true, now).len(), 2000);
+    }
+
+    #[test]
+    fn who_hangs_up_behind_an_answer_is_still_heard() {
+        let (mut client, mut connection, now) = pair();
+        let line = b"{\"memcr\":1,\"do\":\"list\"}\n";
+        client.write_all(&line.repeat(2000)).unwrap();
+        let first = connection.read(false, now).len();
+        connection.answer(b"{}", now);
+        drop(client);
+        assert_eq!(connection.write(now), Now::HungUp);
+        assert_eq!(first + connection.read(true, now).len(), 2000);
     }
 
     #[test]

@@ -278,8 +278,18 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&number) else {
             return;
         };
-        if connection.write(now) == Now::Closed {
-            return self.close(number);
+        match connection.write(now) {
+            Now::Open => {}
+            Now::Closed => return self.close(number),
+            Now::HungUp => {
+                let (rest, peer) = (connection.read(true, now), connection.peer.clone());
+                self.close(number);
+                // Nobody hears the answers.
+                for request in rest {
+                    self.request(number, &peer, request, now);
+                }
+                return;
+            }
         }
         let (reads, writes) = connection.wants();
         let source = Source::Connection(number);
