@@ -14,10 +14,22 @@ use super::vma::{self, Vma};
 pub struct VmaDetails {
     /// Resident bytes.
     pub rss_bytes: u64,
+    /// Those of them that are mapped nowhere else.
+    pub private_bytes: u64,
     /// The kernel may back it with transparent huge pages.
     pub thp_eligible: bool,
     /// Its two-letter flags.
     pub flags: VmFlags,
+}
+
+impl VmaDetails {
+    /// No page is shared with anybody. That stays so while its process stands still: to share
+    /// pages it would have to fork, and the kernel merges them (KSM) only where it was told that
+    /// it may.
+    #[must_use]
+    pub fn is_unshared(&self) -> bool {
+        self.private_bytes == self.rss_bytes && !self.flags.mergeable
+    }
 }
 
 /// The flags that decide something here, out of `VmFlags`.
@@ -38,6 +50,8 @@ pub struct VmFlags {
     pub shadow_stack: bool,
     /// `dp`: droppable, the kernel itself may take the pages away.
     pub droppable: bool,
+    /// `mg`: the kernel may merge its pages with others of the same content (KSM).
+    pub mergeable: bool,
 }
 
 /// All mappings of one reading, ascending, and what is known of each.
@@ -117,10 +131,12 @@ impl Entries {
     }
 
     fn field(&mut self, line: &[u8]) {
-        // Of some twenty fields three are wanted; the others are not even looked at.
+        // Of some twenty fields few are wanted; the others are not even looked at.
         let value = |name: &[u8]| str::from_utf8(line.strip_prefix(name)?).ok();
         if let Some(value) = value(b"Rss:") {
             self.details.rss_bytes = kib(value);
+        } else if let Some(value) = value(b"Private_Clean:").or_else(|| value(b"Private_Dirty:")) {
+            self.details.private_bytes += kib(value);
         } else if let Some(value) = value(b"THPeligible:") {
             self.details.thp_eligible = value.trim() == "1";
         } else if let Some(value) = value(b"VmFlags:") {
@@ -142,6 +158,7 @@ impl VmFlags {
                 "um" | "uw" | "ui" => flags.userfault = true,
                 "ss" => flags.shadow_stack = true,
                 "dp" => flags.droppable = true,
+                "mg" => flags.mergeable = true,
                 _ => {}
             }
         }
@@ -167,19 +184,29 @@ mod tests {
 1000-3000 rw-p 00000000 00:00 0                          [anon:Odd: name]
 Size:                  8 kB
 Rss:                   8 kB
+Shared_Clean:          4 kB
+Private_Clean:         0 kB
+Private_Dirty:         4 kB
 Anonymous:             4 kB
 THPeligible:           1
 VmFlags: rd wr mr mw me lo ac dd sd
 5000-6000 r--s 00000000 08:01 12                         /a b
-Rss:                   0 kB
+Rss:                  12 kB
+Private_Clean:         8 kB
+Private_Dirty:         4 kB
 THPeligible:           0
 VmFlags: rd sh mr io
+7000-8000 rw-p 00000000 00:00 0
+Rss:                   4 kB
+Private_Clean:         0 kB
+Private_Dirty:         4 kB
+VmFlags: rd wr mg
 ";
 
     #[test]
     fn sizes_and_flags_are_read_per_mapping() {
         let details = Details::read(TEXT.as_bytes()).unwrap();
-        let [(vma, first), (_, second)] = details.iter().collect::<Vec<_>>()[..] else {
+        let [(vma, first), (_, second), (_, third)] = details.iter().collect::<Vec<_>>()[..] else {
             panic!("{details:?}");
         };
         assert_eq!((vma.start, vma.end), (0x1000, 0x3000));
@@ -187,6 +214,9 @@ VmFlags: rd sh mr io
         assert_eq!((first.rss_bytes, first.thp_eligible), (8192, true));
         assert!(first.flags.locked && first.flags.dont_dump && !first.flags.special);
         assert!(second.flags.special);
+        assert_eq!((first.private_bytes, second.private_bytes), (4096, 12288));
+        let unshared = [first, second, third].map(VmaDetails::is_unshared);
+        assert_eq!(unshared, [false, true, false]);
     }
 
     #[test]

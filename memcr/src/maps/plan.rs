@@ -210,7 +210,7 @@ where
             regions.clear();
             from = self.window.occupied(from, vma.end, &mut regions)?;
             for region in &regions {
-                self.region(region, class, &mut drop)?;
+                self.region(region, details.is_unshared(), class, &mut drop)?;
             }
         }
         self.regions = regions;
@@ -219,7 +219,14 @@ where
         Ok(())
     }
 
-    fn region(&mut self, region: &Region, class: ChunkClass, drop: &mut OpenDrop) -> Result<(), E> {
+    /// `is_unshared`: so are all pages of its mapping.
+    fn region(
+        &mut self,
+        region: &Region,
+        is_unshared: bool,
+        class: ChunkClass,
+        drop: &mut OpenDrop,
+    ) -> Result<(), E> {
         let class = ChunkClass {
             huge: region.categories & category::HUGE != 0,
             ..class
@@ -239,8 +246,12 @@ where
         }
         let mut addr = region.start;
         while addr < region.end {
-            // Neighbours of the same state are handled as one.
-            let (state, len_bytes) = self.window.alike(addr, region.end)?;
+            // Neighbours of the same state are handled as one. What their entries would tell of
+            // pages that are there is whether they are shared.
+            let (state, len_bytes) = match is_unshared && region.is_anonymous() {
+                true => (PageState::Private, region.end - addr),
+                false => self.window.alike(addr, region.end)?,
+            };
             let run = PageRun {
                 addr: RemoteAddr(addr),
                 len_bytes,

@@ -4,11 +4,14 @@ use std::io;
 
 use crate::maps::page::PageTable;
 use crate::sys::page_size;
-use crate::sys::pagemap::{Pagemap, Region, category};
+use crate::sys::pagemap::{Pagemap, Region};
 
 /// Regions asked for at once: pages for the first chunk, so that it can be stored while
 /// others are looked for. In a terabyte with a page here and there that takes a while.
 const MAX_REGIONS: usize = 256;
+/// Pages asked for at once, for the same reason. And what the kernel has looked at for that, it
+/// has in the CPU's cache when the entries of the same pages are read.
+const MAX_PAGES: u64 = 1024;
 
 /// Whether an entry of the page map is of a page: in RAM or in swap (bits 63 and 62,
 /// Documentation/admin-guide/mm/pagemap.rst).
@@ -36,10 +39,11 @@ impl KernelPageTable {
         let most = n_pages.clamp(1, MAX_REGIONS);
         regions.clear();
         regions.resize(most, Region::default());
-        let n_regions = self.0.scan(start, end, regions)?;
+        let n_regions = self.0.scan(start, end, MAX_PAGES, regions)?;
         regions.truncate(n_regions);
         // Going on behind the last region, nothing is told of twice.
-        let is_full = n_regions == most;
+        let found_bytes: u64 = regions.iter().map(|region| region.end - region.start).sum();
+        let is_full = n_regions == most || found_bytes >= MAX_PAGES * page_size();
         Ok(regions
             .last()
             .filter(|_| is_full)
@@ -49,8 +53,8 @@ impl KernelPageTable {
 
 impl PageTable for KernelPageTable {
     /// Without PAGEMAP_SCAN (before Linux 6.7) the whole range may be occupied, and it
-    /// is not known which pages are huge or the zero page: both are then handled as
-    /// small pages and as shared ones.
+    /// is not known which pages are there, huge or the zero page: the two last are then
+    /// handled as small pages and as shared ones.
     fn occupied(
         &self,
         start: u64,
@@ -69,7 +73,7 @@ impl PageTable for KernelPageTable {
                 regions.push(Region {
                     start,
                     end,
-                    categories: category::PRESENT,
+                    categories: 0,
                 });
                 Ok(end)
             }

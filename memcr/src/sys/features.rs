@@ -181,7 +181,7 @@ fn pagemap_scan() -> io::Result<()> {
     let own = OwnPage::map(false)?;
     let mut regions = [Region::default(); 1];
     Pagemap::open(own_pid())?
-        .scan(own.addr(), own.addr() + page_size(), &mut regions)
+        .scan(own.addr(), own.addr() + page_size(), 1, &mut regions)
         .map(drop)
 }
 

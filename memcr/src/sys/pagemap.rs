@@ -33,8 +33,17 @@ pub struct Region {
     pub start: u64,
     /// First byte behind.
     pub end: u64,
-    /// Bits of [`category`].
+    /// Bits of [`category`]; none: nothing is known of them, nor whether they are there.
     pub categories: u64,
+}
+
+impl Region {
+    /// All its pages are in RAM, and of no file.
+    #[must_use]
+    pub fn is_anonymous(&self) -> bool {
+        let of = category::PRESENT | category::SWAPPED | category::FILE;
+        self.categories & of == category::PRESENT
+    }
 }
 
 /// `struct pm_scan_arg`.
@@ -89,13 +98,20 @@ impl Pagemap {
     }
 
     /// Finds the regions of `start..end` that are present or swapped, ascending, into
-    /// `regions`; answers their number. When `regions` is full, there may be more behind
-    /// the last one. (Where the kernel says that its walk ended, `walk_end`, is of no use:
-    /// it can lie before the last region, by 4 MiB on 6.18.)
+    /// `regions`, up to `max_pages` pages of them; answers their number. When `regions` is full,
+    /// or they have as many pages, there may be more behind the last one. (Where the kernel says
+    /// that its walk ended, `walk_end`, is of no use: it can lie before the last region, by 4 MiB
+    /// on 6.18.)
     ///
     /// # Errors
     /// ENOTTY before Linux 6.7.
-    pub fn scan(&self, start: u64, end: u64, regions: &mut [Region]) -> io::Result<usize> {
+    pub fn scan(
+        &self,
+        start: u64,
+        end: u64,
+        max_pages: u64,
+        regions: &mut [Region],
+    ) -> io::Result<usize> {
         let mut arg = ScanArg {
             size: size_of::<ScanArg>() as u64,
             flags: 0,
@@ -104,7 +120,7 @@ impl Pagemap {
             walk_end: 0,
             vec: regions.as_mut_ptr() as u64,
             vec_len: regions.len() as u64,
-            max_pages: 0,
+            max_pages,
             category_inverted: 0,
             category_mask: 0,
             category_anyof_mask: category::PRESENT | category::SWAPPED,

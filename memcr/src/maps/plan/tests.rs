@@ -1,10 +1,13 @@
 //! Plans of page tables that are written as letters.
 #![allow(clippy::unwrap_used)]
 use super::*;
+use crate::maps::details::VmFlags;
 use crate::maps::vma;
+use std::cell::Cell;
 
-/// A page table from a string, one letter a page, from address 0x1000 on.
-struct Letters(&'static str);
+/// A page table from a string, one letter a page, from address 0x1000 on; counts how often
+/// entries are read.
+struct Letters(&'static str, Cell<usize>);
 
 impl PageTable for Letters {
     fn occupied(&self, start: u64, end: u64, _: u64, regions: &mut Vec<Region>) -> io::Result<u64> {
@@ -14,6 +17,8 @@ impl PageTable for Letters {
                 b'.' => 0,
                 b'H' => category::PRESENT | category::HUGE,
                 b'Z' => category::PRESENT | category::PFNZERO,
+                b'C' => category::PRESENT | category::FILE,
+                b'S' | b'G' => category::SWAPPED,
                 _ => category::PRESENT,
             };
             match regions.last_mut() {
@@ -33,6 +38,7 @@ impl PageTable for Letters {
     }
 
     fn entries(&self, addr: u64, out: &mut [u64]) -> io::Result<()> {
+        self.1.set(self.1.get() + 1);
         let letters = &self.0.as_bytes()[(addr / 0x1000 - 1) as usize..];
         for (entry, letter) in out.iter_mut().zip(letters) {
             *entry = match letter {
@@ -83,25 +89,34 @@ fn all_planned(
     letters: &'static str,
     line: &str,
 ) -> (Vec<Planned>, PlanSummary) {
+    let some_shared = VmaDetails {
+        rss_bytes: 7,
+        ..Default::default()
+    };
+    plan_table(
+        options,
+        &Letters(letters, Cell::default()),
+        line,
+        some_shared,
+    )
+}
+
+fn plan_table(
+    options: PlanOptions,
+    table: &Letters,
+    line: &str,
+    details: VmaDetails,
+) -> (Vec<Planned>, PlanSummary) {
     let mut all = Vec::new();
-    let table = Letters(letters);
-    let mut planner = Planner::new(options, &table, |planned| {
+    let mut planner = Planner::new(options, table, |planned| {
         all.push(planned);
         Ok::<(), io::Error>(())
     });
-    let end = 0x1000 + letters.len() * 0x1000;
+    let end = 0x1000 + table.0.len() * 0x1000;
     let vma = vma::parse(format!("1000-{end:x} {line}").as_bytes())
         .unwrap()
         .remove(0);
-    planner
-        .add(
-            &vma,
-            &VmaDetails {
-                rss_bytes: 7,
-                ..Default::default()
-            },
-        )
-        .unwrap();
+    planner.add(&vma, &details).unwrap();
     let summary = planner.finish().unwrap();
     (all, summary)
 }
@@ -164,6 +179,48 @@ fn the_picture_above_holds() {
     assert_eq!(summary.planned_bytes, 7 * 0x1000);
     assert_eq!(summary.left_bytes[&LeftBecause::ForkShared], 0x1000);
     assert_eq!(summary.left_bytes[&LeftBecause::Swapped], 0x1000);
+}
+
+#[test]
+fn entries_are_read_only_where_they_tell_more() {
+    let options = PlanOptions {
+        policy: Policy::default(),
+        chunk_len_bytes: 64 * 0x1000,
+        page_len_bytes: 0x1000,
+        force_proc_mem: false,
+        keep: Vec::new(),
+        batch_len_bytes: None,
+    };
+    let unshared = VmaDetails {
+        rss_bytes: 6 * 0x1000,
+        private_bytes: 6 * 0x1000,
+        ..Default::default()
+    };
+    let readings_of = |letters, details| {
+        let table = Letters(letters, Cell::default());
+        let (planned, summary) = plan_table(options.clone(), &table, ANON, details);
+        let Planned::Chunk(chunk) = &planned[0] else {
+            panic!("{planned:?}");
+        };
+        (pages(chunk.runs.clone()), summary.left_bytes, table.1.get())
+    };
+    let (runs, left, n_readings) = readings_of("PPZP..PHH", unshared);
+    assert_eq!((runs, n_readings), (vec![(0, 2), (3, 1), (6, 1)], 0));
+    assert!(left.is_empty(), "{left:?}");
+    let (runs, left, n_readings) = readings_of("PPS.GP", unshared);
+    assert_eq!((runs, n_readings), (vec![(0, 2), (5, 1)], 1));
+    assert_eq!(left[&LeftBecause::Swapped], 0x1000);
+    assert_eq!(left[&LeftBecause::Guard], 0x1000);
+    let mergeable = VmaDetails {
+        flags: VmFlags {
+            mergeable: true,
+            ..Default::default()
+        },
+        ..unshared
+    };
+    let (runs, left, _) = readings_of("PPFP", mergeable);
+    assert_eq!(runs, [(0, 2), (3, 1)]);
+    assert_eq!(left[&LeftBecause::ForkShared], 0x1000);
 }
 
 #[test]
