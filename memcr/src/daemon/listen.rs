@@ -216,13 +216,20 @@ mod tests {
         others: false,
     };
 
+    /// A directory for sockets, and for this test a mask of modes of its own: that of the process
+    /// is one for all threads, and other tests run in theirs.
+    fn sockets() -> tempfile::TempDir {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+        tempfile::tempdir().unwrap()
+    }
+
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().mode() & 0o777
     }
 
     #[test]
     fn a_socket_is_as_open_as_it_was_asked_for() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = sockets();
         let own = rustix::process::getegid().as_raw();
         for (group, others, want) in [
             (None, false, 0o600),
@@ -239,7 +246,7 @@ mod tests {
 
     #[test]
     fn what_a_dead_daemon_left_is_replaced_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = sockets();
         let path = dir.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
         let listener = unix(&path, DOOR).unwrap();
