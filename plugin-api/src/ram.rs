@@ -4,25 +4,38 @@
 //! So room in a tmpfs is not enough: the machine must have the memory, and so must the
 //! cgroup that memcr runs in, because pages of a tmpfs are charged to who writes them.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+
+/// Longer than the usual file that is read here, bytes: the kernel makes each of them anew for
+/// every piece in which it is read.
+const USUAL_LEN: usize = 4096;
 
 /// Bytes that this process can take now (`MemAvailable` of proc_meminfo(5), and what each of its
 /// memory cgroups has left); `u64::MAX` where nothing tells.
 #[must_use]
 pub fn available() -> u64 {
-    available_within("/proc/self/cgroup")
+    available_within(&read(OWN_CGROUPS).unwrap_or_default())
 }
 
-/// The same for the process `pid`.
+/// The same for this process and the process `pid` alike.
 #[must_use]
-pub fn available_to(pid: u32) -> u64 {
-    available_within(&format!("/proc/{pid}/cgroup"))
+pub fn available_beside(pid: u32) -> u64 {
+    let mut cgroups = read(OWN_CGROUPS).unwrap_or_default();
+    let of_pid = read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    if of_pid != cgroups {
+        cgroups.push_str(&of_pid);
+    }
+    available_within(&cgroups)
 }
 
+const OWN_CGROUPS: &str = "/proc/self/cgroup";
+
+/// `cgroups`: lines of `/proc/PID/cgroup`.
 fn available_within(cgroups: &str) -> u64 {
     let meminfo = read("/proc/meminfo").and_then(|text| mem_available(&text));
-    let cgroups = read(cgroups).unwrap_or_default();
-    let within = cgroup_dirs(&cgroups, Path::new("/sys/fs/cgroup"));
+    let within = cgroup_dirs(cgroups, Path::new("/sys/fs/cgroup"));
     let groups = within.iter().filter_map(|(dir, files)| files.headroom(dir));
     meminfo.into_iter().chain(groups).min().unwrap_or(u64::MAX)
 }
@@ -96,7 +109,9 @@ impl Files {
 }
 
 fn read(path: impl AsRef<Path>) -> Option<String> {
-    std::fs::read_to_string(path).ok()
+    let mut text = String::with_capacity(USUAL_LEN);
+    File::open(path).ok()?.read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 #[cfg(test)]
@@ -107,7 +122,7 @@ mod tests {
     #[test]
     fn this_machine_tells() {
         let meminfo = read("/proc/meminfo").unwrap();
-        assert!(available() > 0 && available_to(std::process::id()) > 0);
+        assert!(available() > 0 && available_beside(std::process::id()) > 0);
         assert!(available() <= mem_available(&meminfo).unwrap() + (1 << 30));
     }
 

@@ -30,8 +30,9 @@ pub(super) struct Dropper<'a> {
     guarded: &'a Guarded,
     journal: &'a mut Journal,
     huge: &'a mut Vec<PageRun>,
-    /// There is RAM for whatever may come: see [`is_room`].
-    is_room: bool,
+    /// Of how many bytes there are two copies at the most: an image of all that the target has,
+    /// and beside it the way back.
+    most_bytes: u64,
     /// What was not to go yet.
     kept: Batch,
     given_back: GivenBack,
@@ -49,7 +50,7 @@ impl<'a> Dropper<'a> {
         memory.begin_to_read();
         *watcher = Some(Watcher::start_for_drops(memory, None)?);
         let parasite = target.guarded.parasite();
-        let is_room = is_room(target.frozen.pid(), mapped);
+        let rss_bytes = mapped.details.iter().map(|(_, details)| details.rss_bytes);
         Ok(Self {
             borrowed: Borrowed::take(&mut target.frozen, target.site, Some(parasite))?,
             watcher,
@@ -58,7 +59,7 @@ impl<'a> Dropper<'a> {
             guarded: &target.guarded,
             journal: &mut target.journal,
             huge: &mut target.huge,
-            is_room,
+            most_bytes: rss_bytes.sum(),
             kept: Batch::default(),
             given_back: GivenBack::default(),
         })
@@ -72,6 +73,9 @@ impl<'a> Dropper<'a> {
         batches: Receiver<StoredBatch>,
         work: &Work,
     ) -> Result<(), StepError> {
+        // While the first ones are stored: it reads many files.
+        let pid = self.borrowed.frozen().pid().cast_unsigned();
+        let is_room = ram::available_beside(pid) / 2 > self.most_bytes;
         for stored in batches {
             let StoredBatch {
                 mark,
@@ -79,7 +83,7 @@ impl<'a> Dropper<'a> {
                 batch,
             } = stored;
             self.kept.extend(batch);
-            let may_go = self.is_room || is_smaller(mark, pushed_bytes);
+            let may_go = is_room || is_smaller(mark, pushed_bytes);
             if !may_go || work.is_over() {
                 continue;
             }
@@ -141,11 +145,4 @@ impl<'a> Dropper<'a> {
 /// stored up to `mark`.
 fn is_smaller(mark: Mark, stored_bytes: u64) -> bool {
     mark.len_bytes < stored_bytes / 8 * 7
-}
-
-/// Whether there is RAM for an image of all that a target has, and beside it for the way back.
-fn is_room(pid: i32, mapped: &Mapped) -> bool {
-    let most = mapped.details.iter().map(|(_, details)| details.rss_bytes);
-    let available = ram::available().min(ram::available_to(pid.cast_unsigned()));
-    available / 2 > most.sum()
 }
