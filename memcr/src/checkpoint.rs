@@ -192,7 +192,8 @@ fn scan(
     emit: impl FnMut(Planned) -> Result<(), StepError>,
 ) -> Result<PlanSummary, StepError> {
     let table = KernelPageTable::open(pid)?;
-    let mut planner = Planner::new(mapped.plan, &table, emit);
+    let expected_bytes = plan::expected_bytes(&mapped.details, &mapped.plan.policy);
+    let mut planner = Planner::new(mapped.plan, expected_bytes, &table, emit);
     for (vma, details) in mapped.details.iter() {
         planner.add(vma, details)?;
     }

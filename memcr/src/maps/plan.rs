@@ -35,7 +35,8 @@ pub struct PlanOptions {
     pub force_proc_mem: bool,
     /// Pages that stay because somebody needs them while the target is held.
     pub keep: Vec<PageRun>,
-    /// What is to be given back is handed out meanwhile, when as many bytes were planned.
+    /// What is to be given back is handed out meanwhile, when as many bytes were planned; towards
+    /// the end fewer, since what is left then nobody stores beside.
     pub batch_len_bytes: Option<u64>,
 }
 
@@ -74,6 +75,8 @@ impl Batch {
 /// nothing else to do. The runs of a dense one meet where the address is a multiple of that, so
 /// that no huge page is split.
 const DROP_LEN: u64 = 32 << 20;
+/// How long a batch is at the least, bytes: a huge page.
+const SHORTEST_BATCH: u64 = 2 << 20;
 /// Of absent pages so many take as long to be passed over, by page tables that hold no other
 /// pages, as one page takes to be dropped: 12 ns for 2 MiB, and 230 for a page.
 const ABSENT_PER_PAGE: u64 = 8192;
@@ -108,6 +111,8 @@ pub struct PlanSummary {
 pub struct Planner<'a, T, E> {
     options: PlanOptions,
     emit: E,
+    /// What is likely to be planned in all.
+    expected_bytes: u64,
     /// One unfinished chunk per class: small mappings of several classes then still
     /// fill whole chunks.
     open: Vec<ChunkPlan>,
@@ -130,11 +135,12 @@ where
 {
     /// A planner that hands each finished chunk to `emit`, and runs to be given back, if they
     /// are to be so meanwhile.
-    pub fn new(options: PlanOptions, table: &'a T, emit: F) -> Self {
+    pub fn new(options: PlanOptions, expected_bytes: u64, table: &'a T, emit: F) -> Self {
         Self {
             window: Window::new(table, options.page_len_bytes),
             regions: Vec::new(),
             options,
+            expected_bytes,
             emit,
             open: Vec::new(),
             work_bytes: 0,
@@ -176,12 +182,22 @@ where
     /// Hands out the runs that are complete, once enough was planned.
     fn batch(&mut self) -> Result<(), E> {
         let is_due = |len| self.work_bytes >= len && !self.summary.rest.drops.is_empty();
-        if !self.options.batch_len_bytes.is_some_and(is_due) {
+        if !self.batch_len().is_some_and(is_due) {
             return Ok(());
         }
         self.flush()?;
         self.work_bytes = 0;
         (self.emit)(Planned::Batch(std::mem::take(&mut self.summary.rest)))
+    }
+
+    /// How long the batch is to be that is being planned.
+    fn batch_len(&self) -> Option<u64> {
+        let longest = self.options.batch_len_bytes?;
+        let left = self
+            .expected_bytes
+            .saturating_sub(self.summary.planned_bytes);
+        let half = 1 << (left / 2).checked_ilog2().unwrap_or(0);
+        Some(half.max(SHORTEST_BATCH).min(longest))
     }
 
     fn scan(&mut self, vma: &Vma, details: &VmaDetails, how: Treatment) -> Result<(), E> {
@@ -202,7 +218,7 @@ where
             },
             run: None,
             work_bytes: 0,
-            longest: self.options.batch_len_bytes.unwrap_or(DROP_LEN),
+            longest: DROP_LEN,
         };
         let mut regions = std::mem::take(&mut self.regions);
         let mut from = vma.start;
@@ -340,8 +356,11 @@ where
     fn take(&mut self, run: PageRun, class: ChunkClass, drop: &mut OpenDrop) -> Result<(), E> {
         let mut rest = run;
         while rest.len_bytes > 0 {
-            let len_bytes = match self.options.batch_len_bytes {
-                Some(len) => (rest.addr.0 + 1).next_multiple_of(len) - rest.addr.0,
+            let len_bytes = match self.batch_len() {
+                Some(len) => {
+                    drop.longest = len;
+                    (rest.addr.0 + 1).next_multiple_of(len) - rest.addr.0
+                }
                 None => rest.len_bytes,
             };
             let (part, tail) = split(rest, len_bytes.min(rest.len_bytes));
@@ -434,6 +453,14 @@ impl OpenDrop {
             is_file,
         }));
     }
+}
+
+/// What is likely to be stored of `details`, bytes.
+#[must_use]
+pub fn expected_bytes(details: &Details, policy: &Policy) -> u64 {
+    let is_taken = |vma, flags| policy.treat(vma, flags) == Treatment::Anonymous;
+    let taken = details.iter().filter(|(vma, it)| is_taken(vma, it.flags));
+    taken.map(|(_, it)| it.rss_bytes).sum()
 }
 
 /// The mappings over which a guard is to stand, ascending; those that touch are one: of them

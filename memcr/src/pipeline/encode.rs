@@ -183,6 +183,17 @@ impl Encoder {
         pushed.map_err(|failure| failure.after(self.end()))
     }
 
+    /// Waits until the workers have taken all chunks that were pushed but the last, which may
+    /// have to know that it is.
+    ///
+    /// # Errors
+    /// As [`Encoder::push`].
+    pub fn drain(&mut self) -> Result<()> {
+        let drained = self.shift.queue.drain(&self.shift.stop);
+        let drained = drained.or_else(|_| self.shift.stop.take());
+        drained.map_err(|failure| failure.after(self.end()))
+    }
+
     /// An empty vector for the runs of the next plan, with the capacity of one that the
     /// workers are done with: in steady state nothing is allocated per chunk.
     #[must_use]

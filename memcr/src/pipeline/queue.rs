@@ -24,12 +24,14 @@ pub(super) struct Queue {
     glance: Duration,
     /// A job or the end came.
     work: Condvar,
-    /// Half of the jobs went.
+    /// Half of the jobs went, or the last of those that are there.
     room: Condvar,
 }
 
 struct State {
     jobs: VecDeque<Job>,
+    /// Workers that wait for one. Nobody else is to be woken, which takes a system call.
+    n_idle: usize,
     closed: bool,
     spare: Vec<Vec<PageRun>>,
 }
@@ -39,6 +41,7 @@ impl Queue {
     pub(super) fn new(cap: usize) -> Self {
         let state = State {
             jobs: VecDeque::with_capacity(cap),
+            n_idle: 0,
             closed: false,
             spare: Vec::with_capacity(2 * cap + 2),
         };
@@ -58,8 +61,23 @@ impl Queue {
             stop.check()?;
             if state.jobs.len() < self.cap {
                 state.jobs.push_back(job);
+                let is_waited_for = state.n_idle > 0;
                 drop(state);
-                self.work.notify_one();
+                if is_waited_for {
+                    self.work.notify_one();
+                }
+                return Ok(());
+            }
+            state = self.glance(&self.room, state);
+        }
+    }
+
+    /// Waits until workers have taken all jobs that are there.
+    pub(super) fn drain(&self, stop: &Stop) -> Result<(), Stopped> {
+        let mut state = guard(&self.state);
+        loop {
+            stop.check()?;
+            if state.jobs.is_empty() {
                 return Ok(());
             }
             state = self.glance(&self.room, state);
@@ -72,11 +90,11 @@ impl Queue {
         loop {
             stop.check()?;
             if let Some(job) = state.jobs.pop_front() {
-                let is_half = state.jobs.len() == self.cap / 2;
+                let is_awaited = [0, self.cap / 2].contains(&state.jobs.len());
                 // Whom it wakes wants it.
                 drop(state);
                 // There is one caller, and it cannot miss this: jobs go one at a time.
-                if is_half {
+                if is_awaited {
                     self.room.notify_one();
                 }
                 return Ok(Some(job));
@@ -84,7 +102,9 @@ impl Queue {
             if state.closed {
                 return Ok(None);
             }
+            state.n_idle += 1;
             state = self.glance(&self.work, state);
+            state.n_idle -= 1;
         }
     }
 
@@ -181,6 +201,23 @@ mod tests {
                 queue.pop(&stop).unwrap().unwrap();
             }
             pusher.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn the_caller_is_woken_when_all_are_gone() {
+        let (mut queue, stop) = (Queue::new(8), Stop::new(Cancel::new(), calls()));
+        queue.glance = Duration::MAX;
+        queue.drain(&stop).unwrap();
+        (0..3).for_each(|index| queue.push(job(index), &stop).unwrap());
+        std::thread::scope(|scope| {
+            let caller = scope.spawn(|| queue.drain(&stop));
+            (0..3).for_each(|_| drop(queue.pop(&stop).unwrap().unwrap()));
+            caller.join().unwrap().unwrap();
+            // And a worker, whose wait nobody else ends.
+            let worker = scope.spawn(|| queue.pop(&stop));
+            queue.push(job(3), &stop).unwrap();
+            assert!(worker.join().unwrap().unwrap().is_some());
         });
     }
 

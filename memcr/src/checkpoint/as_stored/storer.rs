@@ -49,6 +49,9 @@ impl<'a> Storer<'a> {
     /// Answers what was not handed out as stored.
     pub(super) fn store(mut self, mapped: Mapped, pid: i32) -> Result<PlanSummary, StepError> {
         let mut summary = scan(mapped, pid, |planned| self.take(planned))?;
+        // What is stored goes while the last chunks are.
+        self.encoder.drain()?;
+        self.hand_out()?;
         let mut rest = Batch::default();
         self.waiting.drain(..).for_each(|it| rest.extend(it.batch));
         rest.extend(std::mem::take(&mut summary.rest));
@@ -69,6 +72,11 @@ impl<'a> Storer<'a> {
                 batch,
             }),
         }
+        self.hand_out()
+    }
+
+    /// Hands out what is stored by now.
+    fn hand_out(&mut self) -> Result<(), StepError> {
         let mark = self.encoder.mark();
         let is_stored = |waiting: &&Waiting| waiting.n_chunks <= mark.n_chunks;
         let n_stored = self.waiting.iter().take_while(is_stored).count();

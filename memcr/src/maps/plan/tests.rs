@@ -108,7 +108,7 @@ fn plan_table(
     details: VmaDetails,
 ) -> (Vec<Planned>, PlanSummary) {
     let mut all = Vec::new();
-    let mut planner = Planner::new(options, table, |planned| {
+    let mut planner = Planner::new(options, u64::MAX, table, |planned| {
         all.push(planned);
         Ok::<(), io::Error>(())
     });
@@ -357,6 +357,59 @@ fn runs_are_handed_out_behind_the_chunks_that_hold_them() {
     );
     let rest = pages(summary.rest.drops.iter().map(|drop| drop.run));
     assert_eq!(rest, [(13, 1)]);
+}
+
+#[test]
+fn batches_become_shorter_towards_the_end() {
+    struct Dense;
+    impl PageTable for Dense {
+        fn occupied(
+            &self,
+            start: u64,
+            end: u64,
+            _: u64,
+            regions: &mut Vec<Region>,
+        ) -> io::Result<u64> {
+            regions.push(Region {
+                start,
+                end,
+                categories: category::PRESENT,
+            });
+            Ok(end)
+        }
+        fn entries(&self, _: u64, _: &mut [u64]) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+    const MIB: u64 = 1 << 20;
+    let lens_when_expecting = |expected_bytes| -> Vec<u64> {
+        let options = PlanOptions {
+            policy: Policy::default(),
+            chunk_len_bytes: MIB / 4,
+            page_len_bytes: 0x1000,
+            force_proc_mem: false,
+            keep: Vec::new(),
+            batch_len_bytes: Some(8 * MIB),
+        };
+        let mut lens = Vec::new();
+        let mut planner = Planner::new(options, expected_bytes, &Dense, |planned| {
+            if let Planned::Batch(batch) = planned {
+                let len: u64 = batch.drops.iter().map(|drop| drop.run.len_bytes).sum();
+                lens.push(len / MIB);
+            }
+            Ok::<(), io::Error>(())
+        });
+        let vma = vma::parse(b"10000000-14000000 rw-p 0 00:00 0").unwrap();
+        let unshared = VmaDetails::default();
+        planner.add(&vma[0], &unshared).unwrap();
+        planner.finish().unwrap();
+        lens
+    };
+    let tail = [8, 4, 2, 2];
+    let (to_the_end, longer) = (lens_when_expecting(64 * MIB), lens_when_expecting(96 * MIB));
+    assert_eq!(to_the_end, [&[8; 6], &tail[..]].concat());
+    assert_eq!(longer, [8; 8]);
+    assert_eq!(lens_when_expecting(0), [2; 32]);
 }
 
 #[test]
