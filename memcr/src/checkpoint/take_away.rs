@@ -123,7 +123,7 @@ pub(super) fn drop_some(
     // Clean pages of a file come back from it, guard or not.
     let may_go = |drop: &&DropRun| drop.is_file || guarded.covers(drop.run);
     let (may_go, stays): (Vec<_>, Vec<_>) = drops.iter().copied().partition(may_go);
-    let mut given_back = give_back(borrowed, may_go)?;
+    let mut given_back = give_back(borrowed, &may_go)?;
     given_back.refused_bytes += stays.iter().map(|drop| drop.run.len_bytes).sum::<u64>();
     Ok(given_back)
 }
@@ -165,7 +165,7 @@ fn drop_unguarded(held: &mut Held, drops: &[DropRun]) -> Result<GivenBack, StepE
     held.frozen.set_missing(Missing::Unguarded)?;
     let mut borrowed = Borrowed::take(&mut held.frozen, held.site, None)?;
     borrowed.infect()?;
-    let given_back = give_back(&mut borrowed, drops)?;
+    let given_back = give_back(&mut borrowed, &drops.iter().collect::<Vec<_>>())?;
     borrowed.cure()?;
     borrowed.give_back()?;
     Ok(given_back)

@@ -34,6 +34,7 @@ use crate::sys::page_size;
 use crate::sys::same_cpu::Beside;
 use crate::sys::userfaultfd::{Event, Userfault};
 use changes::Changes;
+pub use changes::OwnDrop;
 
 /// How long the reader of our own events looks for another one before it falls asleep.
 const LINGER: Duration = Duration::from_micros(50);
@@ -91,9 +92,9 @@ impl GuardedMemory {
         }
     }
 
-    /// A drop of ours was under way when its memcr died: the next event that tells of one
-    /// of `own` is not the target's.
-    pub fn expect_drop(&self, own: Option<PageRun>) {
+    /// A drop of ours was under way when its memcr died: the next events that tell of it are
+    /// not the target's.
+    pub fn expect_drop(&self, own: Option<OwnDrop>) {
         self.change(|changes| changes.expect_drop(own));
     }
 

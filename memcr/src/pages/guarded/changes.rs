@@ -1,6 +1,9 @@
 //! What became of the layout of a target since its image was made: pages that moved or were
 //! given up must not get their old bytes at their old place.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use crate::pages::{PageRun, RemoteAddr};
 
 /// A change of the layout since the image was made.
@@ -17,11 +20,21 @@ impl Change {
     }
 }
 
+/// A drop of our own that is under way, of one mapping or of several that touch: of each its
+/// event tells when it is its turn.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnDrop {
+    /// All that it drops.
+    pub run: PageRun,
+    /// The part that it waits with, as the mappings are now.
+    pub part: PageRun,
+}
+
 /// What happened to the layout, and what is yet to be heard of a drop of our own.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     list: Vec<Change>,
-    own: Option<PageRun>,
+    own: Option<OwnDrop>,
     /// While pages are read: what was dropped of them already.
     dropped: Option<Vec<PageRun>>,
 }
@@ -54,9 +67,9 @@ impl Changes {
         dropped.is_some_and(|dropped| !dropped.iter().any(holds))
     }
 
-    /// A drop of ours is under way: the next event that tells of one of `own` is not the
-    /// target's.
-    pub(super) fn expect_drop(&mut self, own: Option<PageRun>) {
+    /// A drop of ours is under way: the next events that tell of the rest of it, from its part
+    /// on, are not the target's.
+    pub(super) fn expect_drop(&mut self, own: Option<OwnDrop>) {
         self.own = own;
     }
 
@@ -65,31 +78,59 @@ impl Changes {
         self.list.push(Change::Moved { from, to });
     }
 
-    /// Pages were given up: by the target, unless it is the drop that was expected. Each
-    /// event counts once; the target may give up the same pages.
+    /// Pages were given up: by the target, or by the drop that is expected, which is known
+    /// when it is over.
     pub(super) fn removed(&mut self, run: PageRun) {
-        if self.own == Some(run) {
-            self.own = None;
-        } else {
-            self.list.push(Change::Removed(run));
-        }
+        self.list.push(Change::Removed(run));
     }
 
-    /// The drop that was expected is over. If it was not heard of as a whole, its mapping had
-    /// been split before: then it came in parts, one behind the other.
+    /// The drop that was expected is over: what was heard of it is none of the target's. It may
+    /// have given up the same pages, so each part counts once.
     pub(super) fn end_drop(&mut self) {
         let Some(own) = self.own.take() else { return };
-        let mut at = own.addr;
-        loop {
-            let is_next = |change: &Change| {
-                let range = change.range();
-                matches!(change, Change::Removed(_)) && range.addr == at && range.end() <= own.end()
-            };
-            let Some(place) = self.list.iter().position(is_next) else {
-                return;
-            };
-            at = self.list.remove(place).range().end();
+        let heard = self.heard_of(own);
+        let mut place = 0;
+        self.list.retain(|_| {
+            place += 1;
+            !heard.contains(&(place - 1))
+        });
+    }
+
+    /// The places of the events of `own`: each begins where the one before it ended, up to its
+    /// end. The first is of its part: as a whole, or longer where the mapping was split since the
+    /// event was sent, or shorter where it was before.
+    fn heard_of(&self, OwnDrop { run, part }: OwnDrop) -> Vec<usize> {
+        /// An event, how far it and those behind it reach, and the next of them.
+        struct Link {
+            range: PageRun,
+            reach: RemoteAddr,
+            next: Option<usize>,
         }
+        let mut links: BTreeMap<usize, Link> = BTreeMap::new();
+        // By where they begin: those that reach furthest, and of these the first.
+        let mut begin: BTreeMap<RemoteAddr, usize> = BTreeMap::new();
+        for (place, change) in self.list.iter().enumerate().rev() {
+            let range = change.range();
+            let within = run.addr <= range.addr && range.end() <= run.end();
+            if !within || !matches!(change, Change::Removed(_)) {
+                continue;
+            }
+            let next = begin.get(&range.end()).copied();
+            let reach = next.map_or(range.end(), |next| links[&next].reach);
+            let better = |other: &usize| links[other].reach <= reach;
+            if begin.get(&range.addr).is_none_or(better) {
+                begin.insert(range.addr, place);
+            }
+            links.insert(place, Link { range, reach, next });
+        }
+        let holds_part = |link: &Link| link.range.addr <= part.addr && part.addr < link.range.end();
+        let first = links.iter().filter(|(_, link)| holds_part(link));
+        let first = first.min_by_key(|(_, link)| {
+            let differs = (link.range != part, link.range.addr != part.addr);
+            (Reverse(link.reach), differs)
+        });
+        let first = first.map(|(place, _)| *place);
+        std::iter::successors(first, |place| links[place].next).collect()
     }
 
     /// The first of [`Changes::pieces`]: usually no change is about them.
@@ -151,6 +192,7 @@ fn changed((run, offset): (PageRun, u64), change: &Change) -> Vec<(PageRun, u64)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     fn run(addr: u64, len_bytes: u64) -> PageRun {
         PageRun {
@@ -186,27 +228,69 @@ mod tests {
         );
     }
 
+    /// What counts as the target's of `events`, when `own` was under way.
+    fn targets(own: OwnDrop, events: &[PageRun]) -> Vec<PageRun> {
+        let mut changes = Changes {
+            own: Some(own),
+            ..Changes::default()
+        };
+        events.iter().for_each(|event| changes.removed(*event));
+        changes.end_drop();
+        changes.list.iter().map(Change::range).collect()
+    }
+
     #[test]
     fn a_drop_of_ours_is_none_of_the_target() {
         let own = run(0x2000, 0x4000);
-        let list_after = |events: &[PageRun]| -> Vec<PageRun> {
-            let mut changes = Changes {
-                list: Vec::new(),
-                own: Some(own),
-                ..Changes::default()
-            };
-            events.iter().for_each(|event| changes.removed(*event));
-            changes.end_drop();
-            changes.list.iter().map(Change::range).collect()
+        let targets = |events: &[PageRun]| {
+            let (run, part) = (own, own);
+            targets(OwnDrop { run, part }, events)
         };
-        assert_eq!(list_after(&[own]), []);
-        assert_eq!(list_after(&[own, own]), [own], "the target drops the same");
+        assert_eq!(targets(&[own]), []);
+        assert_eq!(targets(&[own, own]), [own], "the target drops the same");
         let page = run(0x2000, 0x1000);
-        assert_eq!(list_after(&[own, page]), [page]);
-        assert_eq!(list_after(&[page, own]), [page], "before ours is heard of");
+        assert_eq!(targets(&[own, page]), [page]);
+        assert_eq!(targets(&[page, own]), [page], "before ours is heard of");
         let (head, tail) = (run(0x2000, 0x3000), run(0x5000, 0x1000));
-        assert_eq!(list_after(&[head, tail]), [], "ours is heard of in parts");
-        assert_eq!(list_after(&[head, tail, page]), [page]);
+        assert_eq!(targets(&[head, tail]), [], "ours is heard of in parts");
+        assert_eq!(targets(&[head, tail, page]), [page]);
+        assert_eq!(targets(&[page, head, tail]), [page]);
+        assert_eq!(targets(&[head, page, tail]), [page]);
+        // Where the target has unmapped the rest, no more came.
+        assert_eq!(targets(&[head]), []);
+    }
+
+    #[test]
+    fn a_drop_of_several_mappings_is_heard_of_from_its_part_on() {
+        let own = OwnDrop {
+            run: run(0x2000, 0x8000),
+            part: run(0x4000, 0x2000),
+        };
+        let (before, part) = (run(0x2000, 0x2000), own.part);
+        let (next, last) = (run(0x6000, 0x1000), run(0x7000, 0x3000));
+        let ours = [part, next, last];
+        assert_eq!(targets(own, &ours), []);
+        // What is gone already the target gives up itself, and what is yet to go.
+        let pages_of = |runs: &[PageRun]| -> BTreeSet<u64> {
+            let pages = |run: &PageRun| (run.addr.0..run.end().0).step_by(0x1000);
+            runs.iter().flat_map(pages).collect()
+        };
+        let (both, page) = (run(0x6000, 0x4000), run(0x4000, 0x1000));
+        for theirs in [before, part, next, last, both, page] {
+            for place in 0..=ours.len() {
+                let mut events = ours.to_vec();
+                events.insert(place, theirs);
+                let given_up = pages_of(&targets(own, &events));
+                assert_eq!(given_up, pages_of(&[theirs]), "{theirs} at {place}");
+            }
+        }
+        // The mapping was split when its event was sent already, or before that.
+        let longer = run(0x3000, 0x3000);
+        assert_eq!(targets(own, &[longer, next, last]), []);
+        let halves = [run(0x4000, 0x1000), run(0x5000, 0x1000), next, last];
+        assert_eq!(targets(own, &halves), []);
+        let elsewhere = run(0x1000, 0x3000);
+        assert_eq!(targets(own, &[elsewhere, part, next, last]), [elsewhere]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::own_drop::{Kept, own_drop};
 use super::{A_MOMENT, AdoptError, Result, has_ended, read_vmas, target};
 use crate::freeze::{Frozen, Missing, Target, freeze_again, stop_awake};
 use crate::inject::{Borrowed, Site};
-use crate::pages::guarded::{GuardedMemory, Heed, Watcher};
+use crate::pages::guarded::{GuardedMemory, Heed, OwnDrop, Watcher};
 use crate::pages::{PageRun, RemoteAddr};
 use crate::pipeline::{Cancel, DecodeStats, OpenImage, Pipeline, PipelineError, Progress};
 use crate::restore::{OnCorrupt, RestoreOptions, prepare, remove_all, wait_for_others};
@@ -130,7 +130,11 @@ impl Orphan {
             kept = keep(own)?;
         }
         let memory = Arc::clone(self.guarded.memory());
-        memory.expect_drop(own);
+        let vmas = read_vmas(pid)?;
+        memory.expect_drop(own.map(|run| OwnDrop {
+            run,
+            part: kept.part_of(run, &vmas),
+        }));
         // Its call ends when the event was read.
         self.watcher = Some(self.watch(Heed::Everything)?);
         frozen.wait_for_first().map_err(freeze)?;
