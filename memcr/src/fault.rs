@@ -120,6 +120,9 @@ pub const POINTS: &[(&str, &str)] = &[
     ),
 ];
 
+/// Whether there are any: what is asked for their sake alone is asked only then.
+pub const HAS_POINTS: bool = cfg!(feature = "fault-points");
+
 #[cfg(feature = "fault-points")]
 mod armed;
 #[cfg(feature = "fault-points")]

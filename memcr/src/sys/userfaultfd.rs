@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::check;
 use crate::pages::{PageRun, RemoteAddr};
 
@@ -185,6 +187,14 @@ impl Userfault {
             Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether [`Userfault::next_event`] would answer one.
+    #[must_use]
+    pub fn has_event(&self) -> bool {
+        let mut fd = [PollFd::new(&self.0, PollFlags::IN)];
+        let now = Timespec::default();
+        poll(&mut fd, Some(&now)).is_ok_and(|n_ready| n_ready > 0)
     }
 
     fn ioctl<const WORDS: usize>(

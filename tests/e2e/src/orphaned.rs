@@ -25,10 +25,15 @@ pub(crate) fn tests() -> Vec<Trial> {
 
 /// What they do when they go on. The many wait in the kernel, for the page of the word that
 /// they sleep on.
-const TARGETS: [(&str, &str, &[&str]); 5] = [
+const TARGETS: [(&str, &str, &[&str]); 6] = [
     ("memory", "patrol", &["size=8M"]),
     ("mremap", "patrol", &["size=8M", "habit=mremap"]),
     ("dontneed", "patrol", &["size=8M", "habit=dontneed"]),
+    (
+        "pieces",
+        "patrol",
+        &["size=8M", "habit=dontneed", "vmas=64"],
+    ),
     ("fork", "forks", &["how=fork", "pause=200"]),
     ("many", "shape", &["size=16M", "vmas=3000", "sleepers=600"]),
 ];
@@ -49,7 +54,7 @@ fn orphan(rig: &Rig, victim: &Victim, n: usize) -> Result<bool> {
 
 fn comes_back(mode: &str, args: &[&str], continued: bool) -> Result {
     require("userfaultfd")?;
-    for n in [1, 2, 4, 7] {
+    for n in [1, 2, 4, 7, 40, 90] {
         let rig = Rig::new()?;
         let mut victim = Victim::start(mode, args)?;
         let pid = victim.pid();

@@ -11,9 +11,10 @@
 //! is another. `seen` is mapped shared: it tells even if the victim is killed in the
 //! moment after.
 //!
-//! Options: `size=64M threads=4 seed=1 dir=DIR habit=none|mremap|dontneed`. A habit is one
+//! Options: `size=64M threads=4 seed=1 dir=DIR habit=none|mremap|dontneed vmas=1`. A habit is one
 //! more thread, which also moves or drops memory of its own without end. With `threads=0`
-//! the first thread walks alone, and never sleeps.
+//! the first thread walks alone, and never sleeps. The memory, and that which is dropped, is as
+//! many mappings as `vmas` says.
 #![allow(unsafe_code)]
 
 use crate::fill::{Content, Rule};
@@ -51,9 +52,11 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
         seed: opts.number("seed", 1) << 32,
     };
     let (dir, habit) = (opts.text("dir", ""), opts.text("habit", "none"));
+    let n_vmas = opts.len("vmas", 1);
     opts.done();
     let seen = Seen::open(&dir)?;
     let whole = Region::anon(len)?;
+    split(whole, n_vmas)?;
     if n_threads == 0 {
         serve_without_rest(&mut Beat::new(whole, rule, seen));
         return Ok(());
@@ -67,7 +70,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     match habit.as_str() {
         "none" => {}
         "mremap" => rounds.push(spawn(mover(rule, seen)?)?),
-        "dontneed" => rounds.push(spawn(dropper(rule, seen)?)?),
+        "dontneed" => rounds.push(spawn(dropper(rule, seen, n_vmas)?)?),
         _ => die(&format!("unknown habit `{habit}`")),
     }
     let mut patrol = Patrol {
@@ -80,6 +83,15 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
         .map_err(|wrong| io::Error::other(wrong.to_string()))?;
     serve(&mut patrol);
     Ok(())
+}
+
+/// Makes mappings of `region` that touch and cannot be merged: every other one is not forked.
+fn split(region: Region, n_vmas: usize) -> io::Result<()> {
+    let len = (region.len() / n_vmas.max(1)).next_multiple_of(page_len());
+    let others = (len..region.len()).step_by(2 * len);
+    others
+        .map(|at| region.part(at, len.min(region.len() - at)))
+        .try_for_each(|part| part.advise(libc::MADV_DONTFORK))
 }
 
 /// A thread that makes rounds for ever, and their count.
@@ -229,12 +241,13 @@ fn mover(rule: Rule, seen: Seen) -> io::Result<impl FnMut() + Send + 'static> {
 }
 
 /// Rounds of a thread that drops its memory, sees zeros, and fills it again.
-fn dropper(rule: Rule, seen: Seen) -> io::Result<impl FnMut() + Send + 'static> {
+fn dropper(rule: Rule, seen: Seen, n_vmas: usize) -> io::Result<impl FnMut() + Send + 'static> {
     let zeros = Rule {
         content: Content::Zero,
         ..rule
     };
     let mut region = Region::anon(HABIT_LEN)?;
+    split(region, n_vmas)?;
     Ok(move || {
         region.fill(rule);
         std::thread::sleep(NAP);

@@ -10,13 +10,17 @@ use rustix::process::Signal;
 use std::time::Duration;
 
 /// What targets do when they go on.
-const HABITS: [(&str, Habit); 4] = [
+const HABITS: [(&str, Habit); 5] = [
     ("patrol", ("patrol", &["size=32M"], &[])),
     (
         "mremap",
         ("patrol", &["size=8M", "habit=mremap"], &["maps", "smaps"]),
     ),
     ("dontneed", ("patrol", &["size=8M", "habit=dontneed"], &[])),
+    (
+        "pieces",
+        ("patrol", &["size=8M", "habit=dontneed", "vmas=64"], &[]),
+    ),
     ("fork", ("forks", &["how=fork", "pause=200"], &[])),
 ];
 /// Mode, options, what changes without memcr.
@@ -27,6 +31,9 @@ type Habit = (
 );
 /// How long it may go on before it is restored: long enough to come to missing pages.
 const LONGEST: Duration = Duration::from_millis(60);
+
+/// At the latest with which of its events memcr dies in the drop.
+const EVENTS: [usize; 6] = [1, 2, 3, 4, 40, 90];
 
 /// Everything of this kind.
 ///
@@ -56,7 +63,7 @@ pub(crate) fn run(campaign: &mut Campaign) -> Result {
             campaign.table.count(&row, &what, &outcome);
         }
         for i in 0..n_rounds {
-            let (at, n) = (campaign.random.moment(LONGEST), 1 + i % 4);
+            let (at, n) = (campaign.random.moment(LONGEST), EVENTS[i % EVENTS.len()]);
             let outcome = subject.trial(&[0], |subject| in_the_drop(subject, n, at))?;
             let row = format!("stray SIGCONT in the drop, {name}");
             let what = format!("round {i}, recovered after {at:?}");
@@ -66,10 +73,10 @@ pub(crate) fn run(campaign: &mut Campaign) -> Result {
     Ok(())
 }
 
-/// memcr dies while a thread of the target waits in a call that drops pages, at the latest in
-/// the drop of mapping `n`; then somebody continues the target.
+/// memcr dies while a thread of the target waits in a call that drops pages, at the latest with
+/// event `n`; then somebody continues the target.
 fn in_the_drop(subject: &mut Subject, n: usize, at: Duration) -> Result<Finished> {
-    for n in (1..=n).rev() {
+    for n in std::iter::successors(Some(n), |n| Some(n / 2)).take_while(|&n| n > 0) {
         let orders = format!("pages.event@{n}=kill");
         let memcr = subject.rig.memcr(subject.pid()).with_fault(&orders);
         let finished = memcr.arg("-n").run()?;
