@@ -36,6 +36,7 @@ mod dropper;
 mod storer;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
@@ -265,9 +266,9 @@ fn store_beside(
     pid: i32,
 ) -> Result<PlanSummary, StepError> {
     let (stored, batches) = sync_channel(N_WAITING);
-    let work = encoder.work();
+    let (n_waiting, work) = (AtomicUsize::default(), encoder.work());
     thread::scope(|scope| {
-        let storer = Storer::new(encoder, stored);
+        let storer = Storer::new(encoder, stored, &n_waiting);
         let thread = thread::Builder::new().name("scan".into());
         let storing = thread
             .spawn_scoped(scope, move || storer.store(mapped, pid))
@@ -275,7 +276,7 @@ fn store_beside(
                 doing: "start the thread that finds pages".into(),
                 source,
             })?;
-        let dropped = dropper.follow(batches, &work);
+        let dropped = dropper.follow(batches, &n_waiting, &work);
         if dropped.is_err() {
             work.end(NOT_DROPPED);
         }

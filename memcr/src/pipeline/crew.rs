@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::pipeline::calls::Calls;
 use crate::pipeline::foreman::{panic_text, spawn};
 use crate::pipeline::{Cancel, PipelineError, Priority, Result};
+use crate::sys::gettid;
 
 /// How long a wait lasts before the cancel token is looked at again. What is waited for
 /// ends it at once.
@@ -160,6 +161,7 @@ impl Turnstile {
 /// Threads that do the same work.
 pub(super) struct Crew {
     threads: Vec<JoinHandle<()>>,
+    tids: Arc<[i32]>,
     /// Ends when every thread has dropped its end.
     gone: mpsc::Receiver<()>,
 }
@@ -179,6 +181,7 @@ impl Crew {
         let body = Arc::new((tools, work));
         let mut crew = Self {
             threads: Vec::with_capacity(n),
+            tids: Arc::default(),
             gone,
         };
         let mut failure = None;
@@ -195,15 +198,26 @@ impl Crew {
             }
         }
         drop((ready, here));
-        let failure = failure.or_else(|| all_ready(&inbox, crew.threads.len(), stop).err());
-        match failure {
-            None => Ok(crew),
-            Some(error) => {
+        let ready = match failure {
+            None => all_ready(&inbox, n, stop),
+            Some(error) => Err(error),
+        };
+        match ready {
+            Ok(tids) => {
+                crew.tids = tids.into();
+                Ok(crew)
+            }
+            Err(error) => {
                 stop.fail(PipelineError::Ended("the crew was not complete"));
                 crew.leave(stop);
                 Err(error)
             }
         }
+    }
+
+    /// The ids of its threads.
+    pub(super) fn tids(&self) -> &Arc<[i32]> {
+        &self.tids
     }
 
     /// Waits until all threads have ended. `false`: the work was stopped, and some thread
@@ -224,16 +238,21 @@ impl Crew {
     }
 }
 
-/// Waits until `n` threads have said that they are ready, or one that it cannot be.
-fn all_ready(inbox: &mpsc::Receiver<Result<()>>, n: usize, stop: &Stop) -> Result<()> {
+/// Waits until `n` threads have said that they are ready, and who they are, or one that it cannot
+/// be.
+fn all_ready(inbox: &mpsc::Receiver<Result<i32>>, n: usize, stop: &Stop) -> Result<Vec<i32>> {
+    let mut tids = Vec::with_capacity(n);
     for _ in 0..n {
         match answer(inbox, stop) {
-            Some(ready) => ready?,
+            Some(ready) => tids.push(ready?),
             // It panicked, which is noted, or does not come back.
-            None => return stop.take(),
+            None => {
+                stop.take()?;
+                break;
+            }
         }
     }
-    Ok(())
+    Ok(tids)
 }
 
 /// Waits for an answer on `inbox`. Once the work is stopped it has to come within
@@ -268,13 +287,13 @@ fn hold_back(number: usize, priority: Priority) {
 /// A panic of ours on a worker ends the work as a failure, not the process.
 fn worker<T>(
     number: usize,
-    ready: mpsc::Sender<Result<()>>,
+    ready: mpsc::Sender<Result<i32>>,
     body: &(impl Fn() -> Result<T>, impl Fn(usize, T)),
     stop: &Stop,
 ) {
     let run = catch_unwind(AssertUnwindSafe(|| match (body.0)() {
         Ok(tools) => {
-            let _ = ready.send(Ok(()));
+            let _ = ready.send(Ok(gettid()));
             drop(ready);
             (body.1)(number, tools);
         }

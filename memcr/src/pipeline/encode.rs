@@ -29,6 +29,7 @@ use crate::pipeline::shift::Shift;
 use crate::pipeline::{Cancel, OpenImage, PipelineError, Place, Priority, Progress, Result};
 use crate::sink::layout::{Header, VERSION, this_arch};
 use crate::sink::{ImageMeta, Mark, TargetIdentity};
+use crate::sys::same_cpu;
 
 /// What an encoder needs to know before the freeze.
 pub struct EncodeSetup {
@@ -73,18 +74,29 @@ pub struct Encoder {
 
 /// The work of an encoder, for a thread beside the one that pushes.
 #[derive(Clone)]
-pub(crate) struct Work(Arc<Stop>);
+pub(crate) struct Work {
+    stop: Arc<Stop>,
+    workers: Arc<[i32]>,
+}
 
 impl Work {
     /// Ends it: who waits in [`Encoder::push`] is told at once. A failure of before stays the
     /// first.
     pub(crate) fn end(&self, why: &'static str) {
-        self.0.fail(PipelineError::Ended(why));
+        self.stop.fail(PipelineError::Ended(why));
     }
 
     /// Whether it has failed, or was ended or cancelled.
     pub(crate) fn is_over(&self) -> bool {
-        self.0.check().is_err()
+        self.stop.check().is_err()
+    }
+
+    /// Keeps the workers off a CPU that others need more; `None`: off none.
+    pub(crate) fn keep_off(&self, cpu: Option<usize>) {
+        // Wherever they are, they work.
+        if let Err(error) = same_cpu::keep_off(&self.workers, cpu) {
+            tracing::debug!("the workers do not stay off CPU {cpu:?}: {error}");
+        }
     }
 }
 
@@ -217,7 +229,11 @@ impl Encoder {
 
     /// To be ended by another thread than the one that pushes.
     pub(crate) fn work(&self) -> Work {
-        Work(Arc::clone(&self.shift.stop))
+        let workers = self.crew.as_ref().map(|crew| Arc::clone(crew.tids()));
+        Work {
+            stop: Arc::clone(&self.shift.stop),
+            workers: workers.unwrap_or_default(),
+        }
     }
 
     /// Up to where the image is written.

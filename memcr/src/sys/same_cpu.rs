@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::background::step_back;
@@ -81,8 +82,23 @@ impl Beside {
     }
 }
 
+/// Keeps threads of our own off `cpu`, on which others are that have nobody but each other to
+/// wait for. `None`: they may be wherever the calling thread may.
+///
+/// # Errors
+/// What the kernel refused; those before it are where they are to be.
+pub fn keep_off(tids: &[i32], cpu: Option<usize>) -> io::Result<()> {
+    let mut set = sched_getaffinity(None)?;
+    if let Some(cpu) = cpu.filter(|_| set.count() > 1) {
+        set.unset(cpu);
+    }
+    let mut tids = tids.iter().filter_map(|tid| Pid::from_raw(*tid));
+    tids.try_for_each(|tid| Ok(sched_setaffinity(Some(tid), &set)?))
+}
+
 /// Where a thread runs, or last ran.
-fn cpu_of(pid: i32, tid: i32) -> Option<usize> {
+#[must_use]
+pub fn cpu_of(pid: i32, tid: i32) -> Option<usize> {
     let stat = Stat::read(format!("{pid}/task/{tid}"));
     stat.ok().map(|stat| stat.cpu)
 }
@@ -196,6 +212,27 @@ mod tests {
         beside.since = Instant::now() - LONG * N_MEETINGS * 2;
         (0..N_MEETINGS).for_each(|_| beside.meet());
         assert_ne!(beside.busy.but.load(Relaxed), elsewhere);
+    }
+
+    #[test]
+    fn a_thread_is_kept_off_a_cpu_and_let_go() {
+        let ours = sched_getaffinity(None).unwrap();
+        let cpu = (0..CpuSet::MAX_CPU).find(|&cpu| ours.is_set(cpu)).unwrap();
+        let (told, tid) = std::sync::mpsc::channel();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            told.send(super::super::gettid()).unwrap();
+            let _ = wait.recv();
+        });
+        let tid = tid.recv().unwrap();
+        let of_thread = || sched_getaffinity(Pid::from_raw(tid)).unwrap();
+        keep_off(&[tid], Some(cpu)).unwrap();
+        assert_eq!(of_thread().is_set(cpu), ours.count() == 1);
+        keep_off(&[tid], None).unwrap();
+        assert_eq!(of_thread(), ours);
+        drop(go);
+        thread.join().unwrap();
+        assert!(keep_off(&[i32::MAX], None).is_err());
     }
 
     #[test]

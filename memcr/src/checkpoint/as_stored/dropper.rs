@@ -1,5 +1,7 @@
 //! Drops what is stored, on the thread that traces the target.
 
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::Receiver;
 
 use memcr_plugin_api::ram;
@@ -13,6 +15,7 @@ use crate::pipeline::{OpenImage, Priority, Work};
 use crate::session::Guarded;
 use crate::session::journal::Journal;
 use crate::sink::Mark;
+use crate::sys::same_cpu::cpu_of;
 
 use super::super::error::StepError;
 use super::super::take_away::{beside, drop_some, image_record, ranges};
@@ -25,6 +28,8 @@ pub(super) struct Dropper<'a> {
     borrowed: Borrowed<'a>,
     watcher: &'a mut Option<Watcher>,
     is_beside: bool,
+    /// The CPU off which workers are kept.
+    alone_on: Option<usize>,
     /// While they work, nobody is to keep a CPU busy that only they want.
     has_idle_workers: bool,
     guarded: &'a Guarded,
@@ -55,6 +60,7 @@ impl<'a> Dropper<'a> {
             borrowed: Borrowed::take(&mut target.frozen, target.site, Some(parasite))?,
             watcher,
             is_beside: false,
+            alone_on: None,
             has_idle_workers: priority == Priority::Idle,
             guarded: &target.guarded,
             journal: &mut target.journal,
@@ -65,12 +71,13 @@ impl<'a> Dropper<'a> {
         })
     }
 
-    /// Drops what is stored, up to the last batch that is handed out. When `work` has failed it
-    /// only takes what comes: what goes then would have to come back, and who hands it out
-    /// knows why.
+    /// Drops what is stored, up to the last batch that is handed out; `n_waiting` of them are, or
+    /// are about to be. When `work` has failed it only takes what comes: what goes then would have
+    /// to come back, and who hands it out knows why.
     pub(super) fn follow(
         &mut self,
         batches: Receiver<StoredBatch>,
+        n_waiting: &AtomicUsize,
         work: &Work,
     ) -> Result<(), StepError> {
         // While the first ones are stored: it reads many files.
@@ -82,6 +89,7 @@ impl<'a> Dropper<'a> {
                 pushed_bytes,
                 batch,
             } = stored;
+            self.take_cpu(n_waiting.fetch_sub(1, Relaxed) > 1, work);
             self.kept.extend(batch);
             let may_go = is_room || is_smaller(mark, pushed_bytes);
             if !may_go || work.is_over() {
@@ -95,6 +103,20 @@ impl<'a> Dropper<'a> {
             self.drop_runs(drops.iter())?;
         }
         Ok(())
+    }
+
+    /// Where the workers wait for the drops, these are to have their CPU to themselves: beside a
+    /// worker they would get half of it, and wait for the end of its turns.
+    fn take_cpu(&mut self, is_behind: bool, work: &Work) {
+        let frozen = self.borrowed.frozen();
+        let cpu = match is_behind && self.is_beside {
+            true => cpu_of(frozen.pid(), frozen.tids()[0]),
+            false => None,
+        };
+        if cpu != self.alone_on {
+            work.keep_off(cpu);
+            self.alone_on = cpu;
+        }
     }
 
     /// The image is whole: what is left goes.

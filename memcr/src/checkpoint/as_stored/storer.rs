@@ -1,6 +1,8 @@
 //! Finds pages and hands them to the workers, and what these are done with to the dropper.
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::SyncSender;
 
 use crate::maps::plan::{Batch, PlanSummary, Planned};
@@ -19,6 +21,8 @@ pub(super) struct Storer<'a> {
     pushed_bytes: u64,
     waiting: VecDeque<Waiting>,
     stored: SyncSender<StoredBatch>,
+    /// Batches that were handed out and not yet taken.
+    n_handed_out: &'a AtomicUsize,
 }
 
 /// What is to be dropped once the first `n_chunks` chunks are stored, which were handed out by
@@ -37,12 +41,17 @@ pub(super) struct StoredBatch {
 }
 
 impl<'a> Storer<'a> {
-    pub(super) fn new(encoder: &'a mut Encoder, stored: SyncSender<StoredBatch>) -> Self {
+    pub(super) fn new(
+        encoder: &'a mut Encoder,
+        stored: SyncSender<StoredBatch>,
+        n_handed_out: &'a AtomicUsize,
+    ) -> Self {
         Self {
             encoder,
             pushed_bytes: 0,
             waiting: VecDeque::new(),
             stored,
+            n_handed_out,
         }
     }
 
@@ -94,6 +103,7 @@ impl<'a> Storer<'a> {
             pushed_bytes: stored.pushed_bytes,
             batch: stored.batch,
         };
+        self.n_handed_out.fetch_add(1, Relaxed);
         let taken = self.stored.send(stored);
         Ok(taken.map_err(|_| PipelineError::Ended(NOT_DROPPED))?)
     }
