@@ -244,7 +244,7 @@ where
         drop: &mut OpenDrop,
     ) -> Result<(), E> {
         let class = ChunkClass {
-            huge: region.categories & category::HUGE != 0,
+            huge: region.is_huge(),
             ..class
         };
         if region.categories & category::PFNZERO != 0 {

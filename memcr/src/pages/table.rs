@@ -3,15 +3,15 @@
 use std::io;
 
 use crate::maps::page::PageTable;
-use crate::sys::page_size;
 use crate::sys::pagemap::{Pagemap, Region};
+use crate::sys::{huge_page_size, page_size};
 
 /// Regions asked for at once: pages for the first chunk, so that it can be stored while
 /// others are looked for. In a terabyte with a page here and there that takes a while.
 const MAX_REGIONS: usize = 256;
 /// Pages asked for at once, for the same reason. And what the kernel has looked at for that, it
 /// has in the CPU's cache when the entries of the same pages are read.
-const MAX_PAGES: u64 = 1024;
+const MAX_FOUND: u64 = 1024;
 
 /// Whether an entry of the page map is of a page: in RAM or in swap (bits 63 and 62,
 /// Documentation/admin-guide/mm/pagemap.rst).
@@ -39,11 +39,16 @@ impl KernelPageTable {
         let most = n_pages.clamp(1, MAX_REGIONS);
         regions.clear();
         regions.resize(most, Region::default());
-        let n_regions = self.0.scan(start, end, MAX_PAGES, regions)?;
+        let n_regions = self.0.scan(start, end, MAX_FOUND, regions)?;
         regions.truncate(n_regions);
         // Going on behind the last region, nothing is told of twice.
         let found_bytes: u64 = regions.iter().map(|region| region.end - region.start).sum();
-        let is_full = n_regions == most || found_bytes >= MAX_PAGES * page_size();
+        let is_limited = found_bytes >= MAX_FOUND * page_size();
+        if is_limited && let Some(last) = regions.last_mut().filter(|last| last.is_huge()) {
+            // The kernel cuts a huge page for it; cut by us it would be dropped in two parts.
+            last.end = last.end.next_multiple_of(huge_page_size()).min(end);
+        }
+        let is_full = n_regions == most || is_limited;
         Ok(regions
             .last()
             .filter(|_| is_full)

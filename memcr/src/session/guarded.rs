@@ -11,12 +11,9 @@ use crate::inject::{Borrowed, Guard, GuardError, InjectError, Parasite, Site};
 use crate::pages::guarded::GuardedMemory;
 use crate::pages::{PageRun, RemoteAddr};
 use crate::sys::collapse::collapse;
+use crate::sys::huge_page_size;
 
 use super::journal::{GuardRecord, Journal, ParasiteRecord, Record};
-
-/// Length of a huge page that the kernel can make of small ones, where its file does not
-/// say it (Documentation/admin-guide/mm/transhuge.rst), bytes.
-const HUGE_LEN: u64 = 2 << 20;
 
 /// The guard, the parasite that made it, and what it stands over.
 #[derive(Debug)]
@@ -190,8 +187,9 @@ fn check_kind(pid: i32, descriptor: i32) -> io::Result<()> {
 /// has some: the target runs meanwhile.
 pub(crate) fn put_huge_pages_back(pidfd: BorrowedFd<'_>, runs: &[PageRun]) {
     for run in runs {
-        let start = run.addr.0.next_multiple_of(HUGE_LEN);
-        let end = run.end().0 / HUGE_LEN * HUGE_LEN;
+        let huge_len = huge_page_size();
+        let start = run.addr.0.next_multiple_of(huge_len);
+        let end = run.end().0 / huge_len * huge_len;
         if start >= end {
             continue;
         }

@@ -45,6 +45,13 @@ pub fn page_size() -> u64 {
     rustix::param::page_size() as u64
 }
 
+/// Length of a huge page that one entry of the page table's next level maps, bytes: as many pages
+/// as a page holds entries of 8 bytes.
+#[must_use]
+pub fn huge_page_size() -> u64 {
+    page_size() * page_size() / 8
+}
+
 /// Our own thread's id.
 #[must_use]
 pub fn gettid() -> i32 {

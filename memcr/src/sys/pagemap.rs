@@ -38,6 +38,12 @@ pub struct Region {
 }
 
 impl Region {
+    /// It is mapped by huge entries.
+    #[must_use]
+    pub fn is_huge(&self) -> bool {
+        self.categories & category::HUGE != 0
+    }
+
     /// All its pages are in RAM, and of no file.
     #[must_use]
     pub fn is_anonymous(&self) -> bool {
@@ -99,7 +105,8 @@ impl Pagemap {
 
     /// Finds the regions of `start..end` that are present or swapped, ascending, into
     /// `regions`, up to `max_pages` pages of them; answers their number. When `regions` is full,
-    /// or they have as many pages, there may be more behind the last one. (Where the kernel says
+    /// or they have as many pages, there may be more behind the last one, which may end within a
+    /// huge page. (Where the kernel says
     /// that its walk ended, `walk_end`, is of no use: it can lie before the last region, by 4 MiB
     /// on 6.18.)
     ///

@@ -211,34 +211,39 @@ fn alone() -> Result {
 fn huge_pages() -> Result {
     require("userfaultfd")?;
     require("thp")?;
-    for is_killed in [false, true] {
-        let rig = Rig::with("lz4,tmpfs")?;
-        let mut victim = Victim::start("maps", &["parts=thp", "size=96M", "content=heap"])?;
-        let before = Snapshot::take(victim.pid())?;
-        let was = before.huge_kib();
-        ensure(was >= 80 << 10, || format!("{was} KiB are huge"))?;
-        let memcr = stopped(&rig, &victim, &part(5))?;
-        let during = Snapshot::take(victim.pid())?.huge_kib();
-        ensure(during < was - (24 << 10), || {
-            format!("{during} KiB of {was} are huge: nothing is gone")
-        })?;
-        if is_killed {
-            memcr.signal(Signal::KILL)?;
-            memcr.finish()?;
-            rig.recover(victim.pid()).run()?.expect(0)?;
-        } else {
-            memcr.signal(Signal::INT)?;
-            memcr.signal(Signal::CONT)?;
-            memcr.finish()?.expect(8)?;
-        }
-        let is = Snapshot::take(victim.pid())?.huge_kib();
-        ensure(is * 100 >= was * 95, || {
-            format!("{was} KiB in huge pages before, {is} KiB after")
-        })?;
-        victim.verify()?;
-        rig.expect_clean()?;
+    for (part, is_killed) in [("thp", false), ("thp", true), ("thp_askew", false)] {
+        come_back_huge(part, is_killed)?;
     }
     Ok(())
+}
+
+fn come_back_huge(parts: &str, is_killed: bool) -> Result {
+    let rig = Rig::with("lz4,tmpfs")?;
+    let parts = format!("parts={parts}");
+    let mut victim = Victim::start("maps", &[&parts, "size=96M", "content=heap"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let was = before.huge_kib();
+    ensure(was >= 80 << 10, || format!("{was} KiB are huge"))?;
+    let memcr = stopped(&rig, &victim, &part(5))?;
+    let during = Snapshot::take(victim.pid())?.huge_kib();
+    ensure(during < was - (24 << 10), || {
+        format!("{during} KiB of {was} are huge: nothing is gone")
+    })?;
+    if is_killed {
+        memcr.signal(Signal::KILL)?;
+        memcr.finish()?;
+        rig.recover(victim.pid()).run()?.expect(0)?;
+    } else {
+        memcr.signal(Signal::INT)?;
+        memcr.signal(Signal::CONT)?;
+        memcr.finish()?.expect(8)?;
+    }
+    let is = Snapshot::take(victim.pid())?.huge_kib();
+    ensure(is * 100 >= was * 95, || {
+        format!("{was} KiB in huge pages before, {is} KiB after")
+    })?;
+    victim.verify()?;
+    rig.expect_clean()
 }
 
 /// `recover --hold` leaves it as it is; a later restore finds the part.

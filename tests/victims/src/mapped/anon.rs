@@ -154,6 +154,21 @@ pub(super) fn thp(setup: &Setup) -> io::Result<Check> {
     advised(setup, libc::MADV_HUGEPAGE)
 }
 
+/// The same, behind small pages of the same mapping, fewer than a huge one has.
+pub(super) fn thp_askew(setup: &Setup) -> io::Result<Check> {
+    const N_SMALL: usize = 333;
+    const HUGE_LEN: usize = 2 << 20;
+    let region = Region::anon(setup.len)?;
+    region.advise(libc::MADV_NOHUGEPAGE)?;
+    let mut small = region.part(0, N_SMALL * page_len());
+    small.fill(setup.rule);
+    region.advise(libc::MADV_HUGEPAGE)?;
+    let mut huge = region.part(HUGE_LEN, setup.len - HUGE_LEN);
+    huge.fill(setup.rule);
+    let rule = setup.rule;
+    Ok(Box::new(move || Ok(small.check(rule)? + huge.check(rule)?)))
+}
+
 /// Every other page is there.
 pub(super) fn holes(setup: &Setup) -> io::Result<Check> {
     let region = Region::anon(setup.len)?;

@@ -41,6 +41,7 @@ const PARTS: &[(&str, Make)] = &[
     ("prot_read", anon::prot_read),
     ("jit", anon::jit),
     ("thp", anon::thp),
+    ("thp_askew", anon::thp_askew),
     ("thp_holes", anon::thp_holes),
     ("paged_out", anon::paged_out),
     ("holes", anon::holes),
