@@ -30,8 +30,10 @@ pub(super) struct Queue {
 
 struct State {
     jobs: VecDeque<Job>,
-    /// Workers that wait for one. Nobody else is to be woken, which takes a system call.
+    /// Workers that wait for one, and whether the caller waits for them. To wake somebody takes a
+    /// system call, be there anybody or not.
     n_idle: usize,
+    is_caller_waiting: bool,
     closed: bool,
     spare: Vec<Vec<PageRun>>,
 }
@@ -42,6 +44,7 @@ impl Queue {
         let state = State {
             jobs: VecDeque::with_capacity(cap),
             n_idle: 0,
+            is_caller_waiting: false,
             closed: false,
             spare: Vec::with_capacity(2 * cap + 2),
         };
@@ -68,7 +71,7 @@ impl Queue {
                 }
                 return Ok(());
             }
-            state = self.glance(&self.room, state);
+            state = self.wait_for_room(state);
         }
     }
 
@@ -80,7 +83,7 @@ impl Queue {
             if state.jobs.is_empty() {
                 return Ok(());
             }
-            state = self.glance(&self.room, state);
+            state = self.wait_for_room(state);
         }
     }
 
@@ -90,7 +93,8 @@ impl Queue {
         loop {
             stop.check()?;
             if let Some(job) = state.jobs.pop_front() {
-                let is_awaited = [0, self.cap / 2].contains(&state.jobs.len());
+                let is_room = [0, self.cap / 2].contains(&state.jobs.len());
+                let is_awaited = is_room && state.is_caller_waiting;
                 // Whom it wakes wants it.
                 drop(state);
                 // There is one caller, and it cannot miss this: jobs go one at a time.
@@ -106,6 +110,13 @@ impl Queue {
             state = self.glance(&self.work, state);
             state.n_idle -= 1;
         }
+    }
+
+    fn wait_for_room<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.is_caller_waiting = true;
+        state = self.glance(&self.room, state);
+        state.is_caller_waiting = false;
+        state
     }
 
     /// No job follows.
@@ -210,12 +221,19 @@ mod tests {
         queue.glance = Duration::MAX;
         queue.drain(&stop).unwrap();
         (0..3).for_each(|index| queue.push(job(index), &stop).unwrap());
+        let until = |is_so: &dyn Fn(&State) -> bool| {
+            while !is_so(&guard(&queue.state)) {
+                std::thread::yield_now();
+            }
+        };
         std::thread::scope(|scope| {
             let caller = scope.spawn(|| queue.drain(&stop));
+            until(&|state| state.is_caller_waiting);
             (0..3).for_each(|_| drop(queue.pop(&stop).unwrap().unwrap()));
             caller.join().unwrap().unwrap();
             // And a worker, whose wait nobody else ends.
             let worker = scope.spawn(|| queue.pop(&stop));
+            until(&|state| state.n_idle == 1);
             queue.push(job(3), &stop).unwrap();
             assert!(worker.join().unwrap().unwrap().is_some());
         });

@@ -109,10 +109,9 @@ impl<'a> Dropper<'a> {
     /// worker they would get half of it, and wait for the end of its turns.
     fn take_cpu(&mut self, is_behind: bool, work: &Work) {
         let frozen = self.borrowed.frozen();
-        let cpu = match is_behind && self.is_beside {
-            true => cpu_of(frozen.pid(), frozen.tids()[0]),
-            false => None,
-        };
+        let first = frozen.tids().first();
+        let first = first.filter(|_| is_behind && self.is_beside && !work.is_over());
+        let cpu = first.and_then(|tid| cpu_of(frozen.pid(), *tid));
         if cpu != self.alone_on {
             work.keep_off(cpu);
             self.alone_on = cpu;

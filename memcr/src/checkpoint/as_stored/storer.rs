@@ -21,8 +21,8 @@ pub(super) struct Storer<'a> {
     pushed_bytes: u64,
     waiting: VecDeque<Waiting>,
     stored: SyncSender<StoredBatch>,
-    /// Batches that were handed out and not yet taken.
-    n_handed_out: &'a AtomicUsize,
+    /// Batches that are, or are about to be, handed out and not yet taken.
+    n_waiting: &'a AtomicUsize,
 }
 
 /// What is to be dropped once the first `n_chunks` chunks are stored, which were handed out by
@@ -44,14 +44,14 @@ impl<'a> Storer<'a> {
     pub(super) fn new(
         encoder: &'a mut Encoder,
         stored: SyncSender<StoredBatch>,
-        n_handed_out: &'a AtomicUsize,
+        n_waiting: &'a AtomicUsize,
     ) -> Self {
         Self {
             encoder,
             pushed_bytes: 0,
             waiting: VecDeque::new(),
             stored,
-            n_handed_out,
+            n_waiting,
         }
     }
 
@@ -103,7 +103,7 @@ impl<'a> Storer<'a> {
             pushed_bytes: stored.pushed_bytes,
             batch: stored.batch,
         };
-        self.n_handed_out.fetch_add(1, Relaxed);
+        self.n_waiting.fetch_add(1, Relaxed);
         let taken = self.stored.send(stored);
         Ok(taken.map_err(|_| PipelineError::Ended(NOT_DROPPED))?)
     }
