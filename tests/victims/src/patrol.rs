@@ -11,8 +11,8 @@
 //! is another. `seen` is mapped shared: it tells even if the victim is killed in the
 //! moment after.
 //!
-//! Options: `size=64M threads=4 seed=1 dir=DIR habit=none|mremap|dontneed vmas=1`. A habit is one
-//! more thread, which also moves or drops memory of its own without end. With `threads=0`
+//! Options: `size=64M threads=4 seed=1 dir=DIR habit=none|mremap|dontneed|munmap vmas=1`. A habit is
+//! one more thread, which also moves, drops or unmaps memory of its own without end. With `threads=0`
 //! the first thread walks alone, and never sleeps. The memory, and that which is dropped, is as
 //! many mappings as `vmas` says.
 #![allow(unsafe_code)]
@@ -70,6 +70,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     match habit.as_str() {
         "none" => {}
         "mremap" => rounds.push(spawn(mover(rule, seen)?)?),
+        "munmap" => rounds.push(spawn(unmapper(rule, seen, n_vmas)?)?),
         "dontneed" => rounds.push(spawn(dropper(rule, seen, n_vmas)?)?),
         _ => die(&format!("unknown habit `{habit}`")),
     }
@@ -87,11 +88,15 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
 
 /// Makes mappings of `region` that touch and cannot be merged: every other one is not forked.
 fn split(region: Region, n_vmas: usize) -> io::Result<()> {
-    let len = (region.len() / n_vmas.max(1)).next_multiple_of(page_len());
+    let len = part_len(region, n_vmas);
     let others = (len..region.len()).step_by(2 * len);
     others
         .map(|at| region.part(at, len.min(region.len() - at)))
         .try_for_each(|part| part.advise(libc::MADV_DONTFORK))
+}
+
+fn part_len(region: Region, n_vmas: usize) -> usize {
+    (region.len() / n_vmas.max(1)).next_multiple_of(page_len())
 }
 
 /// A thread that makes rounds for ever, and their count.
@@ -259,6 +264,37 @@ fn dropper(rule: Rule, seen: Seen, n_vmas: usize) -> io::Result<impl FnMut() + S
         if let Err(wrong) = checked.and_then(|_| region.check(zeros)) {
             seen.tell(&wrong);
         }
+    })
+}
+
+/// Rounds of a thread that takes a part out of its memory, and puts a new one there.
+fn unmapper(rule: Rule, seen: Seen, n_vmas: usize) -> io::Result<impl FnMut() + Send + 'static> {
+    let mut region = Region::anon(HABIT_LEN)?;
+    region.fill(rule);
+    split(region, n_vmas)?;
+    let len = part_len(region, n_vmas);
+    let mut parts = (0..region.len()).step_by(len).cycle();
+    Ok(move || {
+        let Some(mut part) = parts.next().map(|at| region.part(at, len)) else {
+            die("no part");
+        };
+        if let Err(wrong) = region.check(rule) {
+            seen.tell(&wrong);
+        }
+        let (prot, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+        );
+        // SAFETY: the part is this thread's alone, and no reference leads into it.
+        let is_gone = unsafe { libc::munmap(part.ptr(), part.len()) } == 0;
+        std::thread::sleep(NAP);
+        // SAFETY: as above; nothing else is there now.
+        let there = unsafe { libc::mmap(part.ptr(), part.len(), prot, flags, -1, 0) };
+        if !is_gone || there != part.ptr() {
+            die(&format!("map anew: {}", io::Error::last_os_error()));
+        }
+        part.fill(rule);
+        std::thread::sleep(NAP);
     })
 }
 

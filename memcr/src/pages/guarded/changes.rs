@@ -22,12 +22,35 @@ impl Change {
 
 /// A drop of our own that is under way, of one mapping or of several that touch: of each its
 /// event tells when it is its turn.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct OwnDrop {
     /// All that it drops.
     pub run: PageRun,
+    /// The first page of it that is there: with its mapping the drop waits, as a rule.
+    pub first: RemoteAddr,
+    /// The mappings that there are now, ascending.
+    pub mappings: Vec<PageRun>,
+}
+
+impl OwnDrop {
     /// The part that it waits with, as the mappings are now.
-    pub part: PageRun,
+    fn part(&self) -> Option<PageRun> {
+        let holds = |mapping: &&PageRun| mapping.addr <= self.first && self.first < mapping.end();
+        let mapping = self.mappings.iter().find(holds)?;
+        let addr = mapping.addr.max(self.run.addr);
+        let len_bytes = mapping.end().min(self.run.end()).0 - addr.0;
+        Some(PageRun { addr, len_bytes })
+    }
+
+    /// Where the part behind `end` begins: there, or behind memory that was unmapped, of which
+    /// nobody is told.
+    fn next_part(&self, end: RemoteAddr) -> RemoteAddr {
+        let behind = self
+            .mappings
+            .partition_point(|mapping| mapping.end() <= end);
+        let next = self.mappings.get(behind);
+        next.map_or(end, |mapping| mapping.addr.max(end))
+    }
 }
 
 /// What happened to the layout, and what is yet to be heard of a drop of our own.
@@ -88,7 +111,7 @@ impl Changes {
     /// have given up the same pages, so each part counts once.
     pub(super) fn end_drop(&mut self) {
         let Some(own) = self.own.take() else { return };
-        let heard = self.heard_of(own);
+        let heard = self.heard_of(&own);
         let mut place = 0;
         self.list.retain(|_| {
             place += 1;
@@ -97,15 +120,16 @@ impl Changes {
     }
 
     /// The places of the events of `own`: each begins where the one before it ended, up to its
-    /// end. The first is of its part: as a whole, or longer where the mapping was split since the
-    /// event was sent, or shorter where it was before.
-    fn heard_of(&self, OwnDrop { run, part }: OwnDrop) -> Vec<usize> {
+    /// end. The first is of the part that it waits with: as it is, or longer or shorter where
+    /// mappings were split or merged since. Where none is, that one was read before.
+    fn heard_of(&self, own: &OwnDrop) -> Vec<usize> {
         /// An event, how far it and those behind it reach, and the next of them.
         struct Link {
             range: PageRun,
             reach: RemoteAddr,
             next: Option<usize>,
         }
+        let (run, part) = (own.run, own.part());
         let mut links: BTreeMap<usize, Link> = BTreeMap::new();
         // By where they begin: those that reach furthest, and of these the first.
         let mut begin: BTreeMap<RemoteAddr, usize> = BTreeMap::new();
@@ -115,7 +139,9 @@ impl Changes {
             if !within || !matches!(change, Change::Removed(_)) {
                 continue;
             }
-            let next = begin.get(&range.end()).copied();
+            let next = begin.get(&range.end());
+            let next = next.or_else(|| begin.get(&own.next_part(range.end())));
+            let next = next.copied();
             let reach = next.map_or(range.end(), |next| links[&next].reach);
             let better = |other: &usize| links[other].reach <= reach;
             if begin.get(&range.addr).is_none_or(better) {
@@ -123,11 +149,14 @@ impl Changes {
             }
             links.insert(place, Link { range, reach, next });
         }
-        let holds_part = |link: &Link| link.range.addr <= part.addr && part.addr < link.range.end();
-        let first = links.iter().filter(|(_, link)| holds_part(link));
-        let first = first.min_by_key(|(_, link)| {
-            let differs = (link.range != part, link.range.addr != part.addr);
-            (Reverse(link.reach), differs)
+        let first = links.iter().min_by_key(|(_, link)| {
+            let (range, reach) = (link.range, Reverse(link.reach));
+            let is_elsewhere = own.first < range.addr || range.end() <= own.first;
+            let differs = (
+                Some(range) != part,
+                Some(range.addr) != part.map(|it| it.addr),
+            );
+            (is_elsewhere, reach, differs, range.addr)
         });
         let first = first.map(|(place, _)| *place);
         std::iter::successors(first, |place| links[place].next).collect()
@@ -194,7 +223,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    fn run(addr: u64, len_bytes: u64) -> PageRun {
+    const fn run(addr: u64, len_bytes: u64) -> PageRun {
         PageRun {
             addr: RemoteAddr(addr),
             len_bytes,
@@ -229,9 +258,9 @@ mod tests {
     }
 
     /// What counts as the target's of `events`, when `own` was under way.
-    fn targets(own: OwnDrop, events: &[PageRun]) -> Vec<PageRun> {
+    fn targets(own: &OwnDrop, events: &[PageRun]) -> Vec<PageRun> {
         let mut changes = Changes {
-            own: Some(own),
+            own: Some(own.clone()),
             ..Changes::default()
         };
         events.iter().for_each(|event| changes.removed(*event));
@@ -243,8 +272,12 @@ mod tests {
     fn a_drop_of_ours_is_none_of_the_target() {
         let own = run(0x2000, 0x4000);
         let targets = |events: &[PageRun]| {
-            let (run, part) = (own, own);
-            targets(OwnDrop { run, part }, events)
+            let drop = OwnDrop {
+                run: own,
+                first: own.addr,
+                mappings: vec![run(0x1000, 0x8000)],
+            };
+            targets(&drop, events)
         };
         assert_eq!(targets(&[own]), []);
         assert_eq!(targets(&[own, own]), [own], "the target drops the same");
@@ -260,37 +293,64 @@ mod tests {
         assert_eq!(targets(&[head]), []);
     }
 
+    /// Waits with the third of four mappings.
+    fn of_several(mappings: &[PageRun]) -> OwnDrop {
+        OwnDrop {
+            run: run(0x2000, 0x8000),
+            first: RemoteAddr(0x5000),
+            mappings: mappings.to_vec(),
+        }
+    }
+
+    const BEFORE: PageRun = run(0x2000, 0x3000);
+    const PART: PageRun = run(0x5000, 0x1000);
+    const NEXT: PageRun = run(0x6000, 0x1000);
+    const LAST: PageRun = run(0x7000, 0x3000);
+
     #[test]
     fn a_drop_of_several_mappings_is_heard_of_from_its_part_on() {
-        let own = OwnDrop {
-            run: run(0x2000, 0x8000),
-            part: run(0x4000, 0x2000),
-        };
-        let (before, part) = (run(0x2000, 0x2000), own.part);
-        let (next, last) = (run(0x6000, 0x1000), run(0x7000, 0x3000));
-        let ours = [part, next, last];
-        assert_eq!(targets(own, &ours), []);
+        let own = of_several(&[BEFORE, PART, NEXT, LAST]);
+        let ours = [PART, NEXT, LAST];
+        assert_eq!(targets(&own, &ours), []);
         // What is gone already the target gives up itself, and what is yet to go.
         let pages_of = |runs: &[PageRun]| -> BTreeSet<u64> {
             let pages = |run: &PageRun| (run.addr.0..run.end().0).step_by(0x1000);
             runs.iter().flat_map(pages).collect()
         };
-        let (both, page) = (run(0x6000, 0x4000), run(0x4000, 0x1000));
-        for theirs in [before, part, next, last, both, page] {
+        let (both, page) = (run(0x6000, 0x4000), run(0x8000, 0x1000));
+        for theirs in [BEFORE, PART, NEXT, LAST, both, page] {
             for place in 0..=ours.len() {
                 let mut events = ours.to_vec();
                 events.insert(place, theirs);
-                let given_up = pages_of(&targets(own, &events));
+                let given_up = pages_of(&targets(&own, &events));
                 assert_eq!(given_up, pages_of(&[theirs]), "{theirs} at {place}");
             }
         }
-        // The mapping was split when its event was sent already, or before that.
-        let longer = run(0x3000, 0x3000);
-        assert_eq!(targets(own, &[longer, next, last]), []);
-        let halves = [run(0x4000, 0x1000), run(0x5000, 0x1000), next, last];
-        assert_eq!(targets(own, &halves), []);
-        let elsewhere = run(0x1000, 0x3000);
-        assert_eq!(targets(own, &[elsewhere, part, next, last]), [elsewhere]);
+        let elsewhere = run(0x1000, 0x4000);
+        assert_eq!(targets(&own, &[elsewhere, PART, NEXT, LAST]), [elsewhere]);
+    }
+
+    #[test]
+    fn mappings_may_have_changed_when_a_drop_is_heard_of() {
+        // Split since the event was sent, or before that.
+        let halves = [run(0x4000, 0x1000), PART];
+        let own = of_several(&[run(0x2000, 0x2000), halves[0], halves[1], NEXT, LAST]);
+        assert_eq!(targets(&own, &[run(0x4000, 0x2000), NEXT, LAST]), []);
+        assert_eq!(targets(&own, &[PART, NEXT, LAST]), []);
+        // Merged with the one before, which is gone, and those behind with each other.
+        let own = of_several(&[run(0x2000, 0x4000), run(0x6000, 0x4000)]);
+        assert_eq!(targets(&own, &[PART, NEXT, LAST]), []);
+        // One behind it was unmapped, which nobody tells of.
+        let own = of_several(&[BEFORE, PART, LAST]);
+        assert_eq!(targets(&own, &[PART, LAST]), []);
+        // The first page that is there is of something new; or the event was read before.
+        let new = OwnDrop {
+            first: RemoteAddr(0x2000),
+            ..of_several(&[run(0x2000, 0x1000), PART, NEXT, LAST])
+        };
+        assert_eq!(targets(&new, &[PART, NEXT, LAST]), []);
+        let own = of_several(&[BEFORE, PART, NEXT, LAST]);
+        assert_eq!(targets(&own, &[NEXT, LAST]), []);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::own_drop::{Kept, own_drop};
 use super::{A_MOMENT, AdoptError, Result, has_ended, read_vmas, target};
 use crate::freeze::{Frozen, Missing, Target, freeze_again, stop_awake};
 use crate::inject::{Borrowed, Site};
-use crate::pages::guarded::{GuardedMemory, Heed, OwnDrop, Watcher};
+use crate::pages::guarded::{GuardedMemory, Heed, Watcher};
 use crate::pages::{PageRun, RemoteAddr};
 use crate::pipeline::{Cancel, DecodeStats, OpenImage, Pipeline, PipelineError, Progress};
 use crate::restore::{OnCorrupt, RestoreOptions, prepare, remove_all, wait_for_others};
@@ -124,22 +124,19 @@ impl Orphan {
         // What they have written there since they were continued is in no image.
         let expected = own_drop(false)?;
         let mut kept = keep(expected)?;
+        let vmas = read_vmas(pid)?;
         frozen.stop_first(self.is_continued).map_err(freeze)?;
         let own = own_drop(true)?;
         if own != expected {
             kept = keep(own)?;
         }
         let memory = Arc::clone(self.guarded.memory());
-        let vmas = read_vmas(pid)?;
-        memory.expect_drop(own.map(|run| OwnDrop {
-            run,
-            part: kept.part_of(run, &vmas),
-        }));
+        memory.expect_drop(own.map(|run| kept.drop_of(run, &vmas)));
         // Its call ends when the event was read.
         self.watcher = Some(self.watch(Heed::Everything)?);
         frozen.wait_for_first().map_err(freeze)?;
         memory.end_drop();
-        let back = kept.put_back(&memory);
+        let back = kept.put_back(pid, &memory);
         back.map_err(system("put back what it had written"))?;
         let set = frozen.die_with_us(pid, false);
         set.map_err(system("set options of its first thread"))?;

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   asleep in madvise(ADDR, LEN) of the parasite: what comes of that range is ours
-//!     mapping  |······|······|PPPPPP|PP|PPPP|     · gone     P there: it waits in the first such
+//!     mapping  |······|······|PPPPPP|PP|PPPP|     · gone     P there: it waits with the first such
 //!     events                  ^ this one, and those of the mappings behind it
 //!   told to stop (ptrace): it makes no other call
 //! ```
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use crate::inject::Parasite;
 use crate::maps::page::PageTable;
 use crate::maps::vma::Vma;
-use crate::pages::guarded::GuardedMemory;
+use crate::pages::guarded::{GuardedMemory, OwnDrop};
 use crate::pages::table::{KernelPageTable, is_there};
 use crate::pages::{PageRun, RemoteAddr};
 use crate::sys::arch::nr;
@@ -115,53 +115,39 @@ impl Kept {
         Ok(())
     }
 
-    /// What of `run`, which its thread drops, it waits with: of the mappings in `vmas`, which are
-    /// ascending, the one with the first page that is there.
-    pub(super) fn part_of(&self, run: PageRun, vmas: &[Vma]) -> PageRun {
-        let Some((first, _)) = self.0.first() else {
-            return run;
-        };
-        let holds = |vma: &&Vma| (vma.start..vma.end).contains(&first.addr.0);
-        let Some(vma) = vmas.iter().find(holds) else {
-            return run;
-        };
-        let addr = RemoteAddr(vma.start).max(run.addr);
-        let len_bytes = vma.end.min(run.end().0) - addr.0;
-        PageRun { addr, len_bytes }
+    /// The drop of `run` that waits, with the first page that is there and with `vmas`.
+    pub(super) fn drop_of(&self, run: PageRun, vmas: &[Vma]) -> OwnDrop {
+        let mappings = vmas.iter().map(|vma| PageRun {
+            addr: RemoteAddr(vma.start),
+            len_bytes: vma.len_bytes(),
+        });
+        OwnDrop {
+            run,
+            first: self.0.first().map_or(run.addr, |(page, _)| page.addr),
+            mappings: mappings.collect(),
+        }
     }
 
-    /// Provides them where they are missing now.
-    pub(super) fn put_back(&self, memory: &GuardedMemory) -> io::Result<()> {
-        let mut kept = self.0.iter();
-        kept.try_for_each(|(run, bytes)| memory.provide(*run, bytes))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::maps::vma;
-
-    #[test]
-    fn it_waits_with_the_mapping_of_the_first_page_that_is_there() {
-        let text =
-            b"1000-3000 rw-p 0 00:00 0\n3000-6000 r--p 0 00:00 0\n6000-9000 rw-p 0 00:00 0\n";
-        let vmas = vma::parse(text).unwrap();
-        let run = |start, end| PageRun {
-            addr: RemoteAddr(start),
-            len_bytes: end - start,
-        };
-        let own = run(0x2000, 0x7000);
-        let part_with = |pages: &[PageRun]| {
-            let pages = pages.iter().map(|page| (*page, Vec::new()));
-            Kept(pages.collect()).part_of(own, &vmas)
-        };
-        let [first, second, third] = [0x2000, 0x4000, 0x6000].map(|at| run(at, at + 0x1000));
-        assert_eq!(part_with(&[first, third]), run(0x2000, 0x3000));
-        assert_eq!(part_with(&[second, third]), run(0x3000, 0x6000));
-        assert_eq!(part_with(&[third]), run(0x6000, 0x7000));
-        assert_eq!(part_with(&[]), own);
-        assert_eq!(part_with(&[run(0xa000, 0xb000)]), own);
+    /// Puts them back where they are missing now. What the guard does not stand over was mapped
+    /// by the target meanwhile, where something else had been.
+    pub(super) fn put_back(&self, pid: i32, memory: &GuardedMemory) -> io::Result<()> {
+        let (table, others) = (KernelPageTable::open(pid)?, ProcMem::open(pid)?);
+        for (run, bytes) in &self.0 {
+            memory.provide(*run, bytes)?;
+            let len = page_size();
+            let mut entries = vec![0; (run.len_bytes / len) as usize];
+            table.entries(run.addr.0, &mut entries)?;
+            let pages = bytes
+                .chunks(len as usize)
+                .zip((run.addr.0..).step_by(len as usize));
+            for (entry, (page, addr)) in entries.iter().zip(pages) {
+                if !is_there(*entry)
+                    && let Err(error) = others.write(addr, page)
+                {
+                    tracing::debug!("what was at {addr:#x} does not come back: {error}");
+                }
+            }
+        }
+        Ok(())
     }
 }

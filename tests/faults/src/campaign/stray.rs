@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use std::time::Duration;
 
 /// What targets do when they go on.
-const HABITS: [(&str, Habit); 5] = [
+const HABITS: [(&str, Habit); 6] = [
     ("patrol", ("patrol", &["size=32M"], &[])),
     (
         "mremap",
@@ -20,6 +20,14 @@ const HABITS: [(&str, Habit); 5] = [
     (
         "pieces",
         ("patrol", &["size=8M", "habit=dontneed", "vmas=64"], &[]),
+    ),
+    (
+        "unmapped",
+        (
+            "patrol",
+            &["size=8M", "habit=munmap", "vmas=64"],
+            &["maps", "smaps"],
+        ),
     ),
     ("fork", ("forks", &["how=fork", "pause=200"], &[])),
 ];
