@@ -12,10 +12,11 @@ use super::vma::{self, Vma};
 /// What smaps says of one mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct VmaDetails {
-    /// Resident bytes.
-    pub rss_bytes: u64,
-    /// Those of them that are mapped nowhere else.
-    pub private_bytes: u64,
+    /// Resident KiB, as smaps has them. No larger type: there may be as many as 65,530 of these
+    /// in a memcr that is to stay small.
+    pub rss_kib: u32,
+    /// No page of it is mapped anywhere else.
+    pub is_private: bool,
     /// The kernel may back it with transparent huge pages.
     pub thp_eligible: bool,
     /// Its two-letter flags.
@@ -23,12 +24,18 @@ pub struct VmaDetails {
 }
 
 impl VmaDetails {
+    /// Resident bytes.
+    #[must_use]
+    pub fn rss_bytes(&self) -> u64 {
+        u64::from(self.rss_kib) * 1024
+    }
+
     /// No page is shared with anybody. That stays so while its process stands still: to share
     /// pages it would have to fork, and the kernel merges them (KSM) only where it was told that
     /// it may.
     #[must_use]
     pub fn is_unshared(&self) -> bool {
-        self.private_bytes == self.rss_bytes && !self.flags.mergeable
+        self.is_private && !self.flags.mergeable
     }
 }
 
@@ -96,6 +103,8 @@ struct Entries {
     all: Details,
     current: Option<Vma>,
     details: VmaDetails,
+    /// Resident KiB that are mapped nowhere else.
+    private_kib: u32,
     has_flags: bool,
 }
 
@@ -112,10 +121,12 @@ impl Entries {
     }
 
     fn close(&mut self) -> io::Result<()> {
-        let (details, has_flags) = (
+        let (mut details, has_flags) = (
             std::mem::take(&mut self.details),
             std::mem::take(&mut self.has_flags),
         );
+        let private_kib = std::mem::take(&mut self.private_kib);
+        details.is_private = private_kib == details.rss_kib && private_kib < u32::MAX;
         match self.current.take() {
             Some(Vma { start, end, .. }) if !has_flags => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -134,9 +145,9 @@ impl Entries {
         // Of some twenty fields few are wanted; the others are not even looked at.
         let value = |name: &[u8]| str::from_utf8(line.strip_prefix(name)?).ok();
         if let Some(value) = value(b"Rss:") {
-            self.details.rss_bytes = kib(value);
+            self.details.rss_kib = kib(value);
         } else if let Some(value) = value(b"Private_Clean:").or_else(|| value(b"Private_Dirty:")) {
-            self.details.private_bytes += kib(value);
+            self.private_kib = self.private_kib.saturating_add(kib(value));
         } else if let Some(value) = value(b"THPeligible:") {
             self.details.thp_eligible = value.trim() == "1";
         } else if let Some(value) = value(b"VmFlags:") {
@@ -166,13 +177,12 @@ impl VmFlags {
     }
 }
 
-fn kib(value: &str) -> u64 {
-    value
-        .split_whitespace()
-        .next()
-        .and_then(|text| text.parse::<u64>().ok())
-        .unwrap_or(0)
-        * 1024
+/// As many as fit: of 4 TiB and more it is told wrong how much there is, and not known whether
+/// anybody shares it.
+fn kib(value: &str) -> u32 {
+    let text = value.split_whitespace().next();
+    let kib = text.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    u32::try_from(kib).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -211,10 +221,11 @@ VmFlags: rd wr mg
         };
         assert_eq!((vma.start, vma.end), (0x1000, 0x3000));
         assert_eq!(&*vma.name, b"[anon:Odd: name]");
-        assert_eq!((first.rss_bytes, first.thp_eligible), (8192, true));
+        assert_eq!((first.rss_bytes(), first.thp_eligible), (8192, true));
         assert!(first.flags.locked && first.flags.dont_dump && !first.flags.special);
         assert!(second.flags.special);
-        assert_eq!((first.private_bytes, second.private_bytes), (4096, 12288));
+        let private = [first, second, third].map(|details| details.is_private);
+        assert_eq!(private, [false, true, true]);
         let unshared = [first, second, third].map(VmaDetails::is_unshared);
         assert_eq!(unshared, [false, true, false]);
     }

@@ -155,7 +155,7 @@ where
     pub fn add(&mut self, vma: &Vma, details: &VmaDetails) -> Result<(), E> {
         match self.options.policy.treat(vma, details.flags) {
             Treatment::Leave(reason) => {
-                self.leave(reason, details.rss_bytes);
+                self.leave(reason, details.rss_bytes());
                 Ok(())
             }
             treatment => self.scan(vma, details, treatment),
@@ -460,7 +460,7 @@ impl OpenDrop {
 pub fn expected_bytes(details: &Details, policy: &Policy) -> u64 {
     let is_taken = |vma, flags| policy.treat(vma, flags) == Treatment::Anonymous;
     let taken = details.iter().filter(|(vma, it)| is_taken(vma, it.flags));
-    taken.map(|(_, it)| it.rss_bytes).sum()
+    taken.map(|(_, it)| it.rss_bytes()).sum()
 }
 
 /// The mappings over which a guard is to stand, ascending; those that touch are one: of them
@@ -470,7 +470,7 @@ pub fn mappings(details: &Details, policy: &Policy) -> Vec<PageRun> {
     let mut mappings = Vec::new();
     for (vma, details) in details.iter() {
         let is_taken = policy.treat(vma, details.flags) == Treatment::Anonymous;
-        if is_taken && details.rss_bytes > 0 {
+        if is_taken && details.rss_kib > 0 {
             append(&mut mappings, run_of(vma.start, vma.end));
         }
     }

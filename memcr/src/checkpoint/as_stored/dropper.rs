@@ -55,7 +55,10 @@ impl<'a> Dropper<'a> {
         memory.begin_to_read();
         *watcher = Some(Watcher::start_for_drops(memory, None)?);
         let parasite = target.guarded.parasite();
-        let rss_bytes = mapped.details.iter().map(|(_, details)| details.rss_bytes);
+        let rss_bytes = mapped
+            .details
+            .iter()
+            .map(|(_, details)| details.rss_bytes());
         Ok(Self {
             borrowed: Borrowed::take(&mut target.frozen, target.site, Some(parasite))?,
             watcher,

@@ -90,7 +90,7 @@ fn all_planned(
     line: &str,
 ) -> (Vec<Planned>, PlanSummary) {
     let some_shared = VmaDetails {
-        rss_bytes: 7,
+        rss_kib: 7,
         ..Default::default()
     };
     plan_table(
@@ -192,8 +192,8 @@ fn entries_are_read_only_where_they_tell_more() {
         batch_len_bytes: None,
     };
     let unshared = VmaDetails {
-        rss_bytes: 6 * 0x1000,
-        private_bytes: 6 * 0x1000,
+        rss_kib: 24,
+        is_private: true,
         ..Default::default()
     };
     let readings_of = |letters, details| {
@@ -308,7 +308,7 @@ fn a_mapping_that_stays_counts_with_its_resident_size() {
         8,
     );
     assert!(chunks.is_empty() && summary.rest.drops.is_empty());
-    assert_eq!(summary.left_bytes[&LeftBecause::SharedMapping], 7);
+    assert_eq!(summary.left_bytes[&LeftBecause::SharedMapping], 7 << 10);
 }
 
 #[test]
@@ -400,7 +400,10 @@ fn batches_become_shorter_towards_the_end() {
             Ok::<(), io::Error>(())
         });
         let vma = vma::parse(b"10000000-14000000 rw-p 0 00:00 0").unwrap();
-        let unshared = VmaDetails::default();
+        let unshared = VmaDetails {
+            is_private: true,
+            ..Default::default()
+        };
         planner.add(&vma[0], &unshared).unwrap();
         planner.finish().unwrap();
         lens
