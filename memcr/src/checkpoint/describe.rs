@@ -55,8 +55,8 @@ fn record(vma: &Vma) -> VmaRecord<'_> {
             shared: vma.perms.shared,
         },
         offset: vma.offset,
-        dev_major: vma.device.0,
-        dev_minor: vma.device.1,
+        dev_major: vma.device.major(),
+        dev_minor: vma.device.minor(),
         inode: vma.inode,
         name: &vma.name,
     }

@@ -21,12 +21,41 @@ pub struct Vma {
     pub perms: Perms,
     /// Offset in the file, bytes.
     pub offset: u64,
-    /// Device of the file, major and minor number.
-    pub device: (u32, u32),
+    /// Device of the file.
+    pub device: Device,
     /// Inode of the file; 0: none.
     pub inode: u64,
     /// Name as the kernel writes it, empty for plain anonymous memory.
     pub name: Box<[u8]>,
+}
+
+/// Major and minor number, of 12 and 20 bits (makedev(3)), in one word: of mappings there may be
+/// as many as 65,530 in a memcr that is to stay small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device(u32);
+
+impl Device {
+    const MINOR_BITS: u32 = 20;
+
+    /// `None`: there are no such numbers.
+    #[must_use]
+    pub fn new(major: u64, minor: u64) -> Option<Self> {
+        let fits = major < 1 << (u32::BITS - Self::MINOR_BITS) && minor < 1 << Self::MINOR_BITS;
+        // What does not fit is cut off, and not answered.
+        fits.then_some(Self((major as u32) << Self::MINOR_BITS | minor as u32))
+    }
+
+    /// Major number.
+    #[must_use]
+    pub fn major(self) -> u32 {
+        self.0 >> Self::MINOR_BITS
+    }
+
+    /// Minor number.
+    #[must_use]
+    pub fn minor(self) -> u32 {
+        self.0 & ((1 << Self::MINOR_BITS) - 1)
+    }
 }
 
 /// The four letters of a mapping.
@@ -82,6 +111,7 @@ pub(super) fn parse_line(line: &[u8]) -> Option<Vma> {
     let perms = perms(word(&mut rest)?)?;
     let offset = number(word(&mut rest)?, 16)?;
     let (major, minor) = split_pair(word(&mut rest)?, b':', 16)?;
+    let device = Device::new(major, minor)?;
     let inode = number(word(&mut rest)?, 10)?;
     let name = rest.trim_ascii_start();
     (start < end).then(|| Vma {
@@ -89,8 +119,7 @@ pub(super) fn parse_line(line: &[u8]) -> Option<Vma> {
         end,
         perms,
         offset,
-        // Device numbers have 12 and 20 bits (makedev(3)).
-        device: (major as u32, minor as u32),
+        device,
         inode,
         name: name.into(),
     })
@@ -148,7 +177,7 @@ mod tests {
             (vma.start, vma.end, vma.offset, vma.inode),
             (0x7ffc_1000, 0x7ffc_3000, 0x1000, 77)
         );
-        assert_eq!(vma.device, (0x103, 0x20001));
+        assert_eq!((vma.device.major(), vma.device.minor()), (0x103, 0x20001));
         assert_eq!(
             vma.perms,
             Perms {
@@ -193,6 +222,8 @@ mod tests {
             "1000-2000 rw 0 0:0 0",
             "1000-2000 rw-p z 0:0 0",
             "1000-2000 rw-p 0 0 0",
+            "1000-2000 rw-p 0 1000:0 0",
+            "1000-2000 rw-p 0 0:100000 0",
         ] {
             assert!(parse(line.as_bytes()).is_err(), "{line}");
         }
