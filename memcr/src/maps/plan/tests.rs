@@ -1,5 +1,6 @@
 //! Plans of page tables that are written as letters.
 #![allow(clippy::unwrap_used)]
+use super::drops::{ABSENT_PER_PAGE, DROP_LEN};
 use super::*;
 use crate::maps::details::VmFlags;
 use crate::maps::vma;
@@ -133,14 +134,7 @@ const FILE: &str = "rw-p 0 08:01 5 /lib/x";
 #[test]
 fn long_drops_come_in_parts_that_split_no_huge_page() {
     let drops_of = |runs: &[(u64, u64)]| -> Vec<(u64, u64)> {
-        let mut open = OpenDrop {
-            locked: false,
-            is_file: false,
-            copies: None,
-            run: None,
-            work_bytes: 0,
-            longest: DROP_LEN,
-        };
+        let mut open = OpenDrop::new(false, false, None);
         let mut drops = Vec::new();
         for &(start, end) in runs {
             let work = open.extend(run_of(start, end), &mut drops);
