@@ -35,6 +35,8 @@ pub const ABI_MINOR: u32 = 0;
 pub const ABI_VERSION: u32 = ABI_MAJOR << 16 | ABI_MINOR;
 /// The one symbol a C plugin exports: [`EntryFn`].
 pub const ENTRY_SYMBOL: &core::ffi::CStr = c"memcr_stage_v1";
+/// Longest name of a stage or a parameter, in bytes.
+pub const MAX_NAME_LEN: usize = 32;
 /// Longest state, trailer or locator, in bytes.
 pub const MAX_STATE_LEN: usize = 4096;
 /// Longest tag a checksum stage may append to a frame, in bytes.
@@ -42,6 +44,21 @@ pub const MAX_TAG_LEN: usize = 64;
 /// What [`StageTable::bound`] of a transform may add to twice the length of a frame, in
 /// bytes: buffers are allocated for it before the target is frozen.
 pub const MAX_GROWTH: usize = 64 * 1024;
+
+/// Whether `name` is one that a stage or a parameter may have: `[a-z0-9_]+`, at most
+/// [`MAX_NAME_LEN`] bytes. Names travel in file names, configuration keys and `a,b` lists.
+#[must_use]
+pub const fn is_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    let mut i = 0;
+    while i < bytes.len() {
+        if !matches!(bytes[i], b'a'..=b'z' | b'0'..=b'9' | b'_') {
+            return false;
+        }
+        i += 1;
+    }
+    0 < i && i <= MAX_NAME_LEN
+}
 
 /// Result codes of plugin calls.
 pub mod code {

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use memcr_plugin_api::abi::{MAX_NAME_LEN, is_name};
+
 use crate::pipeline::load::Plugin;
 use crate::pipeline::{LoadError, StageDescription};
 use crate::sys;
@@ -11,8 +13,6 @@ use crate::sys;
 /// What plugin files are called: `libmemcr_stage_NAME.so`.
 const PREFIX: &str = "libmemcr_stage_";
 const SUFFIX: &str = ".so";
-/// Longest name of a stage, bytes.
-const MAX_NAME_LEN: usize = 32;
 
 /// The directories that are searched for stage plugins, first match wins. The working
 /// directory is never one of them: whoever writes where memcr happens to be started
@@ -143,12 +143,6 @@ pub(super) fn stage_name(path: &Path) -> Option<String> {
 
 pub(super) fn file_name(name: &str) -> String {
     format!("{PREFIX}{name}{SUFFIX}")
-}
-
-/// Whether `name` is one that a stage may have.
-pub(super) fn is_name(name: &str) -> bool {
-    let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-    (1..=MAX_NAME_LEN).contains(&name.len()) && name.bytes().all(word)
 }
 
 /// `a, b, c`, or `no directory` when there is nothing.

@@ -71,7 +71,8 @@ impl Recipe {
         Ok(Self { writer, stages })
     }
 
-    /// One sink, last; every kind known; no state longer than a stage may write.
+    /// One sink, last; every kind known; no name that stages do not have (a path would be a file
+    /// to load), no state longer than a stage may write.
     fn check(&self) -> Result<(), String> {
         let sink = abi::kind::SINK as u8;
         let Some((last, others)) = self.stages.split_last() else {
@@ -84,6 +85,12 @@ impl Recipe {
             return Err(
                 "its stages are not transforms and checksums with a sink at the end".into(),
             );
+        }
+        if let Some(stage) = self.stages.iter().find(|stage| !abi::is_name(&stage.name)) {
+            return Err(format!(
+                "`{}` is no name of a stage",
+                stage.name.escape_debug()
+            ));
         }
         if self
             .stages
@@ -189,6 +196,12 @@ mod tests {
                 .unwrap_err()
                 .contains("more than 16")
         );
+        for name in ["", "./libmemcr_stage_lz4.so", "/tmp/lz4", "Lz4", "lz4\n"] {
+            let mut other = recipe();
+            other.stages[0].name = name.into();
+            let error = Recipe::decode(&other.encode()).unwrap_err();
+            assert!(error.contains("no name of a stage"), "{name:?}: {error}");
+        }
         let mut fat = recipe();
         fat.stages[0].state = vec![0; 4097];
         assert!(

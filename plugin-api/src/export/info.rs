@@ -120,21 +120,8 @@ const fn check_param(spec: &ParamSpec) {
     }
 }
 
-/// Names travel in file names, configuration keys and `a,b` lists.
 const fn check_word(word: &str) {
-    let bytes = word.as_bytes();
-    assert!(
-        !bytes.is_empty() && bytes.len() <= 32,
-        "a name is empty or longer than 32 bytes"
-    );
-    let mut i = 0;
-    while i < bytes.len() {
-        assert!(
-            matches!(bytes[i], b'a'..=b'z' | b'0'..=b'9' | b'_'),
-            "a name has a character outside [a-z0-9_]"
-        );
-        i += 1;
-    }
+    assert!(abi::is_name(word), "a name is not 1 to 32 of [a-z0-9_]");
 }
 
 const fn has_nul(text: &str) -> bool {
