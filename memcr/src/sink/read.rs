@@ -90,7 +90,7 @@ impl ImageReader {
         let footer = read_footer(&*source, &seed, len)?;
         let mut walk = Walk::behind_header(&*source, &seed, header_crc, footer.trailers);
         let tables = Tables::read(&mut walk)?;
-        let mut tally = Tally::new(&header, &footer, len)?;
+        let mut tally = Tally::new(&header);
         let index = Index::Blocks(walk.body(&header, &footer, &mut tally)?);
         walk.end = len - FOOTER_LEN as u64;
         let trailers = walk.trailers(tables.recipe.stages.len() - 1)?;

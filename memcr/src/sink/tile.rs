@@ -112,6 +112,7 @@ impl<'a> Walk<'a> {
             ));
         }
         let blocks = self.find_blocks(footer)?;
+        tally.expect(footer, blocks.len())?;
         let mut before = 0;
         for &offset in &blocks {
             self.block(offset, before, header, tally)?;
@@ -214,29 +215,30 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn new(header: &Header, footer: &Footer, len: u64) -> Result<Self> {
-        // A chunk takes at least its head, a run and an entry: a bound for the bits.
-        let most = len / (CHUNK_HEAD_LEN + RUN_LEN + INDEX_ENTRY_LEN) as u64;
-        if footer.n_chunks > most {
-            let why = format!("{} chunks do not fit into {len} bytes", footer.n_chunks);
-            return Err(corrupt(
-                "footer",
-                len - FOOTER_LEN as u64,
-                FOOTER_LEN as u64,
-                why,
-            ));
-        }
-        let totals = Footer {
-            image_id: header.image_id,
-            ..Footer::default()
-        };
-        let seen = vec![0; footer.n_chunks.div_ceil(64) as usize];
-        Ok(Self {
-            seen,
-            promised: footer.n_chunks,
-            totals,
+    pub(super) fn new(header: &Header) -> Self {
+        Self {
+            seen: Vec::new(),
+            promised: 0,
+            totals: Footer {
+                image_id: header.image_id,
+                ..Footer::default()
+            },
             max_chunk: 0,
-        })
+        }
+    }
+
+    /// Makes room for the chunks that the footer promises, once the blocks are there that list
+    /// them: the length of a file, and what it says of itself, are no reason to take memory.
+    fn expect(&mut self, footer: &Footer, n_blocks: usize) -> Result<()> {
+        let n_chunks = footer.n_chunks;
+        if n_chunks > n_blocks as u64 * u64::from(limit::INDEX_ENTRIES) {
+            let why = format!("{n_chunks} chunks do not fit into {n_blocks} index blocks");
+            let len = FOOTER_LEN as u64;
+            return Err(corrupt("footer", footer.image_len - len, len, why));
+        }
+        self.seen = vec![0; n_chunks.div_ceil(64) as usize];
+        self.promised = n_chunks;
+        Ok(())
     }
 
     fn add(&mut self, entry: &IndexEntry, header: &Header) -> std::result::Result<(), String> {

@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memcr::pipeline::{Cancel, OpenImage, Pipeline, PipelineError, StageSpec};
-use memcr::sink::{ImageError, ImageReader, inspect};
+use memcr::sink::{ImageError, ImageReader, ReadImage, inspect};
+use memcr_plugin_api::stage::StageError;
 
 use crate::reseal::reseal;
 use crate::support::{
     HUGE, Memory, PAGE, PLAIN, checkpoint, content, forget_keys, plans, spec, stages,
 };
+
+/// Length of the last part of an image, bytes.
+const FOOTER_LEN: usize = 128;
 
 /// An image file and its bytes.
 struct Image {
@@ -267,6 +271,43 @@ fn hostile_lengths_with_right_crcs() {
         }
     }
     assert!(n_refused > 3000, "{n_refused}");
+}
+
+/// An image with a hole before its footer, as a sparse file has one.
+struct Stretched {
+    bytes: Vec<u8>,
+    len: u64,
+}
+
+impl ReadImage for Stretched {
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize, StageError> {
+        let hole = self.len - self.bytes.len() as u64;
+        let footer = self.len - FOOTER_LEN as u64;
+        let offset = if offset < footer {
+            offset
+        } else {
+            offset - hole
+        };
+        self.bytes.read_at(offset, out)
+    }
+
+    fn len(&self) -> Result<u64, StageError> {
+        Ok(self.len)
+    }
+}
+
+/// A file may be as long as it likes: that takes no memory.
+#[test]
+fn a_hole_is_no_room_for_chunks() {
+    let mut bytes = image("", "text", 5).bytes.clone();
+    let len = 4_u64 << 60;
+    let footer = bytes.len() - FOOTER_LEN;
+    bytes[footer + 24..][..8].copy_from_slice(&u64::to_le_bytes(len / 128));
+    bytes[footer + 96..][..8].copy_from_slice(&u64::to_le_bytes(len));
+    reseal(&mut bytes);
+    let error = ImageReader::open(Arc::new(Stretched { bytes, len }));
+    let error = error.map(drop).unwrap_err().to_string();
+    assert!(error.contains("do not fit into 1 index blocks"), "{error}");
 }
 
 /// The same behind the reader: heads and frames of chunks.
