@@ -19,7 +19,7 @@ use crate::pipeline::links::{Chain, Link, SinkStore, sink_error};
 use crate::pipeline::queue::{Job, Queue};
 use crate::pipeline::{EncodeSetup, PipelineError, Progress, Result, open};
 use crate::sink::frame::{CHUNK_HEAD_LEN, INDEX_ENTRY_LEN, RUN_LEN};
-use crate::sink::layout::{Footer, Header};
+use crate::sink::layout::{Footer, Header, limit};
 use crate::sink::{ImageMeta, ImageWriter, Mark, WriteImage};
 
 /// Room in the sink for header, tables and footer of a target with some thousand VMAs.
@@ -66,12 +66,13 @@ impl Shift {
     ) -> Result<(Arc<Self>, usize)> {
         let common = Common::of(header);
         let n_workers = workers.number(chain, bench::buffer_len(chain, &common)?);
+        let frame_len = longest_frame(chain, header)?;
         let expected_len = setup.expected_len_bytes;
         let image = common.image(chain, expected_len);
         let new = NewImage {
             id: header.image_id,
             pid: u64::from(setup.pid),
-            expected_len: sink_len(chain, header, expected_len)?,
+            expected_len: sink_len(header, frame_len, expected_len),
             compressed: chain.any(capability::COMPRESSES),
             keep: setup.keep,
         };
@@ -211,15 +212,32 @@ pub(super) fn turnstiles(chain: &Chain) -> Arc<[Option<Turnstile>]> {
     chain.links.iter().map(wants).collect()
 }
 
-/// Bytes that the image can take when no stage makes anything shorter; 0: unknown.
-fn sink_len(chain: &Chain, header: &Header, expected_len: u64) -> Result<u64> {
-    if expected_len == 0 {
-        return Ok(0);
-    }
+/// How long the frame of a whole chunk can be in the image. No longer than any reader takes: to
+/// learn that from the image would be too late.
+fn longest_frame(chain: &Chain, header: &Header) -> Result<usize> {
     let chunk_len = header.chunk_len as usize;
-    let frame = chain.reach(chunk_len)?[chain.links.len()];
+    let frame_len = chain.reach(chunk_len)?[chain.links.len()];
+    if frame_len > limit::FRAME_LEN as usize {
+        return Err(PipelineError::Config {
+            what: format!(
+                "of a chunk of {chunk_len} bytes these stages may make {frame_len} bytes, \
+                 more than {} fit into an image",
+                limit::FRAME_LEN
+            ),
+            hint: "make `chunk` smaller".into(),
+        });
+    }
+    Ok(frame_len)
+}
+
+/// Bytes that the image can take when no stage makes anything shorter; 0: unknown.
+fn sink_len(header: &Header, frame_len: usize, expected_len: u64) -> u64 {
+    if expected_len == 0 {
+        return 0;
+    }
     let n_chunks = expected_len.div_ceil(u64::from(header.chunk_len));
-    let beside = frame.saturating_sub(chunk_len) + CHUNK_HEAD_LEN + INDEX_ENTRY_LEN;
+    let beside =
+        frame_len.saturating_sub(header.chunk_len as usize) + CHUNK_HEAD_LEN + INDEX_ENTRY_LEN;
     let runs = expected_len / u64::from(header.page_size) * RUN_LEN as u64;
-    Ok(expected_len + n_chunks * beside as u64 + runs + TABLES_LEN)
+    expected_len + n_chunks * beside as u64 + runs + TABLES_LEN
 }

@@ -214,6 +214,34 @@ fn stages_that_break_the_rules() {
     }
 }
 
+/// No reader takes a frame of more than 64 MiB, so none is written.
+#[test]
+fn stages_that_grow_beyond_a_frame_together() {
+    let dir = Empty::new();
+    let (memory, plans) = memory();
+    let memory = Arc::new(memory);
+    let mut spec = spec(
+        &format!(
+            "double_bound,double_bound,disk:path={}",
+            dir.path().display()
+        ),
+        1,
+    );
+    spec.stages[1].alias = "again".into();
+    spec.chunk_len_bytes = 16 << 20;
+    let error = checkpoint(&spec, &memory, &plans).err().unwrap();
+    assert!(matches!(error, PipelineError::Config { .. }), "{error}");
+    let text = told(&error);
+    assert!(text.contains("67108880 bytes"), "{text}");
+    dir.check();
+    spec.chunk_len_bytes = 8 << 20;
+    checkpoint(&spec, &memory, &plans)
+        .unwrap()
+        .remove()
+        .unwrap();
+    dir.check();
+}
+
 #[test]
 fn stages_that_decode_to_something_else() {
     let cases = [

@@ -370,6 +370,7 @@ fn build_c_stages(dir: &Path) {
         "ORDERED",
         "SAYS_TOO_MUCH",
         "HUGE_BOUND",
+        "DOUBLE_BOUND",
         "GROWING_BOUND",
         "PASSES",
         "UNKNOWN_ANSWER",

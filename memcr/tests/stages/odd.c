@@ -18,6 +18,7 @@ enum {
     ORDERED,         /* nothing odd: wants its chunks in order */
     SAYS_TOO_MUCH,   /* encode says it wrote more than there is room for */
     HUGE_BOUND,      /* asks for ten times the frame */
+    DOUBLE_BOUND,    /* asks for twice the frame, as much as it may */
     GROWING_BOUND,   /* asks for more, the shorter the frame */
     PASSES,          /* answers PASS without compressing */
     UNKNOWN_ANSWER,  /* answers 7 */
@@ -80,6 +81,8 @@ static size_t bound(memcr_handle handle, size_t in_len)
     check_thread(handle);
     if (ODD == HUGE_BOUND)
         return in_len * 10 + (1 << 20);
+    if (ODD == DOUBLE_BOUND)
+        return in_len * 2;
     if (ODD == GROWING_BOUND)
         return in_len < 4096 ? in_len + (4 << 20) : in_len;
     return in_len;
