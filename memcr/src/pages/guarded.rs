@@ -405,6 +405,7 @@ fn read_events(memory: &Arc<GuardedMemory>, heed: Heed, family: &Arc<Family>) ->
             _ if heed == Heed::Nothing => {}
             Event::Remap { from, to } => changes.moved(from, to),
             Event::Remove(run) => changes.removed(run),
+            Event::Unmap(run) => changes.unmapped(run),
             Event::Fork(context) => {
                 drop(changes);
                 let child = Arc::new(memory.child(context));

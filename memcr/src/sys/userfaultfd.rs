@@ -26,15 +26,17 @@ const ZEROPAGE: libc::c_ulong = 0xc020_aa04; // _IOWR(0xAA, 0x04, struct uffdio_
 
 const API_VERSION: u64 = 0xaa;
 const MODE_MISSING: u64 = 1;
-/// `UFFD_FEATURE_EVENT_FORK`, `_REMAP`, `_REMOVE` (Linux 4.11): without them a child, a
-/// moved mapping and a range given up would read zeros or stale bytes.
-const FEATURES: u64 = 1 << 1 | 1 << 2 | 1 << 3;
+/// `UFFD_FEATURE_EVENT_FORK`, `_REMAP`, `_REMOVE`, `_UNMAP` (Linux 4.11): without them a child, a
+/// moved mapping, a range given up, and a mapping that came or grew to where another one was
+/// would read zeros or stale bytes.
+const FEATURES: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
 
 // `UFFD_EVENT_*` of linux/userfaultfd.h.
 const EVENT_PAGEFAULT: u8 = 0x12;
 const EVENT_FORK: u8 = 0x13;
 const EVENT_REMAP: u8 = 0x14;
 const EVENT_REMOVE: u8 = 0x15;
+const EVENT_UNMAP: u8 = 0x16;
 /// Length of `struct uffd_msg`, bytes.
 const MESSAGE_LEN: usize = 32;
 
@@ -89,6 +91,8 @@ pub enum Event {
     },
     /// Pages are given up (madvise(2) MADV_DONTNEED, MADV_FREE, MADV_REMOVE).
     Remove(PageRun),
+    /// Mappings are gone (munmap(2), or one of mmap(2) or mremap(2) in their place).
+    Unmap(PageRun),
     /// Somebody waits for the page at this address.
     Fault(RemoteAddr),
     /// Another event, that nobody asked for.
@@ -231,6 +235,7 @@ fn parse(message: &[u8; MESSAGE_LEN]) -> Event {
             to: RemoteAddr(b),
         },
         EVENT_REMOVE => Event::Remove(run(a, b.wrapping_sub(a))),
+        EVENT_UNMAP => Event::Unmap(run(a, b.wrapping_sub(a))),
         _ => Event::Other,
     }
 }

@@ -1,6 +1,7 @@
 //! memcr dies in the middle of a drop: some pages are gone, one thread waits in the call that
 //! drops the next. Then somebody continues the target, which changes its memory, or waits
-//! for what is missing, where nothing can stop it.
+//! for what is missing, where nothing can stop it. The same with all of its pages gone, once memcr
+//! has left it held.
 
 use crate::common::Rig;
 use crate::{table, test};
@@ -18,16 +19,23 @@ pub(crate) fn tests() -> Vec<Trial> {
                 comes_back(mode, args, continued)
             }));
         }
+        trials.push(test(format!("orphaned::{name}_parked"), move || {
+            goes_on(mode, args)
+        }));
     }
     trials.push(test("orphaned::held_on", held_on));
     trials
 }
 
+/// Whether a change falls into the moments of a restore is a matter of luck.
+const N_ROUNDS: usize = 12;
+
 /// What they do when they go on. The many wait in the kernel, for the page of the word that
 /// they sleep on.
-const TARGETS: [(&str, &str, &[&str]); 7] = [
+const TARGETS: [(&str, &str, &[&str]); 8] = [
     ("memory", "patrol", &["size=8M"]),
     ("mremap", "patrol", &["size=8M", "habit=mremap"]),
+    ("onto", "patrol", &["size=8M", "habit=onto"]),
     ("dontneed", "patrol", &["size=8M", "habit=dontneed"]),
     (
         "pieces",
@@ -82,6 +90,21 @@ fn comes_back(mode: &str, args: &[&str], continued: bool) -> Result {
         victim.quit()?;
     }
     Ok(())
+}
+
+/// Continued while it is held, it changes its memory as soon as it has enough of it back.
+fn goes_on(mode: &str, args: &[&str]) -> Result {
+    require("userfaultfd")?;
+    let rig = Rig::new()?;
+    let mut victim = Victim::start(mode, args)?;
+    for _ in 0..N_ROUNDS {
+        rig.checkpoint(victim.pid()).run()?.expect(0)?;
+        victim.signal(Signal::CONT)?;
+        rig.restore(victim.pid()).run()?.expect(0)?;
+        victim.verify()?;
+    }
+    rig.expect_clean()?;
+    victim.quit()
 }
 
 /// One that job control had stopped stays so, and goes on when that ends.

@@ -11,8 +11,9 @@
 //! is another. `seen` is mapped shared: it tells even if the victim is killed in the
 //! moment after.
 //!
-//! Options: `size=64M threads=4 seed=1 dir=DIR habit=none|mremap|dontneed|munmap vmas=1`. A habit is
-//! one more thread, which also moves, drops or unmaps memory of its own without end. With `threads=0`
+//! Options: `size=64M threads=4 seed=1 dir=DIR habit=none|mremap|onto|dontneed|munmap vmas=1`. A
+//! habit is one more thread, which also moves, drops or unmaps memory of its own without end, `onto`
+//! to where other memory was. With `threads=0`
 //! the first thread walks alone, and never sleeps. The memory, and that which is dropped, is as
 //! many mappings as `vmas` says.
 #![allow(unsafe_code)]
@@ -70,6 +71,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
     match habit.as_str() {
         "none" => {}
         "mremap" => rounds.push(spawn(mover(rule, seen)?)?),
+        "onto" => rounds.push(spawn(settler(rule, seen)?)?),
         "munmap" => rounds.push(spawn(unmapper(rule, seen, n_vmas)?)?),
         "dontneed" => rounds.push(spawn(dropper(rule, seen, n_vmas)?)?),
         _ => die(&format!("unknown habit `{habit}`")),
@@ -242,6 +244,52 @@ fn mover(rule: Rule, seen: Seen) -> io::Result<impl FnMut() + Send + 'static> {
             Err(err) => die(&format!("map: {err}")),
         };
         std::thread::sleep(NAP);
+    })
+}
+
+/// Rounds of a thread that unmaps memory, moves other memory to its place, and lets that grow to
+/// the place of still other memory.
+fn settler(rule: Rule, seen: Seen) -> io::Result<impl FnMut() + Send + 'static> {
+    const PART: usize = HABIT_LEN / 4;
+    let zeros = Rule {
+        content: Content::Zero,
+        ..rule
+    };
+    let whole = Region::anon(HABIT_LEN)?;
+    let [mut first, mut second, mut third] = [0, 1, 3].map(|n| whole.part(n * PART, PART));
+    let (there, here) = (first.addr() as u64, third.addr() as u64);
+    [first, second, third]
+        .iter_mut()
+        .for_each(|it| it.fill(rule));
+    Ok(move || {
+        std::thread::sleep(NAP);
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: all of it is this thread's alone, and no reference leads into it.
+        let moved = unsafe {
+            libc::munmap(first.ptr(), 2 * PART);
+            libc::mremap(third.ptr(), PART, PART, flags, first.ptr())
+        };
+        // SAFETY: as above; nothing else is behind it now.
+        let grown = unsafe { libc::mremap(first.ptr(), PART, 2 * PART, 0) };
+        if moved != first.ptr() || grown != first.ptr() {
+            die(&format!("mremap: {}", io::Error::last_os_error()));
+        }
+        let checked = rule.check(here, first.addr(), first.bytes());
+        if let Err(wrong) = checked.and_then(|_| second.check(zeros)) {
+            seen.tell(&wrong);
+        }
+        rule.fill(there, first.bytes_mut());
+        second.fill(rule);
+        let (prot, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+        );
+        // SAFETY: as above.
+        let anew = unsafe { libc::mmap(third.ptr(), PART, prot, flags, -1, 0) };
+        if anew != third.ptr() {
+            die(&format!("map anew: {}", io::Error::last_os_error()));
+        }
+        third.fill(rule);
     })
 }
 

@@ -11,11 +11,12 @@ use crate::pages::{PageRun, RemoteAddr};
 enum Change {
     Moved { from: PageRun, to: RemoteAddr },
     Removed(PageRun),
+    Unmapped(PageRun),
 }
 
 impl Change {
     fn range(&self) -> PageRun {
-        let (Self::Moved { from: range, .. } | Self::Removed(range)) = self;
+        let (Self::Moved { from: range, .. } | Self::Removed(range) | Self::Unmapped(range)) = self;
         *range
     }
 }
@@ -42,8 +43,8 @@ impl OwnDrop {
         Some(PageRun { addr, len_bytes })
     }
 
-    /// Where the part behind `end` begins: there, or behind memory that was unmapped, of which
-    /// nobody is told.
+    /// Where the part behind `end` begins: there, or behind memory that was unmapped, which
+    /// is told by itself.
     fn next_part(&self, end: RemoteAddr) -> RemoteAddr {
         let behind = self
             .mappings
@@ -105,6 +106,12 @@ impl Changes {
     /// when it is over.
     pub(super) fn removed(&mut self, run: PageRun) {
         self.list.push(Change::Removed(run));
+    }
+
+    /// Mappings are gone: what is there later is another one, which may have been moved or have
+    /// grown to there. Of one that is moved this is told as well, once its pages are elsewhere.
+    pub(super) fn unmapped(&mut self, run: PageRun) {
+        self.list.push(Change::Unmapped(run));
     }
 
     /// The drop that was expected is over: what was heard of it is none of the target's. It may
@@ -212,7 +219,7 @@ fn changed((run, offset): (PageRun, u64), change: &Change) -> Vec<(PageRun, u64)
         Change::Moved { from, to } => {
             parts[1].addr = to.offset(parts[1].addr.0.wrapping_sub(from.addr.0));
         }
-        Change::Removed(_) => parts[1].len_bytes = 0,
+        Change::Removed(_) | Change::Unmapped(_) => parts[1].len_bytes = 0,
     }
     let parts = parts.into_iter().zip(offsets);
     parts.filter(|(part, _)| part.len_bytes > 0).collect()
@@ -255,6 +262,21 @@ mod tests {
                 (run(0x4000, 0x1000), 0x3000)
             ]
         );
+    }
+
+    #[test]
+    fn what_comes_to_the_place_of_another_keeps_its_own_pages() {
+        let (theirs, ours) = (run(0x2000, 0x2000), run(0x8000, 0x2000));
+        let changes = of(&[
+            Change::Unmapped(theirs),
+            Change::Moved {
+                from: ours,
+                to: theirs.addr,
+            },
+            Change::Unmapped(ours),
+        ]);
+        assert_eq!(changes.first_piece(theirs), None);
+        assert_eq!(changes.first_piece(ours), Some((theirs, 0)));
     }
 
     /// What counts as the target's of `events`, when `own` was under way.
@@ -340,9 +362,16 @@ mod tests {
         // Merged with the one before, which is gone, and those behind with each other.
         let own = of_several(&[run(0x2000, 0x4000), run(0x6000, 0x4000)]);
         assert_eq!(targets(&own, &[PART, NEXT, LAST]), []);
-        // One behind it was unmapped, which nobody tells of.
+        // One behind it was unmapped.
         let own = of_several(&[BEFORE, PART, LAST]);
         assert_eq!(targets(&own, &[PART, LAST]), []);
+        let mut changes = Changes::default();
+        changes.expect_drop(Some(of_several(&[BEFORE, PART, LAST])));
+        changes.unmapped(NEXT);
+        [PART, LAST].iter().for_each(|run| changes.removed(*run));
+        changes.end_drop();
+        assert_eq!(changes.pieces(NEXT), [], "it is told of");
+        assert_eq!(changes.pieces(LAST), [(LAST, 0)]);
         // The first page that is there is of something new; or the event was read before.
         let new = OwnDrop {
             first: RemoteAddr(0x2000),

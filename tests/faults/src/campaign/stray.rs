@@ -10,11 +10,15 @@ use rustix::process::Signal;
 use std::time::Duration;
 
 /// What targets do when they go on.
-const HABITS: [(&str, Habit); 6] = [
+const HABITS: [(&str, Habit); 7] = [
     ("patrol", ("patrol", &["size=32M"], &[])),
     (
         "mremap",
         ("patrol", &["size=8M", "habit=mremap"], &["maps", "smaps"]),
+    ),
+    (
+        "onto",
+        ("patrol", &["size=8M", "habit=onto"], &["maps", "smaps"]),
     ),
     ("dontneed", ("patrol", &["size=8M", "habit=dontneed"], &[])),
     (
