@@ -90,11 +90,10 @@ pub fn doom_of_parked(pid: i32) -> Option<Doom> {
 
 fn doom_of(pid: i32, tid: i32) -> Option<Doom> {
     let status = Status::of_thread(pid, tid).ok()?;
-    // The first process of a pid namespace ignores what it has no handler for.
-    if status
-        .field("NSpid")
-        .is_some_and(|ids| ids.split_whitespace().count() > 1 && ids.ends_with("\t1"))
-    {
+    // The first process of a pid namespace, whose last number there is 1, ignores what it has no
+    // handler for.
+    let ids = status.field("NSpid").unwrap_or_default();
+    if ids.split_whitespace().next_back() == Some("1") {
         return None;
     }
     let handled = status.signals("SigBlk") | status.signals("SigIgn") | status.signals("SigCgt");

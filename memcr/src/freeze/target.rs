@@ -24,6 +24,9 @@ const EXIT_TIME: Timespec = Timespec {
     tv_nsec: 200_000_000,
 };
 
+/// The first process of our pid namespace.
+const FIRST: i32 = 1;
+
 /// Why a process cannot be checkpointed. It was not touched, and runs on.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -65,6 +68,12 @@ pub enum Refusal {
     /// memcr would freeze itself, or wait for what it has frozen.
     #[error("process {0} is memcr itself or one of its ancestors")]
     Ourselves(i32),
+    /// The kernel keeps from it what nobody outside of its pid namespace sends, SIGKILL too
+    /// (pid_namespaces(7)): it would run on where it must not.
+    #[error(
+        "process {0} is the first one of this pid namespace, which nobody within can stop or end"
+    )]
+    First(i32),
     /// Two processes, one memory (CLONE_VM, vfork).
     #[error("process {pid} shares its memory with process {other}, which would run on without it")]
     SharedMemory {
@@ -312,6 +321,10 @@ fn check_kind(pid: i32, status: &Status, stat: Stat, pidfd: &OwnedFd) -> Result<
     }
     if matches!(status.state(), 'Z' | 'X') {
         return Err(zombie(pid, pidfd));
+    }
+    // One that came in from outside is no child of it.
+    if pid == FIRST {
+        return Err(Refusal::First(pid));
     }
     let mut ancestor = std::process::id().cast_signed();
     while ancestor > 0 {

@@ -5,9 +5,9 @@
 use crate::common::{PublicCopy, Rig};
 use crate::{table, test};
 use libtest_mimic::Trial;
-use memcr_harness::wait::until;
+use memcr_harness::wait::{until, until_some};
 use memcr_harness::{
-    Allow, Context, Finished, Memcr, Result, Snapshot, Victim, ensure, proc, require,
+    Allow, Context, Finished, Memcr, Result, Snapshot, Victim, ensure, place, proc, require,
 };
 use rustix::process::Signal;
 use std::os::unix::fs::PermissionsExt;
@@ -21,6 +21,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("kernel_thread", kernel_thread),
             ("zombie", zombie),
             ("itself_or_an_ancestor", itself_or_an_ancestor),
+            ("first_of_a_namespace", first_of_a_namespace),
             ("a_thread", a_thread),
             ("traced", traced),
             ("another_user", another_user),
@@ -102,6 +103,33 @@ fn itself_or_an_ancestor() -> Result {
         &format!("process {pid} is memcr itself or one of its ancestors"),
     )
     .map(drop)
+}
+
+/// From within its namespace it could be neither stopped nor ended; from outside it is as any other.
+fn first_of_a_namespace() -> Result {
+    require("root")?;
+    let rig = Rig::new()?;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(place::victim()?)
+        .args(["memory", "size=4M"]);
+    let mut victim = Victim::talk(command, "a victim that is the first of its namespace")?;
+    let pid = until_some("the child of unshare", || {
+        let children = proc::text(victim.pid(), &format!("task/{}/children", victim.pid())).ok()?;
+        children.split_whitespace().next()?.parse::<u32>().ok()
+    })?;
+    let target = pid.to_string();
+    let within = rig.memcr(1).via(&["nsenter", "-t", &target, "-p", "-m"]);
+    let finished = within.arg("-n").run()?;
+    finished.expect(4)?;
+    finished.says("process 1 is the first one of this pid namespace")?;
+    let held = rig.memcr(pid).hold()?;
+    // Nobody has a handler for it, and the first process of a namespace does not die of it.
+    proc::send(pid, Signal::TERM)?;
+    held.release()?;
+    victim.verify()?;
+    rig.expect_clean()
 }
 
 fn a_thread() -> Result {
