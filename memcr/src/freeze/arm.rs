@@ -149,9 +149,20 @@ impl Frozen {
 
     /// A SIGCONT that somebody sent is taken away by our next SIGSTOP, and owed.
     pub(crate) fn keep_cont(&mut self) {
-        if self.pending() & bit(libc::SIGCONT) != 0 && !self.owed.contains(&libc::SIGCONT) {
+        if self.is_to_continue() && !self.owed.contains(&libc::SIGCONT) {
             self.owed.push(libc::SIGCONT);
         }
+    }
+
+    /// A SIGCONT is pending.
+    pub(super) fn is_to_continue(&self) -> bool {
+        self.pending() & bit(libc::SIGCONT) != 0
+    }
+
+    /// A SIGSTOP that somebody else sent has reached a thread that works for us, which goes on:
+    /// the target is to stop when it is let go.
+    pub(crate) fn keep_stop(&mut self) {
+        self.owed.push(libc::SIGSTOP);
     }
 
     /// The signals that are owed to the target: from now on its journal's.

@@ -102,6 +102,8 @@ pub struct Frozen {
     missing: Missing,
     /// Job control had stopped it.
     was_stopped: bool,
+    /// Some thread was, when it came to stand still.
+    has_seen_stop: bool,
     is_armed: bool,
     /// Signals to the whole process that ours have taken away.
     owed: Vec<i32>,
@@ -159,6 +161,7 @@ impl Frozen {
             options,
             missing: Missing::Nothing,
             was_stopped: false,
+            has_seen_stop: false,
             is_armed: false,
             owed: Vec::new(),
             exit_signal: None,
@@ -356,10 +359,12 @@ impl Frozen {
     }
 
     /// The event stop of a thread that job control has stopped tells the signal that did
-    /// it, that of any other SIGTRAP (ptrace(2), PTRACE_EVENT_STOP).
+    /// it, that of any other SIGTRAP (ptrace(2), PTRACE_EVENT_STOP). The first thread may have
+    /// stood still already when another one took that signal, which nobody has called off since.
     fn is_stopped_by_job_control(&self) -> bool {
         let first = self.tids.first().map(|&tid| ptrace::signal_info(tid));
         matches!(first, Some(Ok(info)) if info.si_signo != libc::SIGTRAP)
+            || self.has_seen_stop && !self.is_to_continue()
     }
 
     /// After a failed freeze: threads that were told to stop must not do so for ever. One
@@ -377,7 +382,7 @@ impl Frozen {
                 &mut clones,
                 &mut Pause::default(),
             );
-            if matches!(stopped, Ok(Outcome::Stopped)) {
+            if matches!(stopped, Ok(Outcome::Stopped { .. })) {
                 self.tids.push(tid);
             }
             // A thread that was born meanwhile stops too, and is let go like the others.

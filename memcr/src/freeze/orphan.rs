@@ -151,7 +151,7 @@ impl Frozen {
         self.check_clones(clones)?;
         match outcome.map_err(|source| self.request("stop", tid, source))? {
             Outcome::Late | Outcome::Cancelled => return Ok(false),
-            Outcome::Stopped => self.tids.push(tid),
+            Outcome::Stopped { .. } => self.tids.push(tid),
             Outcome::Gone => {}
         }
         self.stopping.retain(|&it| it != tid);

@@ -196,7 +196,10 @@ impl Frozen {
         }
         self.check_clones(clones)?;
         match outcome.map_err(|source| self.request("stop", tid, source))? {
-            Outcome::Stopped => self.tids.push(tid),
+            Outcome::Stopped { by_job_control } => {
+                self.tids.push(tid);
+                self.has_seen_stop |= by_job_control;
+            }
             Outcome::Gone => {}
             Outcome::Cancelled => return Err(FreezeError::Cancelled(pid)),
             Outcome::Late => return Err(does_not_stop(pid, tid).into()),
@@ -235,7 +238,7 @@ impl Frozen {
             &mut Pause::default(),
         );
         let shares_memory = kcmp::share_memory(pid, child).unwrap_or(false);
-        if matches!(stopped, Ok(Outcome::Stopped)) {
+        if matches!(stopped, Ok(Outcome::Stopped { .. })) {
             let _ = ptrace::detach(child); // it may have been killed meanwhile
         }
         if shares_memory {

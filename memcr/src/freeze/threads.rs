@@ -24,8 +24,8 @@ use crate::sys::wait::{self, Pause, WaitStatus};
 /// What became of a thread that was told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// It stands still.
-    Stopped,
+    /// It stands still; by job control: the whole process does, or is about to.
+    Stopped { by_job_control: bool },
     /// It has ended.
     Gone,
     /// It did not stop before the deadline.
@@ -65,7 +65,10 @@ pub(super) fn wait_stopped(
 fn take(tid: i32, status: WaitStatus, clones: &mut Vec<i32>) -> io::Result<Option<Outcome>> {
     match status {
         WaitStatus::Exited(_) | WaitStatus::Signaled(_) => Ok(Some(Outcome::Gone)),
-        WaitStatus::EventStop(libc::PTRACE_EVENT_STOP, _) => Ok(Some(Outcome::Stopped)),
+        // The signal is the one that has stopped the process, or that of any other trap.
+        WaitStatus::EventStop(libc::PTRACE_EVENT_STOP, signal) => Ok(Some(Outcome::Stopped {
+            by_job_control: signal != libc::SIGTRAP,
+        })),
         WaitStatus::EventStop(event, _) => {
             if event == libc::PTRACE_EVENT_CLONE {
                 clones.push(ptrace::event_message(tid)? as i32);

@@ -14,6 +14,9 @@ use crate::sys::wait::{self, Pause, WaitStatus};
 /// runs.
 const SPEAK_EVERY: Duration = Duration::from_secs(10);
 
+/// The code of a signal that was sent to one thread (sigaction(2)); not in the libc crate.
+const SI_TKILL: i32 = -6;
+
 impl Borrowed<'_> {
     /// Lets the thread run, at first with `signal` (0: none), until a stop that `is_end`
     /// accepts.
@@ -29,6 +32,12 @@ impl Borrowed<'_> {
                 .map_err(|source| request("resume", tid, source))?;
             let status = self.wait()?;
             let code = ptrace::signal_info(tid).map_or(0, |info| info.si_code);
+            // Ours are for one thread.
+            if status == WaitStatus::SignalStop(libc::SIGSTOP) && code != SI_TKILL {
+                self.frozen.keep_stop();
+                signal = 0;
+                continue;
+            }
             if is_end(status) {
                 return Ok(());
             }
@@ -61,7 +70,7 @@ impl Borrowed<'_> {
         }
     }
 
-    /// Another stop than the one waited for; answers the signal to go on with. SIGSTOP,
+    /// Another stop than the one waited for; answers the signal to go on with. A SIGSTOP of ours,
     /// which gets past every mask, is delivered: the process counts as stopped from now
     /// on, but a tracee that is told to goes on all the same. A SIGTRAP that somebody
     /// sent is kept for the release.

@@ -249,12 +249,13 @@ pub fn hold(mut journal: Journal) -> Result<()> {
     let orphan = Orphan::take(record, &target)?;
     let was_stopped = orphan.was_stopped;
     let frozen = orphan.into_frozen()?;
-    frozen
-        .arm_all()
-        .and_then(|armed| armed.park())
-        .map_err(|source| AdoptError::Freeze { pid, source })?;
+    let failed = |source| AdoptError::Freeze { pid, source };
+    let mut armed = frozen.arm_all().map_err(failed)?;
+    let owed = armed.take_owed();
+    armed.park().map_err(failed)?;
     journal.update(|record| {
         record.parked = true;
+        record.owed.extend(owed);
         record.was_stopped = was_stopped;
         record.hold(procfs::rss_bytes(pid));
     })?;

@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("stray_cont_waits", stray_cont_waits),
             ("stray_cont_again_and_again", stray_cont_again_and_again),
             ("stop_while_parked", stop_while_parked),
+            ("stop_during_the_checkpoint", stop_during_the_checkpoint),
             ("ignored_ones", ignored_ones),
             ("the_parent_sees_a_stop", the_parent_sees_a_stop),
         ],
@@ -140,6 +141,41 @@ fn stop_while_parked() -> Result {
     victim.signal(Signal::CONT)?;
     victim.verify()?;
     victim.quit()
+}
+
+/// So does one that comes while a thread of the target works for us.
+fn stop_during_the_checkpoint() -> Result {
+    for (point, code) in [
+        ("checkpoint.frozen=stop", 0),
+        ("checkpoint.guard_made=stop", 0),
+        ("checkpoint.armed=stop", 0),
+        ("checkpoint.drop=stop", 0),
+        ("checkpoint.dropped=stop", 0),
+        (
+            "checkpoint.guard_made=stop;checkpoint.registered=fail:EIO",
+            7,
+        ),
+    ] {
+        let rig = Rig::new()?;
+        let mut victim = Victim::start("memory", &["size=8M", "threads=3"])?;
+        let memcr = rig.checkpoint(victim.pid()).with_fault(point).start()?;
+        until(&format!("memcr to stop itself ({point})"), || {
+            proc::state(memcr.pid(), memcr.pid()) == Some('T')
+        })?;
+        victim.signal(Signal::STOP)?;
+        memcr.signal(Signal::CONT)?;
+        memcr.finish()?.expect(code)?;
+        if code == 0 {
+            bring_back(&rig, victim.pid())?;
+        }
+        let what = format!("the stop that was sent at {point}");
+        until(&what, || state(&victim) == Some('T'))?;
+        victim.signal(Signal::CONT)?;
+        victim.verify()?;
+        rig.expect_clean()?;
+        victim.quit()?;
+    }
+    Ok(())
 }
 
 fn ignored_ones() -> Result {
