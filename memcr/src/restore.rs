@@ -20,7 +20,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::fault;
-use crate::freeze::{FreezeError, Missing};
+use crate::freeze::{FreezeError, Missing, frozen_by};
 use crate::inject::{Borrowed, InjectError};
 use crate::pages::PopulatePages;
 use crate::pipeline::{
@@ -68,6 +68,9 @@ pub struct RestoreOptions {
     pub on_corrupt: OnCorrupt,
     /// Where it waits for others before the target is let go.
     pub gate: Arc<dyn Gate>,
+    /// Waits for a cgroup freezer that has stopped the target, as long as that takes; otherwise
+    /// the target is held on.
+    pub waits_for_thaw: bool,
     /// Shows how far it is.
     pub progress: Arc<Progress>,
 }
@@ -77,6 +80,7 @@ impl Default for RestoreOptions {
         Self {
             on_corrupt: OnCorrupt::default(),
             gate: Arc::new(Open),
+            waits_for_thaw: false,
             progress: Arc::default(),
         }
     }
@@ -116,6 +120,14 @@ pub enum RestoreError {
         pid: i32,
         /// Why not.
         source: Box<PipelineError>,
+    },
+    /// A cgroup freezer has stopped it: no call could be made in it.
+    #[error("process {pid} is held: it is frozen by the cgroup {cgroup}")]
+    CgroupFrozen {
+        /// The target.
+        pid: i32,
+        /// The cgroup, below its mount.
+        cgroup: String,
     },
     /// A call in the target failed.
     #[error("process {pid} could not be restored and is held")]
@@ -171,6 +183,13 @@ pub fn restore(mut held: Held, options: &RestoreOptions) -> Result<RestoreReport
     let pid = held.pid();
     if let Some(signal) = held.ended() {
         return Err(gone(held, signal));
+    }
+    if !options.waits_for_thaw
+        && let Some(cgroup) = frozen_by(pid)
+    {
+        let error = RestoreError::CgroupFrozen { pid, cgroup };
+        let held = Some(Box::new(held));
+        return Err(RestoreFailure { error, held });
     }
     let mut clock = PhaseClock::start();
     let stats = match bring_back(&mut held, &options.progress, &mut clock) {

@@ -54,7 +54,11 @@ pub(super) fn let_go(mut frozen: Frozen, error: StepError) -> CheckpointError {
 /// in the target is taken out again.
 pub(super) fn undo(held: Held, error: StepError) -> CheckpointError {
     let pid = held.pid();
-    match restore::restore(held, &RestoreOptions::default()) {
+    let options = RestoreOptions {
+        waits_for_thaw: true,
+        ..RestoreOptions::default()
+    };
+    match restore::restore(held, &options) {
         Ok(_) => undone(pid, error),
         Err(failure) if failure.held.is_none() && failure.error.is_exit() => {
             CheckpointError::TargetExited { pid }

@@ -250,7 +250,7 @@ impl Sessions<'_> {
         let options = RestoreOptions {
             on_corrupt: self.on_corrupt.into(),
             gate: self.gate.clone(),
-            progress: Arc::default(),
+            ..RestoreOptions::default()
         };
         let line = progress::Line::start("restore", &options.progress, self.shows_progress);
         let result = adopt::restore(journal, pipeline, &self.search, &options);

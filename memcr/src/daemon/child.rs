@@ -244,7 +244,7 @@ fn bring_back(held: Held, args: &Args, link: &Arc<Link>, gated: bool) -> Result<
     let options = RestoreOptions {
         on_corrupt: args.job.on_corrupt.into(),
         gate: Arc::new(Checks::of_restore(link, pid, gated)),
-        progress: Arc::default(),
+        ..RestoreOptions::default()
     };
     let failure = match restore::restore(held, &options) {
         Ok(report) => {

@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 pub use arm::Missing;
 pub use doom::{Doom, doom_of_parked};
 pub use orphan::stop_awake;
+pub(crate) use target::frozen_by;
 pub use target::{Refusal, Target};
 
 use crate::pipeline::Cancel;

@@ -230,7 +230,7 @@ impl Target {
     /// more here, now that a descriptor keeps the pid from meaning another one.
     ///
     /// # Errors
-    /// [`Refusal::NoSuchProcess`], `Permission`, `Traced`.
+    /// [`Refusal::NoSuchProcess`], `Permission`, `Traced`, `CgroupFrozen`.
     pub fn of_session(pid: i32, start_time: u64) -> Result<Self, Refusal> {
         let raw = Pid::from_raw(pid).ok_or(Refusal::NoSuchProcess(pid))?;
         let pidfd = pidfd_open(raw, PidfdFlags::empty())
@@ -241,6 +241,7 @@ impl Target {
             return Err(Refusal::NoSuchProcess(pid));
         }
         check_tracer(pid, &status)?;
+        check_cgroup(pid)?;
         Ok(Self {
             pid,
             start_time,
@@ -272,8 +273,10 @@ impl Target {
     /// [`Target::has_slept`] says.
     ///
     /// # Errors
-    /// [`Refusal::IoUnderWay`], [`Refusal::SharedMemory`].
+    /// [`Refusal::CgroupFrozen`], [`Refusal::IoUnderWay`], [`Refusal::SharedMemory`].
     pub(super) fn check_frozen(&mut self, has_slept: bool) -> Result<(), Refusal> {
+        // One that a freezer has stopped meanwhile would never make a call for us.
+        check_cgroup(self.pid)?;
         if has_slept {
             return self.check_idle();
         }
@@ -366,31 +369,31 @@ pub(super) fn check_tracer(pid: i32, status: &Status) -> Result<(), Refusal> {
     }
 }
 
-/// A freezer of cgroup v2 (Documentation/admin-guide/cgroup-v2.rst) says in
-/// `cgroup.events` whether the group, or one above it, is frozen; one of v1
-/// (cgroup-v1/freezer-subsystem.rst) in `freezer.state`.
 fn check_cgroup(pid: i32) -> Result<(), Refusal> {
+    frozen_by(pid).map_or(Ok(()), |cgroup| Err(Refusal::CgroupFrozen { pid, cgroup }))
+}
+
+/// The cgroup that keeps process `pid` from running. A freezer of cgroup v2
+/// (Documentation/admin-guide/cgroup-v2.rst) says in `cgroup.events` whether the group, or one
+/// above it, is frozen; one of v1 (cgroup-v1/freezer-subsystem.rst) in `freezer.state`.
+#[must_use]
+pub(crate) fn frozen_by(pid: i32) -> Option<String> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    for line in groups.lines() {
+    groups.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(cgroup)) = (fields.next(), fields.next()) else {
-            continue;
-        };
-        if is_frozen(controllers, cgroup) {
-            return Err(Refusal::CgroupFrozen {
-                pid,
-                cgroup: cgroup.to_owned(),
-            });
-        }
-    }
-    Ok(())
+        let (controllers, cgroup) = (fields.next()?, fields.next()?);
+        is_frozen(controllers, cgroup).then(|| cgroup.to_owned())
+    })
 }
 
 fn is_frozen(controllers: &str, cgroup: &str) -> bool {
     let read = |path: String| fs::read_to_string(path).unwrap_or_default();
     if controllers.is_empty() {
-        let events = read(format!("/sys/fs/cgroup{cgroup}/cgroup.events"));
-        return events.lines().any(|line| line == "frozen 1");
+        // Beside hierarchies of v1 it has a directory of its own.
+        return ["", "/unified"].iter().any(|top| {
+            let events = read(format!("/sys/fs/cgroup{top}{cgroup}/cgroup.events"));
+            events.lines().any(|line| line == "frozen 1")
+        });
     }
     if controllers != "freezer" {
         return false;

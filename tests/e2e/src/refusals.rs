@@ -11,6 +11,7 @@ use memcr_harness::{
 };
 use rustix::process::Signal;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -312,49 +313,85 @@ fn elf32() -> Vec<u8> {
     file
 }
 
-/// Code of ours would never run in it.
+/// A cgroup that can be frozen: its directory, the file, and what means frozen and thawed there.
+type Freezer = (PathBuf, &'static str, &'static str, &'static str);
+
+/// Of every hierarchy that has a freezer.
+fn freezers() -> Vec<Freezer> {
+    let root = Path::new("/sys/fs/cgroup");
+    let v1 = root.join("freezer");
+    let mut all = Vec::new();
+    if v1.join("tasks").exists() {
+        all.push((v1, "freezer.state", "FROZEN", "THAWED"));
+    }
+    for v2 in [root.to_owned(), root.join("unified")] {
+        if v2.join("cgroup.controllers").exists() {
+            all.push((v2, "cgroup.freeze", "1", "0"));
+        }
+    }
+    all.iter_mut().for_each(|it| it.0.push("memcr-e2e"));
+    all
+}
+
+/// Code of ours would never run in it: neither on the way out nor on the way back.
 fn cgroup_freezer() -> Result {
     require("root")?;
-    let root = std::path::Path::new("/sys/fs/cgroup");
-    let (dir, freeze, frozen, thaw) = if root.join("freezer/tasks").exists() {
-        (
-            root.join("freezer/memcr-e2e"),
-            "freezer.state",
-            "FROZEN",
-            "THAWED",
-        )
-    } else if root.join("cgroup.controllers").exists() {
-        (root.join("memcr-e2e"), "cgroup.freeze", "1", "0")
-    } else {
+    let freezers = freezers();
+    if freezers.is_empty() {
         return Err(memcr_harness::require::lacking(
             "cgroup_freezer",
             "no cgroup freezer is mounted",
         ));
-    };
-    let mut victim = Victim::start("memory", &["size=1M"])?;
-    std::fs::create_dir_all(&dir).context(dir.display())?;
-    std::fs::write(dir.join("cgroup.procs"), victim.pid().to_string())
-        .context("move the victim")?;
-    std::fs::write(dir.join(freeze), frozen).context("freeze")?;
-    let outcome = frozen_outcome(&victim, &dir.join(freeze), frozen);
-    std::fs::write(dir.join(freeze), thaw).context("thaw")?;
-    let verified = victim.verify();
-    victim.quit()?;
-    // Empty only when the victim is gone.
-    until("the cgroup to be empty", || {
-        std::fs::remove_dir(&dir).is_ok()
-    })?;
-    outcome?;
-    verified.map(drop)
+    }
+    for freezer in &freezers {
+        let (dir, file, _, thaw) = freezer;
+        let mut victim = Victim::start("memory", &["size=1M"])?;
+        std::fs::create_dir_all(dir).context(dir.display())?;
+        std::fs::write(dir.join("cgroup.procs"), victim.pid().to_string())
+            .context("move the victim")?;
+        let outcome = frozen_outcome(&mut victim, freezer);
+        std::fs::write(dir.join(file), thaw).context("thaw")?;
+        let verified = victim.verify();
+        victim.quit()?;
+        // Empty only when the victim is gone.
+        until("the cgroup to be empty", || {
+            std::fs::remove_dir(dir).is_ok()
+        })?;
+        outcome?;
+        verified?;
+    }
+    Ok(())
 }
 
-fn frozen_outcome(victim: &Victim, state: &std::path::Path, frozen: &str) -> Result {
-    until("the freezer", || {
-        std::fs::read_to_string(state).is_ok_and(|text| text.trim() == frozen)
-    })?;
-    let pid = victim.pid();
-    refused(pid, &format!("process {pid} is frozen by the cgroup "))
-        .and_then(|finished| finished.says("memcr-e2e"))
+fn frozen_outcome(victim: &mut Victim, (dir, file, frozen, thaw): &Freezer) -> Result {
+    let (pid, state) = (victim.pid(), dir.join(file));
+    let freeze = || -> Result {
+        std::fs::write(&state, frozen).context("freeze")?;
+        until("the freezer", || {
+            std::fs::read_to_string(&state).is_ok_and(|text| text.trim() == *frozen)
+        })
+    };
+    let thaw = || std::fs::write(&state, thaw).context("thaw");
+    freeze()?;
+    let what = format!("process {pid} is frozen by the cgroup ");
+    refused(pid, &what)?.says("memcr-e2e")?;
+    thaw()?;
+    let rig = Rig::new()?;
+    rig.checkpoint(pid).run()?.expect(0)?;
+    freeze()?;
+    let finished = rig.restore(pid).run()?;
+    finished.expect(12)?;
+    finished.says(&what)?;
+    thaw()?;
+    rig.restore(pid).run()?.expect(0)?;
+    victim.verify()?;
+    // One that holds it tries again until it thaws.
+    let mut held = rig.memcr(pid).hold()?;
+    freeze()?;
+    held.enter_and_await("it is frozen by the cgroup ")?;
+    thaw()?;
+    held.finish()?.expect(0)?;
+    rig.expect_clean()
 }
 
 /// The kernel lets us (and then everything must hold), or memcr says no.
