@@ -30,6 +30,13 @@ pub enum CheckpointError {
         /// Why not.
         source: JournalError,
     },
+    /// Another memcr has left it held, with a journal where we do not look. The target was not
+    /// touched.
+    #[error("process {pid} is held already, by a memcr that has its journal elsewhere")]
+    HeldElsewhere {
+        /// The target.
+        pid: i32,
+    },
     /// No guard is to be had here. The target was not touched.
     #[error("process {pid} cannot be held without memcr beside it, and was not touched")]
     NoGuard {

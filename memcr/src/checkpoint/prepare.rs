@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use crate::freeze::{Refusal, Target};
+use crate::inject::Parasite;
 use crate::maps::details::Details;
 use crate::maps::plan::PlanOptions;
 use crate::maps::policy::Policy;
@@ -16,6 +17,7 @@ use crate::session::PhaseClock;
 use crate::session::gate::Step;
 use crate::session::journal::{ImageRecord, Journal, Record};
 use crate::sink::hex;
+use crate::sys::proc_mem::ProcMem;
 use crate::sys::{features, keyring, page_size, userfaultfd};
 
 use super::CheckpointOptions;
@@ -87,6 +89,10 @@ pub(super) fn prepare(
     );
     let prepared = encoder.and_then(|encoder| announce(&mut journal, &encoder).map(|()| encoder));
     let details = end_reading(reading).map_err(|error| not_read(pid, error));
+    let details = details.and_then(|details| match is_held(pid, &details) {
+        false => Ok(details),
+        true => Err(CheckpointError::HeldElsewhere { pid }),
+    });
     let prepared = prepared.and_then(|encoder| details.map(|details| (encoder, details)));
     let ready = prepared.and_then(|ready| match options.gate.pass(Step::Prepared) {
         Ok(()) => Ok(ready),
@@ -201,6 +207,14 @@ pub(super) fn read_details(pid: i32) -> io::Result<Details> {
         64 * 1024,
         File::open(format!("/proc/{pid}/smaps"))?,
     ))
+}
+
+/// Whether a memcr is in the target already: its parasite, and its guard over something. A child
+/// of a target that was continued inherits the one alone.
+fn is_held(pid: i32, details: &Details) -> bool {
+    let is_guarded = details.iter().any(|(_, details)| details.flags.userfault);
+    let has_parasite = |memory| Parasite::find(details.vmas(), &memory).is_some();
+    is_guarded && ProcMem::open(pid).is_ok_and(has_parasite)
 }
 
 /// Fails early where descriptors are short: later, what cannot be opened would look like

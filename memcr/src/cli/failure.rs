@@ -265,6 +265,7 @@ impl From<CheckpointError> for Failure {
             } => Exit::Permission,
             CheckpointError::Refused { .. } | CheckpointError::NoGuard { .. } => Exit::Refused,
             CheckpointError::Journal { source, .. } => no_session(source),
+            CheckpointError::HeldElsewhere { .. } => Exit::Held,
             CheckpointError::NotReady { source, .. } => not_ready(source),
             CheckpointError::Barred { source, .. } => barred(source),
             CheckpointError::TargetExited { .. } => Exit::TargetGone,
@@ -285,6 +286,10 @@ impl From<CheckpointError> for Failure {
                 "it takes a userfaultfd, see `memcr check`; `memcr -p {pid}` holds it as long as memcr runs"
             )),
             CheckpointError::Journal { source, .. } => journal_hint(source),
+            CheckpointError::HeldElsewhere { pid } => Some(format!(
+                "`memcr restore {pid} --state-dir DIR`, as the user who has checkpointed it; \
+                 or ask the daemon, if that was it"
+            )),
             CheckpointError::NotReady { source, .. } => source.hint().map(str::to_owned),
             CheckpointError::Undone { source, .. } => match &**source {
                 StepError::Pipeline(error) => error.hint().map(str::to_owned),

@@ -15,6 +15,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         &[
             ("nobody_is_left", nobody_is_left),
             ("held_already", held_already),
+            ("held_elsewhere", held_elsewhere),
             ("not_held", not_held),
             ("while_memcr_holds", while_memcr_holds),
             ("ended", ended),
@@ -90,6 +91,23 @@ fn held_already() -> Result {
         format!("{left:?} became {:?}", rig.left())
     })?;
     rig.restore(victim.pid()).run()?.expect(0)?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// The same where nobody finds the journal: another state directory.
+fn held_elsewhere() -> Result {
+    let (rig, elsewhere) = (Rig::new()?, Rig::new()?);
+    let mut victim = victim()?;
+    let before = Snapshot::take(victim.pid())?;
+    rig.checkpoint(victim.pid()).run()?.expect(0)?;
+    let pid = victim.pid();
+    for again in [elsewhere.checkpoint(pid), elsewhere.memcr(pid)] {
+        let finished = again.run()?;
+        finished.expect(13)?;
+        finished.says("is held already, by a memcr that has its journal elsewhere")?;
+        elsewhere.expect_clean()?;
+    }
+    rig.restore(pid).run()?.expect(0)?;
     unharmed(&rig, &mut victim, &before, Allow::default())
 }
 
