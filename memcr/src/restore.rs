@@ -17,6 +17,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use memcr_plugin_api::ram;
 use serde::Serialize;
 
 use crate::fault;
@@ -68,9 +69,9 @@ pub struct RestoreOptions {
     pub on_corrupt: OnCorrupt,
     /// Where it waits for others before the target is let go.
     pub gate: Arc<dyn Gate>,
-    /// Waits for a cgroup freezer that has stopped the target, as long as that takes; otherwise
-    /// the target is held on.
-    pub waits_for_thaw: bool,
+    /// It undoes a checkpoint: nothing is better than to go on, however long a cgroup freezer
+    /// that has stopped the target makes it wait, and however little room there is.
+    pub is_undo: bool,
     /// Shows how far it is.
     pub progress: Arc<Progress>,
 }
@@ -80,7 +81,7 @@ impl Default for RestoreOptions {
         Self {
             on_corrupt: OnCorrupt::default(),
             gate: Arc::new(Open),
-            waits_for_thaw: false,
+            is_undo: false,
             progress: Arc::default(),
         }
     }
@@ -129,6 +130,14 @@ pub enum RestoreError {
         /// The cgroup, below its mount.
         cgroup: String,
     },
+    /// The OOM killer would make the room, and may take the target for it.
+    #[error("process {pid} is held")]
+    NoRoom {
+        /// The target.
+        pid: i32,
+        /// What is short.
+        source: NoRoom,
+    },
     /// A call in the target failed.
     #[error("process {pid} could not be restored and is held")]
     Inject {
@@ -163,6 +172,49 @@ pub enum RestoreError {
     },
 }
 
+/// RAM is short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "what is missing of its memory are {} MiB, and no more than {} MiB can be had for it",
+    .needed_bytes.div_ceil(1 << 20),
+    .room_bytes >> 20
+)]
+pub struct NoRoom {
+    /// What is to come back, bytes.
+    pub needed_bytes: u64,
+    /// What the machine and the cgroups of the target have for it, bytes.
+    pub room_bytes: u64,
+}
+
+/// Looks whether what `image` holds of process `pid`, and it has not yet, finds room.
+///
+/// # Errors
+/// When it does not.
+pub(crate) fn expect_room(pid: i32, image: &OpenImage) -> Result<(), NoRoom> {
+    let needed_bytes = image
+        .facts()
+        .raw_bytes
+        .saturating_sub(procfs::rss_bytes(pid));
+    let room_bytes = ram::obtainable_by(pid.cast_unsigned());
+    match needed_bytes <= room_bytes {
+        true => Ok(()),
+        false => Err(NoRoom {
+            needed_bytes,
+            room_bytes,
+        }),
+    }
+}
+
+/// What can be told of a target that is held, before it is touched.
+fn check_before(held: &Held) -> Result<(), RestoreError> {
+    let pid = held.pid();
+    if let Some(cgroup) = frozen_by(pid) {
+        return Err(RestoreError::CgroupFrozen { pid, cgroup });
+    }
+    let room = expect_room(pid, &held.image);
+    room.map_err(|source| RestoreError::NoRoom { pid, source })
+}
+
 fn by(signal: &Option<i32>) -> String {
     signal.map_or_else(String::new, |signal| format!(", by signal {signal}"))
 }
@@ -184,12 +236,10 @@ pub fn restore(mut held: Held, options: &RestoreOptions) -> Result<RestoreReport
     if let Some(signal) = held.ended() {
         return Err(gone(held, signal));
     }
-    if !options.waits_for_thaw
-        && let Some(cgroup) = frozen_by(pid)
+    if !options.is_undo
+        && let Err(error) = check_before(&held)
     {
-        let error = RestoreError::CgroupFrozen { pid, cgroup };
-        let held = Some(Box::new(held));
-        return Err(RestoreFailure { error, held });
+        return Err(still_held(held, error));
     }
     let mut clock = PhaseClock::start();
     let stats = match bring_back(&mut held, &options.progress, &mut clock) {

@@ -30,6 +30,21 @@ pub fn available_beside(pid: u32) -> u64 {
     available_within(&cgroups)
 }
 
+/// Bytes that the process `pid` can be given now at the most, at the price of all the page cache
+/// and swap that there is for it; `u64::MAX` where nothing tells. More wakes the OOM killer.
+#[must_use]
+pub fn obtainable_by(pid: u32) -> u64 {
+    let meminfo = read("/proc/meminfo").unwrap_or_default();
+    let swap = mem_field(&meminfo, "SwapFree:").unwrap_or(0);
+    let machine = mem_available(&meminfo).map(|bytes| bytes.saturating_add(swap));
+    let cgroups = read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let within = cgroup_dirs(&cgroups, Path::new("/sys/fs/cgroup"));
+    let groups = within
+        .iter()
+        .filter_map(|(dir, files)| files.room(dir, swap));
+    machine.into_iter().chain(groups).min().unwrap_or(u64::MAX)
+}
+
 const OWN_CGROUPS: &str = "/proc/self/cgroup";
 
 /// `cgroups`: lines of `/proc/PID/cgroup`.
@@ -42,9 +57,12 @@ fn available_within(cgroups: &str) -> u64 {
 
 /// `MemAvailable` of `/proc/meminfo`, bytes: what can be had without swapping.
 fn mem_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    mem_field(meminfo, "MemAvailable:")
+}
+
+/// A line of `/proc/meminfo`, bytes.
+fn mem_field(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)
 }
@@ -56,17 +74,31 @@ struct Files {
     usage: &'static str,
     /// In `memory.stat`: cached file pages that nobody used of late, free for the taking.
     reclaimable: &'static str,
+    /// The same for those that somebody did.
+    active: &'static str,
+    swap_limit: &'static str,
+    swap_usage: &'static str,
+    /// The two of swap are of memory and swap together.
+    swap_is_sum: bool,
 }
 
 const V1: Files = Files {
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
     reclaimable: "total_inactive_file ",
+    active: "total_active_file ",
+    swap_limit: "memory.memsw.limit_in_bytes",
+    swap_usage: "memory.memsw.usage_in_bytes",
+    swap_is_sum: true,
 };
 const V2: Files = Files {
     limit: "memory.max",
     usage: "memory.current",
     reclaimable: "inactive_file ",
+    active: "active_file ",
+    swap_limit: "memory.swap.max",
+    swap_usage: "memory.swap.current",
+    swap_is_sum: false,
 };
 
 /// The directories of the memory cgroups that a line of `/proc/PID/cgroup` puts it in,
@@ -97,15 +129,38 @@ fn cgroup_dirs(cgroups: &str, root: &Path) -> Vec<(PathBuf, Files)> {
 impl Files {
     /// Bytes up to the limit of the group in `dir`; none if it has no limit or no file.
     fn headroom(self, dir: &Path) -> Option<u64> {
-        // "max" is no number: no limit.
-        let number = |name: &str| read(dir.join(name))?.trim().parse::<u64>().ok();
-        let (limit, usage) = (number(self.limit)?, number(self.usage)?);
-        let stat = read(dir.join("memory.stat")).unwrap_or_default();
-        let reclaimable = stat
-            .lines()
-            .find_map(|line| line.strip_prefix(self.reclaimable)?.trim().parse().ok());
-        Some(limit.saturating_sub(usage.saturating_sub(reclaimable.unwrap_or(0))))
+        self.left(dir, &[self.reclaimable])
     }
+
+    /// The same with all cached file pages gone, and what the group may have of `swap` used.
+    fn room(self, dir: &Path, swap: u64) -> Option<u64> {
+        let left = self.left(dir, &[self.reclaimable, self.active])?;
+        // Without a limit, or without its files, all of it.
+        let limit = number(dir, self.swap_limit).unwrap_or(u64::MAX);
+        let swap_left = limit.saturating_sub(number(dir, self.swap_usage).unwrap_or(0));
+        Some(match self.swap_is_sum {
+            true => left.saturating_add(swap).min(swap_left.max(left)),
+            false => left.saturating_add(swap.min(swap_left)),
+        })
+    }
+
+    /// Bytes up to the limit of the group in `dir`, with what these fields of its `memory.stat`
+    /// tell out of the way.
+    fn left(self, dir: &Path, fields: &[&str]) -> Option<u64> {
+        let (limit, usage) = (number(dir, self.limit)?, number(dir, self.usage)?);
+        let stat = read(dir.join("memory.stat")).unwrap_or_default();
+        let field = |name: &&str| -> Option<u64> {
+            stat.lines()
+                .find_map(|line| line.strip_prefix(*name)?.trim().parse().ok())
+        };
+        let reclaimable: u64 = fields.iter().filter_map(field).sum();
+        Some(limit.saturating_sub(usage.saturating_sub(reclaimable)))
+    }
+}
+
+/// The number in a file of a cgroup. "max" is none: no limit.
+fn number(dir: &Path, name: &str) -> Option<u64> {
+    read(dir.join(name))?.trim().parse().ok()
 }
 
 fn read(path: impl AsRef<Path>) -> Option<String> {
@@ -171,5 +226,27 @@ mod tests {
         assert_eq!(V2.headroom(dir.path()), Some(400));
         write("memory.current", "1200\n");
         assert_eq!(V2.headroom(dir.path()), Some(0));
+    }
+
+    #[test]
+    fn room_is_made_of_cache_and_swap_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write("memory.max", "1000\n");
+        write("memory.current", "900\n");
+        write("memory.stat", "active_file 50\ninactive_file 100\n");
+        assert_eq!(V2.room(dir.path(), 0), Some(250));
+        assert_eq!(V2.room(dir.path(), 70), Some(320), "no limit of swap");
+        write("memory.swap.max", "40\n");
+        write("memory.swap.current", "10\n");
+        assert_eq!(V2.room(dir.path(), 70), Some(280));
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write("memory.limit_in_bytes", "1000\n");
+        write("memory.usage_in_bytes", "900\n");
+        write("memory.memsw.limit_in_bytes", "1100\n");
+        write("memory.memsw.usage_in_bytes", "900\n");
+        assert_eq!(V1.room(dir.path(), 70), Some(170));
+        assert_eq!(V1.room(dir.path(), 700), Some(200), "of both together");
     }
 }

@@ -55,7 +55,7 @@ pub(super) fn let_go(mut frozen: Frozen, error: StepError) -> CheckpointError {
 pub(super) fn undo(held: Held, error: StepError) -> CheckpointError {
     let pid = held.pid();
     let options = RestoreOptions {
-        waits_for_thaw: true,
+        is_undo: true,
         ..RestoreOptions::default()
     };
     match restore::restore(held, &options) {

@@ -304,6 +304,7 @@ impl From<CheckpointError> for Failure {
 impl From<RestoreError> for Failure {
     fn from(error: RestoreError) -> Self {
         let hint = match &error {
+            RestoreError::NoRoom { .. } => Some(ROOM_HINT.to_owned()),
             RestoreError::Corrupt { pid, .. } => Some(damaged_hint(*pid)),
             RestoreError::TakeDown { pid, .. } => Some(leftover_hint(*pid)),
             _ => None,
@@ -319,6 +320,8 @@ fn damaged_hint(pid: i32) -> String {
          without --on-corrupt hold a damaged image costs the process its life"
     )
 }
+
+const ROOM_HINT: &str = "end something else, or raise the limit of its memory cgroup";
 
 fn leftover_hint(pid: i32) -> String {
     format!("`memcr recover {pid}` takes the rest out")
@@ -343,6 +346,7 @@ impl From<AdoptError> for Failure {
                 ..
             } => Some(PERMISSION_HINT.to_owned()),
             AdoptError::Held { source, .. } => source.hint().map(str::to_owned),
+            AdoptError::NoRoom { .. } => Some(ROOM_HINT.to_owned()),
             AdoptError::Corrupt { pid, .. } => Some(damaged_hint(*pid)),
             AdoptError::TakeDown { pid, .. } => Some(leftover_hint(*pid)),
             AdoptError::Journal(error) if !is_unwritten(error) => journal_hint(error),

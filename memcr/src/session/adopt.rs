@@ -38,7 +38,7 @@ use crate::freeze::{Doom, Refusal, Target, doom_of_parked, freeze_again};
 use crate::inject::{Borrowed, Parasite, Site, leftovers};
 use crate::maps::vma::{self, Vma};
 use crate::pipeline::{Cancel, OpenImage, Pipeline, PipelineSpec, SearchPath};
-use crate::restore::{RestoreOptions, RestoreReport, remove_all};
+use crate::restore::{RestoreOptions, RestoreReport, expect_room, remove_all};
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::procfs;
 use orphan::{Orphan, huge_runs, open};
@@ -82,6 +82,7 @@ pub fn restore(
         Ok(ready) => ready,
         Err(error) => return Err(or_ended(error, pidfd.as_fd(), journal, search)),
     };
+    expect_room(pid, &image).map_err(|source| AdoptError::NoRoom { pid, source })?;
     clock.done("open image");
     if let Err(error) = journal.update(|record| record.state = State::Restoring) {
         // It says that the target is held, and what follows from that is the same.

@@ -2,18 +2,14 @@
 //! together never take more than before.
 
 use crate::common::Rig;
+use crate::memory_group::MemoryGroup;
 use crate::table;
 use libtest_mimic::Trial;
-use memcr_harness::require::lacking;
 use memcr_harness::wait::until;
 use memcr_harness::{
-    Allow, Context, Finished, Memcr, Result, Running, Snapshot, Victim, ensure, place, proc,
-    require,
+    Allow, Context, Finished, Memcr, Result, Running, Snapshot, Victim, ensure, proc, require,
 };
 use rustix::process::Signal;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 pub(crate) fn tests() -> Vec<Trial> {
     table(
@@ -332,56 +328,4 @@ fn nothing_compresses() -> Result {
 fn does_not_fit(finished: &Finished) -> Result {
     finished.expect(7)?;
     finished.says("the image does not fit")
-}
-
-/// A cgroup with a limit of memory, of whichever version there is; removed on drop.
-struct MemoryGroup(PathBuf);
-
-impl MemoryGroup {
-    fn new(limit: u64) -> Result<Self> {
-        let root = Path::new("/sys/fs/cgroup");
-        let (top, file) = match root.join("memory").is_dir() {
-            true => (root.join("memory"), "memory.limit_in_bytes"),
-            false => (root.to_owned(), "memory.max"),
-        };
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let n = NEXT.fetch_add(1, Relaxed);
-        let dir = top.join(format!("memcr-e2e-ram-{}-{n}", std::process::id()));
-        let made = std::fs::create_dir(&dir)
-            .and_then(|()| std::fs::write(dir.join(file), limit.to_string()));
-        let group = Self(dir);
-        made.map_err(|error| lacking("cgroup", &format!("{}: {error}", group.0.display())))?;
-        Ok(group)
-    }
-
-    /// A victim of mode `memory` within it.
-    fn victim(&self, args: &[&str]) -> Result<Victim> {
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", &self.enter(), "sh"])
-            .arg(place::victim()?)
-            .arg("memory")
-            .args(args);
-        Victim::talk(command, "memory in a cgroup")
-    }
-
-    /// Runs memcr within it.
-    fn run(&self, memcr: Memcr) -> Result<Finished> {
-        memcr.via(&["sh", "-c", &self.enter(), "sh"]).run()
-    }
-
-    /// What a shell does first, that is then another program.
-    fn enter(&self) -> String {
-        let procs = self.0.join("cgroup.procs");
-        format!("echo $$ > {} && exec \"$@\"", procs.display())
-    }
-}
-
-impl Drop for MemoryGroup {
-    fn drop(&mut self) {
-        // Whoever was in it has ended, or is about to.
-        let _ = until("the cgroup to be empty", || {
-            std::fs::remove_dir(&self.0).is_ok() || !self.0.exists()
-        });
-    }
 }

@@ -1,6 +1,7 @@
 //! Rows 34, 35, 38, 40: limits, namespaces, watched descriptors, many cycles.
 
 use crate::common::{NOBODY, PublicCopy, Rig, hold, round_trip, unharmed};
+use crate::memory_group::MemoryGroup;
 use crate::{table, test};
 use libtest_mimic::Trial;
 use memcr_harness::wait::until_some;
@@ -17,6 +18,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("cycles_20", || cycles(20)),
             ("heavy_cycles_200", || cycles(200)),
             ("memory_cgroup", memory_cgroup),
+            ("no_room_to_come_back", no_room_to_come_back),
             ("ordinary_user", ordinary_user),
             ("odd_umask", odd_umask),
             ("name_is_taken", name_is_taken),
@@ -137,44 +139,9 @@ fn cycles(n: usize) -> Result {
 /// nor the way back may push it over.
 fn memory_cgroup() -> Result {
     require("root")?;
-    let (dir, limit) = match std::path::Path::new("/sys/fs/cgroup/memory/tasks").exists() {
-        true => (
-            "/sys/fs/cgroup/memory/memcr-e2e-tight",
-            "memory.limit_in_bytes",
-        ),
-        false => ("/sys/fs/cgroup/memcr-e2e-tight", "memory.max"),
-    };
-    let dir = std::path::Path::new(dir);
-    std::fs::create_dir_all(dir)?;
-    if !dir.join(limit).exists() {
-        let _ = std::fs::remove_dir(dir);
-        return Err(memcr_harness::require::lacking(
-            "memory_cgroup",
-            "no memory controller",
-        ));
-    }
-    std::fs::write(dir.join(limit), (48 << 20).to_string())?;
-    let outcome = in_tight_cgroup(dir);
-    memcr_harness::wait::until("the cgroup to be empty", || {
-        std::fs::remove_dir(dir).is_ok()
-    })?;
-    outcome
-}
-
-fn in_tight_cgroup(dir: &std::path::Path) -> Result {
+    let group = MemoryGroup::new(48 << 20)?;
     let rig = Rig::new()?;
-    let mut command = Command::new("sh");
-    let script = format!(
-        "echo $$ > {}/cgroup.procs; exec \"$0\" \"$@\"",
-        dir.display()
-    );
-    command.args(["-c", &script]).arg(place::victim()?).args([
-        "memory",
-        "size=40M",
-        "threads=2",
-        "content=random",
-    ]);
-    let mut victim = Victim::talk(command, "a victim in a tight cgroup")?;
+    let mut victim = group.victim(&["size=40M", "threads=2", "content=random"])?;
     let before = Snapshot::take(victim.pid())?;
     for _ in 0..3 {
         hold(&rig, &victim, rig.memcr(victim.pid()))?.release()?;
@@ -182,6 +149,31 @@ fn in_tight_cgroup(dir: &std::path::Path) -> Result {
         victim.verify()?;
     }
     before.still(victim.pid(), Allow::default())?;
+    victim.quit()
+}
+
+/// Too little room for what is to come back: the OOM killer would take the target for it, so it
+/// is held on until there is enough.
+fn no_room_to_come_back() -> Result {
+    require("root")?;
+    let group = MemoryGroup::new(64 << 20)?;
+    let rig = Rig::new()?;
+    let mut victim = group.victim(&["size=32M", "content=random"])?;
+    let (pid, before) = (victim.pid(), Snapshot::take(victim.pid())?);
+    rig.checkpoint(pid).run()?.expect(0)?;
+    group.set(24 << 20)?;
+    let finished = rig.restore(pid).run()?;
+    finished.expect(12)?;
+    finished.says("what is missing of its memory are ")?;
+    group.set(64 << 20)?;
+    rig.restore(pid).run()?.expect(0)?;
+    victim.verify()?;
+    let mut held = rig.memcr(pid).hold()?;
+    group.set(24 << 20)?;
+    held.enter_and_await("what is missing of its memory are ")?;
+    group.set(64 << 20)?;
+    held.finish()?.expect(0)?;
+    unharmed(&rig, &mut victim, &before, Allow::default())?;
     victim.quit()
 }
 

@@ -43,6 +43,7 @@ mod image;
 mod limits;
 mod machinery;
 mod mappings;
+mod memory_group;
 mod options;
 mod orphaned;
 mod parked;

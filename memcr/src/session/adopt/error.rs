@@ -5,6 +5,7 @@ use std::io;
 use crate::freeze::{FreezeError, Refusal};
 use crate::inject::InjectError;
 use crate::pipeline::PipelineError;
+use crate::restore::NoRoom;
 use crate::session::TakeDownError;
 use crate::session::journal::JournalError;
 
@@ -58,6 +59,14 @@ pub enum AdoptError {
         found: String,
         /// Id of the image.
         wanted: String,
+    },
+    /// The OOM killer would make the room, and may take the target for it.
+    #[error("process {pid} is held")]
+    NoRoom {
+        /// The target.
+        pid: i32,
+        /// What is short.
+        source: NoRoom,
     },
     /// Its image is damaged, and it is held on all the same.
     #[error("process {pid} is held: its image is damaged")]
