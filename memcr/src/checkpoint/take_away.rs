@@ -123,6 +123,7 @@ pub(super) fn drop_some(
     // Clean pages of a file come back from it, guard or not.
     let may_go = |drop: &&DropRun| drop.is_file || guarded.covers(drop.run);
     let (may_go, stays): (Vec<_>, Vec<_>) = drops.iter().copied().partition(may_go);
+    borrowed.keep_cont();
     let mut given_back = give_back(borrowed, &may_go)?;
     given_back.refused_bytes += stays.iter().map(|drop| drop.run.len_bytes).sum::<u64>();
     Ok(given_back)

@@ -147,11 +147,18 @@ impl Frozen {
         self.send(libc::SIGCONT)
     }
 
-    /// A SIGCONT that somebody sent is taken away by our next SIGSTOP, and owed.
+    /// A SIGCONT that somebody sent is taken away by our next SIGSTOP, and owed. It has disarmed
+    /// all threads: those that do not work for us are armed anew.
     pub(crate) fn keep_cont(&mut self) {
-        if self.is_to_continue() && !self.owed.contains(&libc::SIGCONT) {
+        if !self.is_to_continue() {
+            return;
+        }
+        if !self.owed.contains(&libc::SIGCONT) {
             self.owed.push(libc::SIGCONT);
         }
+        let others = self.tids.iter().skip(1).filter(|_| self.is_armed);
+        // A thread that is gone needs none.
+        others.for_each(|&tid| drop(self.stop_later(tid)));
     }
 
     /// A SIGCONT is pending.

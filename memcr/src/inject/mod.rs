@@ -262,6 +262,11 @@ impl<'a> Borrowed<'a> {
             })
     }
 
+    /// A SIGCONT that somebody sent meanwhile would go with the SIGSTOP at the end of a table.
+    pub fn keep_cont(&mut self) {
+        self.frozen.keep_cont();
+    }
+
     /// Stops the process as job control does: the thread takes the SIGSTOP at the end of a
     /// table. Its other threads, which stand in their ptrace stops, are then let go into
     /// that stop, whoever lets them go, without running (`__ptrace_unlink()` of

@@ -1,6 +1,6 @@
 //! Signals that arrive while nobody is there to see them.
 
-use super::{bring_back, park};
+use super::{bring_back, expect_parked, park};
 use crate::common::expect_freed;
 use crate::table;
 use libtest_mimic::Trial;
@@ -21,6 +21,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("stray_cont_again_and_again", stray_cont_again_and_again),
             ("stop_while_parked", stop_while_parked),
             ("stop_during_the_checkpoint", stop_during_the_checkpoint),
+            ("cont_during_the_checkpoint", cont_during_the_checkpoint),
             ("ignored_ones", ignored_ones),
             ("the_parent_sees_a_stop", the_parent_sees_a_stop),
         ],
@@ -173,6 +174,33 @@ fn stop_during_the_checkpoint() -> Result {
         victim.signal(Signal::CONT)?;
         victim.verify()?;
         rig.expect_clean()?;
+        victim.quit()?;
+    }
+    Ok(())
+}
+
+/// Handled once, after the restore; and the target stands still until then.
+fn cont_during_the_checkpoint() -> Result {
+    for point in [
+        "checkpoint.stored",
+        "checkpoint.registered",
+        "checkpoint.dropped",
+    ] {
+        let rig = Rig::new()?;
+        let mut victim = Victim::start("handlers", &["signals=18", "size=8M"])?;
+        let pid = victim.pid();
+        let memcr = rig.checkpoint(pid).with_fault(&format!("{point}=stop"));
+        let memcr = memcr.start()?;
+        until(&format!("memcr to stop itself ({point})"), || {
+            proc::state(memcr.pid(), memcr.pid()) == Some('T')
+        })?;
+        victim.signal(Signal::CONT)?;
+        memcr.signal(Signal::CONT)?;
+        memcr.finish()?.expect(0)?;
+        expect_parked(pid)?;
+        bring_back(&rig, pid)?;
+        expect_stat(&mut victim, "18=1").context(point)?;
+        victim.verify()?;
         victim.quit()?;
     }
     Ok(())
