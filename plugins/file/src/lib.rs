@@ -62,7 +62,7 @@ impl Sink for FileSink {
                 default: Some("drop"),
                 required: false,
                 recorded: false,
-                help: "drop writes the image out and gives its page cache back; keep leaves both to the kernel",
+                help: "drop gives the page cache of the image back; keep leaves it there, for a restore soon after",
             },
         ],
     };

@@ -35,7 +35,8 @@ const BOUND: u64 = 64 << 20;
 /// What to do with the page cache behind an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cache {
-    /// Leave it to the kernel. Faster to restore soon after, but the memory is not free.
+    /// Leave it to the kernel, once the disk has the image. Faster to restore soon after, but the
+    /// memory is not free.
     Keep,
     /// Write out and drop.
     Drop,
@@ -86,10 +87,10 @@ impl WriteOut {
         }
     }
 
-    /// Waits until everything is on the disk, and drops it from the cache.
+    /// Waits until everything is on the disk, and drops it from the cache unless it is to stay.
     pub(crate) fn flush(&self, file: &File) -> io::Result<()> {
+        wait_for_disk(file)?;
         if self.cache == Cache::Drop {
-            wait_for_disk(file)?;
             advise(file, Advice::DontNeed);
         }
         Ok(())
