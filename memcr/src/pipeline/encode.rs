@@ -21,8 +21,7 @@ use crate::pipeline::bench::Bench;
 use crate::pipeline::chain::Blueprint;
 use crate::pipeline::crew::{Crew, Stop};
 use crate::pipeline::error::causes;
-use crate::pipeline::foreman::Foreman;
-use crate::pipeline::links::Chain;
+use crate::pipeline::foreman::{Floor, Foreman};
 use crate::pipeline::open::{self, Extent, Source};
 use crate::pipeline::queue::Job;
 use crate::pipeline::shift::Shift;
@@ -108,14 +107,14 @@ pub(super) fn prepare(
 ) -> Result<Encoder> {
     let header = header(&setup, blueprint.chunk_len)?;
     let (foreman, workers) = (Arc::new(foreman), blueprint.workers);
-    let stop = Stop::new(setup.cancel.clone(), Arc::clone(foreman.calls()));
-    let priority = setup.priority;
-    let open = move |chain: &Arc<Chain>| {
-        let (shift, n_workers) = Shift::open(chain, setup, stop, &header, workers)?;
+    let stop = Arc::new(Stop::new(setup.cancel.clone(), Arc::clone(foreman.calls())));
+    let (priority, until) = (setup.priority, Arc::clone(&stop));
+    let open = move |floor: &mut Floor| {
+        let (shift, n_workers) = Shift::open(floor.chain()?, setup, stop, &header, workers)?;
         let locator = shift.store.0.sink_locator().ok();
         Ok((shift, n_workers, locator))
     };
-    let shift = foreman.with_chain(open);
+    let shift = foreman.run_until(&until, open);
     let shift = shift.inspect_err(|_| open::forget_keys(&header.image_id))?;
     let mut encoder = Encoder {
         shift: Arc::clone(&shift.0),

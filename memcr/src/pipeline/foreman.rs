@@ -49,7 +49,8 @@ impl Floor {
         self.chain()?.sink()
     }
 
-    fn chain(&self) -> Result<&Arc<Chain>> {
+    /// All of it.
+    pub(super) fn chain(&self) -> Result<&Arc<Chain>> {
         let missing = || PipelineError::Panicked("the foreman has no chain".into());
         self.chain.as_ref().ok_or_else(missing)
     }
@@ -134,7 +135,7 @@ impl Foreman {
         }
     }
 
-    /// The same while the target stands still: once `stop` is set the answer has to come
+    /// The same for what somebody may stop: once `stop` is set the answer has to come
     /// soon, or the foreman is left behind.
     pub(super) fn run_until<R: Send + 'static>(
         &self,

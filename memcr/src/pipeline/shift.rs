@@ -60,7 +60,7 @@ impl Shift {
     pub(super) fn open(
         chain: &Arc<Chain>,
         setup: EncodeSetup,
-        stop: Stop,
+        stop: Arc<Stop>,
         header: &Header,
         workers: Workers,
     ) -> Result<(Arc<Self>, usize)> {
@@ -91,7 +91,7 @@ impl Shift {
         let shift = Self {
             fetch: setup.fetch,
             progress: setup.progress,
-            stop: Arc::new(stop),
+            stop,
             queue: Queue::new(n_ahead(n_workers, common.chunk_len as usize)),
             turnstiles: turnstiles(chain),
             sink_turn: in_order.then(Turnstile::new),

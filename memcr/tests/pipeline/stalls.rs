@@ -275,6 +275,30 @@ fn a_plugin_that_hangs_in_another_pipeline() {
     must_be_stalled(begin, stored, &wanted);
 }
 
+/// Before the target is touched too: the server of the image may be the one that hangs.
+#[test]
+fn the_user_ends_what_hangs_as_the_image_is_opened() {
+    let place = Place::new();
+    let spec = PipelineSpec {
+        stall_limit: None,
+        ..place.spec("crc32,", "open")
+    };
+    let cancel = Cancel::new();
+    cancel.cancel(CancelReason::TimedOut);
+    let setup = EncodeSetup {
+        cancel,
+        ..setup(&memory())
+    };
+    let pipeline = Pipeline::load(&spec, stages()).unwrap();
+    let error = pipeline.prepare_encode(setup).err().unwrap();
+    assert!(
+        matches!(error, PipelineError::Cancelled(CancelReason::TimedOut)),
+        "{error}"
+    );
+    place.release();
+    until("the image to go", || !place.image().exists());
+}
+
 #[test]
 fn without_a_limit_only_the_user_ends_it() {
     let place = Place::new();
