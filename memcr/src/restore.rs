@@ -274,6 +274,8 @@ pub fn restore(mut held: Held, options: &RestoreOptions) -> Result<RestoreReport
     let image_left = match &taken_down {
         Ok(()) => remove_all(image, journal),
         Err(_) if ended => remove_all(image, journal),
+        // It could not be told that nothing is missing: who goes by it wants the image.
+        Err(_) if journal.record().guard.is_some() => None,
         Err(_) => image.remove().err().map(|error| error.to_string()),
     };
     clock.done("remove image");
