@@ -66,13 +66,18 @@ impl Server {
             Ok(ask) => self.ask_for(peer, ask, waiter, now),
         };
         if let Err(failure) = done {
-            if failure.exit == Exit::Permission {
-                self.desk.counters().requests_denied += 1;
-                let (uid, why) = (peer.uid(), failure.causes().join(": "));
-                tracing::warn!(uid, "user {uid} is denied: {why}");
-            }
-            self.answer(waiter, failure.to_json(), now);
+            self.refuse(peer, waiter, &failure, now);
         }
+    }
+
+    /// `peer` is told why it is not done.
+    pub(super) fn refuse(&mut self, peer: &Peer, waiter: u64, failure: &Failure, now: Instant) {
+        if failure.exit == Exit::Permission {
+            self.desk.counters().requests_denied += 1;
+            let (uid, why) = (peer.uid(), failure.causes().join(": "));
+            tracing::warn!(uid, "user {uid} is denied: {why}");
+        }
+        self.answer(waiter, failure.to_json(), now);
     }
 
     /// Does what `peer` asks for, or has it done; `waiter` is answered then.
@@ -145,26 +150,30 @@ impl Server {
         waiter: u64,
         now: Instant,
     ) -> Result<(), Failure> {
-        match subject.group() {
+        let wanted = match subject.group() {
             None => {
                 let pid = single(subject);
                 self.refresh(pid, now);
-                let wanted = Wanted::Pid(pid);
-                // Of a process that is not held everybody may know that: /proc tells it too.
-                if self.desk.has(pid) || self.is_held_by_others(&wanted) {
-                    self.expect_may(peer, pid)?;
-                }
-                self.restore(wanted, waiter, now);
+                Wanted::Pid(pid)
             }
             Some(name) => {
                 self.refresh_all(now);
-                for pid in self.desk.members_held(&name) {
-                    self.expect_may(peer, pid)?;
-                }
-                self.restore(Wanted::Group(name), waiter, now);
+                Wanted::Group(name)
             }
-        }
-        Ok(())
+        };
+        self.restore(peer, wanted, waiter, now)
+    }
+
+    /// Whether `peer` may have that restored, by what is known of it now.
+    pub(super) fn expect_may_restore(&self, peer: &Peer, wanted: &Wanted) -> Result<(), Failure> {
+        let theirs = self.held_by_others(wanted);
+        let ours = match wanted {
+            Wanted::Pid(pid) => self.desk.has(*pid).then_some(*pid).into_iter().collect(),
+            Wanted::Group(name) => self.desk.members_held(name),
+        };
+        // Of a process that is not held everybody may know that: /proc tells it too.
+        let mut pids = ours.into_iter().chain(theirs);
+        pids.try_for_each(|pid| self.expect_may(peer, pid))
     }
 
     fn ask_abort(&mut self, peer: &Peer, subject: &Subject, waiter: u64) -> Result<(), Failure> {

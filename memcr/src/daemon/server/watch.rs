@@ -14,6 +14,7 @@ use crate::cli::failure::Failure;
 use crate::cli::list;
 use crate::daemon::desk::Desk;
 use crate::daemon::link::Facts;
+use crate::daemon::peer::Peer;
 use crate::daemon::poller::{Poller, Source};
 use crate::freeze::doom_of_parked;
 use crate::pipeline::causes;
@@ -40,6 +41,8 @@ pub(super) enum Wanted {
 /// A restore of what somebody else works on.
 #[derive(Debug)]
 struct Later {
+    /// Who asks. What is found when the others let go may not be theirs.
+    peer: Peer,
     wanted: Wanted,
     waiter: u64,
     until: Instant,
@@ -155,38 +158,48 @@ impl Server {
         }
     }
 
-    /// Whether it is held, or about to be, and not by us.
-    pub(super) fn is_held_by_others(&self, wanted: &Wanted) -> bool {
-        let is_theirs = |pid: &i32| !self.desk.has(*pid) && self.watch.others.contains(pid);
-        match wanted {
-            Wanted::Pid(pid) => is_theirs(pid),
+    /// What of it is held, or about to be, and not by us.
+    pub(super) fn held_by_others(&self, wanted: &Wanted) -> Vec<i32> {
+        let is_wanted = |pid: i32| match wanted {
+            Wanted::Pid(wanted) => pid == *wanted,
             Wanted::Group(name) => {
-                let mut others = self.watch.others.iter().filter(|pid| is_theirs(pid));
-                others.any(|&pid| {
-                    let entry = self.state_dir.entry(pid);
-                    let record = entry.and_then(|entry| entry.record.ok());
-                    let group = record.and_then(|record| record.group);
-                    group.is_some_and(|group| group.name == *name)
-                })
+                let entry = self.state_dir.entry(pid);
+                let record = entry.and_then(|entry| entry.record.ok());
+                let group = record.and_then(|record| record.group);
+                group.is_some_and(|group| group.name == *name)
             }
-        }
+        };
+        let others = self.watch.others.iter().copied();
+        others
+            .filter(|&pid| !self.desk.has(pid) && is_wanted(pid))
+            .collect()
     }
 
-    /// Restores it; what somebody else works on, when they have let go of it.
-    pub(super) fn restore(&mut self, wanted: Wanted, waiter: u64, now: Instant) {
-        let until = now + LET_GO_WITHIN;
-        self.restore_until(
+    /// Restores it for `peer`; what somebody else works on, when they have let go of it.
+    ///
+    /// # Errors
+    /// It may not.
+    pub(super) fn restore(
+        &mut self,
+        peer: &Peer,
+        wanted: Wanted,
+        waiter: u64,
+        now: Instant,
+    ) -> Result<(), Failure> {
+        self.restore_or_wait(
             Later {
+                peer: peer.clone(),
                 wanted,
                 waiter,
-                until,
+                until: now + LET_GO_WITHIN,
             },
             now,
-        );
+        )
     }
 
-    fn restore_until(&mut self, later: Later, now: Instant) {
-        if !self.is_held_by_others(&later.wanted) {
+    fn restore_or_wait(&mut self, later: Later, now: Instant) -> Result<(), Failure> {
+        self.expect_may_restore(&later.peer, &later.wanted)?;
+        if self.held_by_others(&later.wanted).is_empty() {
             match later.wanted {
                 Wanted::Pid(pid) => self.desk.restore(pid, later.waiter, now),
                 Wanted::Group(name) => self.desk.restore_group(&name, later.waiter, now),
@@ -198,9 +211,9 @@ impl Server {
                 Wanted::Pid(pid) => format!("another memcr works on process {pid}"),
                 Wanted::Group(name) => format!("another memcr works on {name}"),
             };
-            let failure = Failure::new(Exit::Held, what);
-            self.answer(later.waiter, failure.to_json(), now);
+            return Err(Failure::new(Exit::Held, what));
         }
+        Ok(())
     }
 
     fn look_at_later(&mut self, now: Instant) {
@@ -209,7 +222,10 @@ impl Server {
                 Wanted::Pid(pid) => self.refresh(*pid, now),
                 Wanted::Group(_) => self.look_at_others(now),
             }
-            self.restore_until(later, now);
+            let (peer, waiter) = (later.peer.clone(), later.waiter);
+            if let Err(failure) = self.restore_or_wait(later, now) {
+                self.refuse(&peer, waiter, &failure, now);
+            }
         }
     }
 

@@ -3,17 +3,20 @@
 //! A client is a thread that has become another user: the kernel tells the daemon of it as
 //! of a process.
 
-use super::{As, Public, expect_traced};
+use super::family::{Before, checkpoint, restore, shell, tree, tree_of};
+use super::{As, Public, expect_code, expect_traced};
 use crate::common::PublicCopy;
 use crate::table;
 use libtest_mimic::Trial;
 use memcr_client::{Ask, Client, ClientError, Location};
-use memcr_harness::daemon::{abort_of, checkpoint_of, restore_of};
+use memcr_harness::daemon::{abort_of, await_end, checkpoint_of, restore_of};
 use memcr_harness::require::lacking;
 use memcr_harness::wait::DEADLINE;
 use memcr_harness::{
-    Allow, Context, Daemon, Result, Rig, Setup, Snapshot, Victim, ensure, proc, require,
+    Allow, Context, Daemon, Result, Rig, Setup, Snapshot, Victim, Wire, ensure, proc, require,
 };
+use rustix::process::Signal;
+use serde_json::json;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -63,6 +66,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("refused_for_everybody", refused_for_everybody),
             ("more_rights_than_the_client", more_rights),
             ("end_of_others_is_not_told", end_of_others),
+            ("tree_of_others_that_is_let_go", tree_of_others_let_go),
         ],
     )
 }
@@ -391,4 +395,44 @@ fn end_of_others() -> Result {
         }
     }
     daemon.stop().map(drop)
+}
+
+/// Root's tree, held by sessions whose daemon has died and who have not noticed yet: what
+/// a user asks for meanwhile is not done once they let go of it, either.
+fn tree_of_others_let_go() -> Result {
+    require("root")?;
+    let (rig, public) = (Rig::new()?, Public::new()?);
+    let setup = Setup::new(&rig).socket(&public.socket());
+    let setup = setup.config("others = true");
+    let mut victim = shell("memory size=1M")?;
+    let root = victim.pid();
+    let pids = tree(root);
+    let before = Before::of(&pids)?;
+    let first = setup.clone().start()?;
+    first.ask(checkpoint(tree_of(root)))?;
+    let sessions = first.children();
+    for session in &sessions {
+        proc::send(*session, Signal::STOP)?;
+    }
+    first.signal(Signal::KILL)?;
+    await_end(&[first.pid()])?;
+    let daemon = setup.start()?;
+    let at = daemon.location();
+    let mut wire = A.run(move || Wire::open(&at))?;
+    wire.say(&json!({ "memcr": 1, "do": "restore", "tree": root }))?;
+    daemon.status()?;
+    for session in &sessions {
+        proc::send(*session, Signal::CONT)?;
+    }
+    first.finish()?;
+    let answer = wire.line()?.ok_or("no answer")?;
+    expect_code(&answer, 6)?;
+    for pid in &pids {
+        daemon.await_state(*pid, "held")?;
+    }
+    daemon.ask(restore(tree_of(root)))?;
+    before.still(&rig)?;
+    victim.verify()?;
+    daemon.stop()?;
+    victim.quit()
 }
