@@ -28,7 +28,7 @@ mod recent;
 mod tests;
 mod turns;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -115,6 +115,8 @@ struct Session {
     abort: Vec<Waiter>,
     /// A child of it has crashed, and its work was begun anew.
     has_crashed: bool,
+    /// Its child was told to park it.
+    parks: bool,
     /// What its child has said last.
     last_word: Option<(How, Value)>,
 }
@@ -144,6 +146,8 @@ pub(super) struct Desk {
     recent: Recent,
     /// Nothing new is begun.
     is_stopping: bool,
+    /// What was to be restored since, whether it could be or not.
+    tried: BTreeSet<i32>,
     /// There is one request only.
     is_alone: bool,
 }
@@ -162,6 +166,7 @@ impl Desk {
             counters: Counters::default(),
             recent: Recent::default(),
             is_stopping: false,
+            tried: BTreeSet::new(),
             is_alone: false,
         }
     }
@@ -405,6 +410,7 @@ impl Session {
             restore: Vec::new(),
             abort: Vec::new(),
             has_crashed: false,
+            parks: false,
             last_word: None,
         }
     }

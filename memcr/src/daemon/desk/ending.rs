@@ -23,21 +23,26 @@ impl Desk {
         }
     }
 
-    /// Leaves every held target so that another daemon finds it.
+    /// Leaves every held target so that another daemon finds it. Those that come to be held
+    /// later, because a restore fails, are left when this is called again.
     pub(in crate::daemon) fn park_all(&mut self) {
-        for session in self.sessions.values() {
-            if let (Stage::Held, Some(key)) = (&session.stage, session.key) {
+        for session in self.sessions.values_mut() {
+            if let (Stage::Held, Some(key), false) = (&session.stage, session.key, session.parks) {
+                session.parks = true;
                 let order = Order::Park;
                 self.effects.push_back(Effect::Tell { key, order });
             }
         }
     }
 
-    /// Restores held targets, at most `n` of them at a time; answers how many are left.
+    /// Restores held targets, at most `n` of them at a time; answers how many are left. Each
+    /// is tried once: a disk that is away must not keep the daemon for ever.
     pub(in crate::daemon) fn restore_some(&mut self, n: usize, now: Instant) -> usize {
         let n_restoring = self.count(|stage| matches!(stage, Stage::Restoring));
-        let pids = self.held();
+        let mut pids = self.held();
+        pids.retain(|pid| !self.tried.contains(pid));
         for &pid in pids.iter().take(n.saturating_sub(n_restoring)) {
+            self.tried.insert(pid);
             self.bring_back(pid, false, now);
         }
         pids.len()

@@ -314,6 +314,26 @@ fn at_the_end_work_is_stopped_and_targets_are_left() {
     assert!(!room.desk.is_busy());
 }
 
+#[test]
+fn at_the_end_a_restore_that_fails_is_not_begun_again() {
+    let mut room = Room::with_held(1);
+    room.desk.adopt(20, Facts::default(), None, true, room.now);
+    room.desk.stop_all();
+    assert_eq!(room.desk.restore_some(1, room.now), 2);
+    assert_eq!(room.said(), ["1! Restore { gated: false }"]);
+    room.news(1, News::Still(json!({ "ok": false, "exit_code": 12 })));
+    assert_eq!(room.desk.restore_some(1, room.now), 1, "the other one");
+    assert_eq!(room.said(), ["2: restore 20 false"]);
+    room.end(2, How::Parked, 12);
+    assert_eq!(room.desk.restore_some(1, room.now), 0);
+    assert!(room.said().is_empty());
+    room.desk.park_all();
+    room.desk.park_all();
+    assert_eq!(room.said(), ["1! Park"], "once");
+    room.end(1, How::Parked, 0);
+    assert!(!room.desk.is_busy());
+}
+
 mod groups {
     use super::*;
     use crate::session::gate::Step;

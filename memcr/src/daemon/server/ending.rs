@@ -3,7 +3,7 @@
 //! ```text
 //!   SIGTERM ─▶ no new clients, no new work; checkpoints under way are stopped
 //!           ─▶ hold: park every target │ restore: a few at a time │ kill: every target
-//!           ─▶ no child is left ─▶ the daemon ends
+//!           ─▶ what cannot be restored is parked too, no child is left ─▶ the daemon ends
 //!   a second SIGTERM ─▶ it ends at once; sessions then park their targets by themselves
 //! ```
 
@@ -86,9 +86,8 @@ impl Server {
         if self.ending.stage == Stage::Stopping && !self.desk.is_working() {
             self.ending.stage = Stage::Leaving;
             match self.ending.on_stop {
-                OnStop::Hold => self.desk.park_all(),
                 OnStop::Kill => self.desk.kill_all(now),
-                OnStop::Restore => {}
+                OnStop::Hold | OnStop::Restore => {}
             }
         }
         if self.ending.stage != Stage::Leaving {
@@ -101,6 +100,9 @@ impl Server {
             }
             OnStop::Hold | OnStop::Kill => 0,
         };
+        if n_left == 0 {
+            self.desk.park_all();
+        }
         let has_unsent = self.connections.values().any(|it| !it.is_idle());
         if n_left == 0 && !self.desk.is_busy() && !has_unsent {
             self.ending.stage = Stage::Over;

@@ -17,6 +17,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         &[
             ("told_to_end_holds", ends_and_holds),
             ("told_to_end_restores", ends_and_restores),
+            ("told_to_end_cannot_restore", ends_and_cannot_restore),
             ("told_to_end_kills", ends_and_kills),
             ("told_to_end_in_a_checkpoint", ends_in_a_checkpoint),
             ("told_to_end_twice", told_twice),
@@ -74,6 +75,22 @@ fn ends_and_restores() -> Result {
         other.verify()?;
     }
     scene.victim.quit()
+}
+
+/// A restore fails whenever it is tried: its target stays held, and keeps nobody waiting.
+fn ends_and_cannot_restore() -> Result {
+    let rig = Rig::new()?;
+    let setup = Setup::new(&rig).config("on_stop = \"restore\"");
+    let setup = setup.memcr(|memcr| memcr.with_fault("pages.populate@1+=fail:EIO"));
+    let daemon = setup.start()?;
+    let scene = Scene::with(rig, daemon)?;
+    let (pid, mut victim) = (scene.victim.pid(), scene.victim);
+    scene.daemon.checkpoint(pid)?;
+    scene.daemon.stop()?;
+    expect_traced(pid, false)?;
+    scene.rig.restore(pid).run()?.expect(0)?;
+    runs(&scene.rig, &mut victim, &scene.before, &[])?;
+    victim.quit()
 }
 
 fn ends_and_kills() -> Result {
