@@ -110,15 +110,20 @@ impl Desk {
     /// No process is beside it any more: it was parked, or a restore of one that was parked
     /// has failed.
     fn is_parked_now(&mut self, pid: i32, answer: &Value, now: Instant) {
+        let stage = self.sessions.get(&pid).map(|session| &session.stage);
+        let was_to_restore = matches!(stage, Some(Stage::Restoring));
         self.set_stage(pid, Stage::Parked, now);
         if answer["ok"] == true {
             tracing::info!(pid, "process {pid} is held by itself");
-            if let Some(name) = self.group_of(pid) {
-                return self.in_group(&name, |group| group.held(pid));
+            match self.group_of(pid) {
+                // It was told to park before it was told to restore, and heard no more.
+                Some(_) if was_to_restore => return self.bring_back(pid, true, now),
+                Some(name) => return self.in_group(&name, |group| group.held(pid)),
+                None => {}
             }
             let mut is_wanted_back = false;
             self.session(pid, |session| is_wanted_back = session.is_wanted_back());
-            if is_wanted_back && !self.is_stopping {
+            if is_wanted_back || was_to_restore {
                 self.bring_back(pid, false, now);
             }
         } else {

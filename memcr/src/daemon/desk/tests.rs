@@ -334,6 +334,20 @@ fn at_the_end_a_restore_that_fails_is_not_begun_again() {
     assert!(!room.desk.is_busy());
 }
 
+#[test]
+fn a_restore_that_crosses_the_parking_is_done() {
+    let mut room = Room::with_held(1);
+    room.desk.stop_all();
+    room.desk.park_all();
+    room.desk.restore(10, 2, room.now);
+    room.said();
+    room.end(1, How::Parked, 0);
+    assert_eq!(room.said(), ["2: restore 10 false"]);
+    room.end(2, How::Restored, 0);
+    assert_eq!(room.code(2), Some(0));
+    assert!(!room.desk.is_busy());
+}
+
 mod groups {
     use super::*;
     use crate::session::gate::Step;
@@ -443,6 +457,30 @@ mod groups {
         room.end(1, How::Undone, 8);
         room.end(2, How::Undone, 8);
         assert_eq!((room.code(1), room.code(2)), (Some(8), Some(0)));
+    }
+
+    #[test]
+    fn a_restore_that_crosses_the_parking_is_done() {
+        let mut room = stored();
+        room.desk.members("tree:10", &[10, 20]);
+        for key in [1, 2] {
+            room.news(key, News::At(Step::Stored));
+            room.held(key);
+        }
+        room.desk.stop_all();
+        room.desk.park_all();
+        room.said();
+        room.desk.restore_group("tree:10", 2, room.now);
+        room.said();
+        room.end(1, How::Parked, 0);
+        room.end(2, How::Parked, 0);
+        assert_eq!(room.said(), ["3: restore 10 true", "4: restore 20 true"]);
+        for key in [3, 4] {
+            room.news(key, News::At(Step::Restored));
+        }
+        room.end(4, How::Restored, 0);
+        room.end(3, How::Restored, 0);
+        assert_eq!(room.code(2), Some(0));
     }
 
     #[test]
