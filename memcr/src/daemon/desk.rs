@@ -47,6 +47,10 @@ use recent::Recent;
 /// How long the first checkpoint in the queue lets restores go before it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Why a checkpoint is not begun any more.
+const STOPPED: &str = "it was stopped";
+const TOO_LATE: &str = "time limit reached";
+
 /// Somebody who waits for an answer; known to the server.
 pub(super) type Waiter = u64;
 
@@ -82,7 +86,7 @@ pub(crate) struct Limits {
 /// How far a session is.
 #[derive(Debug)]
 enum Stage {
-    Queued(Task),
+    Queued(Box<Checkpoint>),
     Storing,
     /// Its checkpoint was told to stop.
     Stopping,
@@ -107,6 +111,8 @@ struct Session {
     uid: Option<u32>,
     /// When this stage began.
     since: Instant,
+    /// When its checkpoint is to be held, or not to be made.
+    until: Option<Instant>,
     /// What is to be done when it is its turn.
     pending: Option<Work>,
     /// Who waits for its checkpoint, its restore, and for its checkpoint to be stopped.
@@ -195,8 +201,9 @@ impl Desk {
         if let Some(refused) = self.refused(&[pid]) {
             return self.answer(waiter, refused.to_json());
         }
-        let stage = Stage::Queued(Task::Checkpoint(Box::new(task)));
-        let mut session = Session::new(pid, stage, now);
+        let limit = task.args.job.timeout;
+        let mut session = Session::new(pid, Stage::Queued(Box::new(task)), now);
+        session.until = limit.and_then(|limit| now.checked_add(limit));
         session.checkpoint.push(waiter);
         self.sessions.insert(pid, session);
         self.queue.push_back(pid);
@@ -212,7 +219,7 @@ impl Desk {
         };
         session.restore.push(waiter);
         match session.stage {
-            Stage::Queued(_) => self.take_from_queue(pid),
+            Stage::Queued(_) => self.take_from_queue(pid, STOPPED),
             Stage::Storing => self.stop(pid),
             // All are held or none: its group is not complete.
             Stage::Held if is_in_checkpoint => self.stop(pid),
@@ -228,7 +235,7 @@ impl Desk {
         match stage {
             Some(Stage::Queued(_)) => {
                 self.session(pid, |session| session.abort.push(waiter));
-                self.take_from_queue(pid);
+                self.take_from_queue(pid, STOPPED);
             }
             Some(Stage::Storing | Stage::Stopping) => {
                 self.session(pid, |session| session.abort.push(waiter));
@@ -351,9 +358,9 @@ impl Desk {
     }
 
     /// A checkpoint that was not begun is not begun any more.
-    fn take_from_queue(&mut self, pid: i32) {
+    fn take_from_queue(&mut self, pid: i32, why: &str) {
         self.queue.retain(|queued| *queued != pid);
-        let what = format!("the checkpoint of process {pid} was stopped before it was begun");
+        let what = format!("the checkpoint of process {pid} was not begun: {why}");
         let answer = Failure::new(Exit::Aborted, what).to_json();
         self.finish(pid, How::Undone, &answer);
     }
@@ -405,6 +412,7 @@ impl Session {
             facts: Facts::default(),
             group: None,
             since: now,
+            until: None,
             pending: None,
             checkpoint: Vec::new(),
             restore: Vec::new(),

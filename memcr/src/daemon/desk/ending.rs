@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Desk, Effect, Session, Stage, Work};
+use super::{Desk, Effect, STOPPED, Session, Stage, Work};
 use crate::daemon::child::Task;
 use crate::daemon::link::Order;
 
@@ -16,7 +16,7 @@ impl Desk {
         let pids: Vec<i32> = self.sessions.keys().copied().collect();
         for pid in pids {
             match self.sessions.get(&pid).map(|session| &session.stage) {
-                Some(Stage::Queued(_)) => self.take_from_queue(pid),
+                Some(Stage::Queued(_)) => self.take_from_queue(pid, STOPPED),
                 Some(Stage::Storing) => self.stop(pid),
                 _ => {}
             }

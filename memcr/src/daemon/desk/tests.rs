@@ -194,6 +194,32 @@ fn what_was_not_begun_is_taken_from_the_queue() {
 }
 
 #[test]
+fn the_time_in_the_queue_counts() {
+    let limited = |pid, seconds| {
+        let mut task = task(pid);
+        task.args.job.timeout = Some(Duration::from_secs(seconds));
+        task
+    };
+    let mut room = Room::new(1);
+    room.desk.checkpoint(task(10), 1, room.now);
+    room.desk.checkpoint(limited(20, 5), 2, room.now);
+    room.desk.checkpoint(limited(30, 3), 3, room.now);
+    room.desk.pump(room.now + Duration::from_secs(3));
+    assert_eq!(room.said(), ["1: checkpoint 10"]);
+    assert_eq!((room.code(2), room.code(3)), (None, Some(8)));
+    room.now += Duration::from_secs(4);
+    room.held(1);
+    let left = std::iter::from_fn(|| room.desk.next_effect()).find_map(|effect| match effect {
+        Effect::Start {
+            task: Task::Checkpoint(task),
+            ..
+        } => task.args.job.timeout,
+        _ => None,
+    });
+    assert_eq!(left, Some(Duration::from_secs(1)));
+}
+
+#[test]
 fn there_are_no_more_sessions_than_allowed() {
     let mut room = Room::new(1);
     for pid in 1..=5 {

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::{Desk, Effect, PATIENCE, Session, Stage, Work};
+use super::{Desk, Effect, PATIENCE, Session, Stage, TOO_LATE, Work};
 use crate::daemon::child::Task;
 use crate::daemon::link::Order;
 
@@ -11,6 +11,7 @@ impl Desk {
     /// Begins what has waited long enough.
     pub(in crate::daemon) fn pump(&mut self, now: Instant) {
         self.take_turns();
+        self.leave_out_late(now);
         while let Some(&pid) = self.queue.front() {
             let n_storing = self.count(|stage| matches!(stage, Stage::Storing | Stage::Stopping));
             let n_restoring = self.count(|stage| matches!(stage, Stage::Restoring));
@@ -25,9 +26,26 @@ impl Desk {
             self.queue.pop_front();
             let before = std::mem::replace(&mut session.stage, Stage::Storing);
             session.since = now;
-            if let Stage::Queued(task) = before {
-                self.start(pid, task);
+            let until = session.until;
+            if let Stage::Queued(mut task) = before {
+                // The time begins when it is asked for.
+                if let Some(until) = until {
+                    task.args.job.timeout = Some(until.saturating_duration_since(now));
+                }
+                self.start(pid, Task::Checkpoint(task));
             }
+        }
+    }
+
+    /// Checkpoints whose time is up are not begun any more.
+    fn leave_out_late(&mut self, now: Instant) {
+        let is_late = |pid: &i32| {
+            let until = self.sessions.get(pid).and_then(|session| session.until);
+            until.is_some_and(|until| until <= now)
+        };
+        let late: Vec<i32> = self.queue.iter().copied().filter(is_late).collect();
+        for pid in late {
+            self.take_from_queue(pid, TOO_LATE);
         }
     }
 

@@ -19,6 +19,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("abort_stops_a_checkpoint", || stopped_by("abort")),
             ("v1_restore_stops_a_checkpoint", v1_restore),
             ("timeout_stops_a_checkpoint", timeout),
+            ("timeout_in_the_queue", timeout_in_the_queue),
             ("stop_too_late_is_a_restore", too_late),
             ("abort_of_others", abort_of_others),
             ("restore_passes_the_queue", restore_passes_the_queue),
@@ -123,12 +124,33 @@ fn timeout() -> Result {
     let rig = Rig::new()?;
     let daemon = stopping(&rig, "sink.write=delay:400", "")?;
     let mut scene = Scene::with(rig, daemon)?;
-    let ask = Ask::Checkpoint {
-        subject: Subject::Pid(scene.pid().cast_signed()),
+    scene.daemon.refused(limited(scene.pid()), 8)?;
+    scene.expect_free()?;
+    scene.quit()
+}
+
+/// A checkpoint that has no time.
+fn limited(pid: u32) -> Ask {
+    Ask::Checkpoint {
+        subject: Subject::Pid(pid.cast_signed()),
         choice: Default::default(),
         timeout: Some(Duration::from_millis(100)),
-    };
-    scene.daemon.refused(ask, 8)?;
+    }
+}
+
+/// Its time is up while another one is stored.
+fn timeout_in_the_queue() -> Result {
+    let rig = Rig::new()?;
+    let daemon = stopping(&rig, "sink.write@3=stop", "max_checkpoints = 1")?;
+    let mut scene = Scene::with(rig, daemon)?;
+    let mut other = small()?;
+    let mut storing = begun(&scene.daemon, "checkpoint", scene.pid())?;
+    let session = scene.daemon.stopped_session()?;
+    scene.daemon.refused(limited(other.pid()), 8)?;
+    other.verify()?;
+    proc::send(session, Signal::CONT)?;
+    expect_answer(&mut storing, 0)?;
+    scene.daemon.restore(scene.pid())?;
     scene.expect_free()?;
     scene.quit()
 }
