@@ -44,6 +44,8 @@ enum At {
     Storing,
     Stored,
     Dropping,
+    /// Its session's process has crashed, and another one finds out what has become of it.
+    Settling,
     Held,
     Populating,
     /// All its memory is back.
@@ -190,6 +192,16 @@ impl Group {
         }
     }
 
+    /// The process of member `pid`'s session has crashed, and another one looks at what it has
+    /// left. Nothing is begun with it before that is held or has ended: two would be in each
+    /// other's way.
+    pub(super) fn settles(&mut self, pid: i32) -> Vec<Move> {
+        if self.work == Work::Checkpoint {
+            self.work = Work::Undo;
+        }
+        self.set(pid, At::Settling)
+    }
+
     /// The session of member `pid` is over. `is_failure`: not because the process has ended
     /// or runs again.
     pub(super) fn ended(&mut self, pid: i32, is_failure: bool) -> Vec<Move> {
@@ -197,13 +209,16 @@ impl Group {
         if is_failure && self.work == Work::Checkpoint {
             self.work = Work::Undo;
         }
-        match was {
-            Some(At::Populating | At::Ready | At::Releasing) if !is_failure => {
-                self.set(pid, At::Released)
-            }
-            Some(At::Populating | At::Ready | At::Releasing) => self.set(pid, At::Left),
-            _ => self.set(pid, At::Out),
-        }
+        let is_coming_back = matches!(
+            was,
+            Some(At::Settling | At::Populating | At::Ready | At::Releasing)
+        );
+        let at = match is_coming_back {
+            true if is_failure => At::Left,
+            true => At::Released,
+            false => At::Out,
+        };
+        self.set(pid, at)
     }
 
     /// Somebody wants the checkpoint undone, or the time is up.
@@ -288,13 +303,13 @@ impl Group {
                 moves.push(Move::Stop { pid: member.pid });
             }
         }
-        let is_busy = |member: &Member| member.at <= At::Dropping;
+        let is_busy = |member: &Member| member.at < At::Held;
         !self.members.iter().any(is_busy) && self.go_on_restore(moves)
     }
 
     /// True when every member runs, or cannot be helped now.
     fn go_on_restore(&mut self, moves: &mut Vec<Move>) -> bool {
-        if self.any(At::Starting) {
+        if self.any(At::Starting) || self.any(At::Settling) {
             return false;
         }
         let mut n_free = self.n_at_once.saturating_sub(self.count(At::Populating));
@@ -470,6 +485,31 @@ mod tests {
         assert_eq!(group.ended(3, false), []);
         let restore = |pid| Move::Restore { pid };
         assert_eq!(group.held(2), [restore(1), restore(2)]);
+    }
+
+    #[test]
+    fn one_that_crashes_is_waited_for() {
+        let mut group = storing();
+        group.reached(3, Step::Stored);
+        group.held(1);
+        assert!(group.settles(1).is_empty());
+        assert!(group.held(2).is_empty());
+        assert!(group.held(3).is_empty(), "1 is looked at still");
+        let restore = |pid| Move::Restore { pid };
+        assert_eq!(group.held(1), [restore(1), restore(2)]);
+    }
+
+    #[test]
+    fn one_that_crashes_while_it_is_restored_is_tried_again() {
+        let (mut group, _) = Group::restore(&[1, 2], |_| true, 8);
+        assert!(group.settles(2).is_empty());
+        assert!(group.reached(1, Step::Restored).is_empty());
+        assert_eq!(group.held(2), [Move::Restore { pid: 2 }]);
+        assert_eq!(group.reached(2, Step::Restored), [go(2)]);
+        assert!(group.settles(2).is_empty(), "it may have run before");
+        assert_eq!(group.ended(2, false), [go(1)]);
+        assert_eq!(group.ended(1, false), [Move::Over]);
+        assert!(group.has_worked());
     }
 
     #[test]

@@ -225,13 +225,21 @@ impl Desk {
         for waiter in waiters {
             self.answer(waiter, answer.clone());
         }
-        if let Some(name) = self.group_of(pid) {
-            self.note_member(&name, pid, answer.clone());
-            self.stop_group(&name);
+        let group = self.group_of(pid);
+        if let Some(name) = &group {
+            self.note_member(name, pid, answer.clone());
         }
         if again {
             self.set_stage(pid, Stage::Settling, now);
-            self.in_turn(pid, Work::Start(Task::Settle { pid }));
+            let settle = Work::Start(Task::Settle { pid });
+            match group {
+                // Others may wait for it who have had their turns.
+                Some(name) => {
+                    self.begin(pid, settle);
+                    self.in_group(&name, |group| group.settles(pid));
+                }
+                None => self.in_turn(pid, settle),
+            }
         } else {
             // It is not to crash for ever; the next who asks may try again.
             self.set_stage(pid, Stage::Parked, now);

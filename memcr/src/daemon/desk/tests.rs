@@ -449,10 +449,36 @@ mod groups {
     fn a_crash_has_the_others_stopped() {
         let mut room = stored();
         room.desk.child_gone(2, "was ended by signal 11", room.now);
-        assert_eq!(room.said(), ["1! stop", "3: settle 20"]);
+        assert_eq!(room.said(), ["3: settle 20", "1! stop"]);
         room.end(1, How::Undone, 8);
         room.end(3, How::Restored, 0);
         assert_eq!(room.code(1), Some(1), "both run, and why is told");
+    }
+
+    #[test]
+    fn a_crash_of_one_that_is_held_is_settled_before_it_is_restored() {
+        let mut room = stored();
+        room.desk.members("tree:10", &[10, 20]);
+        room.news(1, News::At(Step::Stored));
+        room.news(2, News::At(Step::Stored));
+        room.held(2);
+        room.said();
+        room.desk.restore(20, 2, room.now);
+        room.desk.child_gone(2, "was ended by signal 11", room.now);
+        assert_eq!(room.said(), ["3: settle 20"]);
+        room.held(1);
+        assert!(room.said().is_empty(), "no second one beside it");
+        room.end(3, How::Parked, 0);
+        assert_eq!(
+            room.said(),
+            ["1! Restore { gated: true }", "4: restore 20 true"]
+        );
+        room.news(1, News::At(Step::Restored));
+        room.news(4, News::At(Step::Restored));
+        room.end(4, How::Restored, 0);
+        room.end(1, How::Restored, 0);
+        assert_eq!((room.code(1), room.code(2)), (Some(1), Some(0)));
+        assert!(!room.desk.is_busy());
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl Desk {
         }
     }
 
-    fn begin(&mut self, pid: i32, work: Work) {
+    pub(super) fn begin(&mut self, pid: i32, work: Work) {
         let key = self.sessions.get(&pid).and_then(|session| session.key);
         match (work, key) {
             (Work::Tell(order), Some(key)) => {
