@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use memcr_wire::limit::MAX_UNANSWERED;
 use memcr_wire::{Ask, Choice, Command, Compress, Incoming, LegacyRequest, Subject};
 use serde_json::{Value, json};
 
@@ -20,8 +21,7 @@ use super::watch::Wanted;
 use crate::cli::config;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
-use crate::daemon::child::{Checkpoint, Task};
-use crate::daemon::connection::Connection;
+use crate::daemon::child::Checkpoint;
 use crate::daemon::members;
 use crate::daemon::peer::Peer;
 use crate::daemon::permit::Permit;
@@ -39,8 +39,10 @@ impl Server {
     /// A request of `peer` has come in on a connection. That may be over by now, since an
     /// answer to one before it found nobody: the request counts all the same.
     pub(super) fn request(&mut self, number: u64, peer: &Peer, incoming: Incoming, now: Instant) {
-        let connection = self.connections.get_mut(&number);
-        let has_room = connection.is_none_or(Connection::begin);
+        let has_room = match self.connections.get_mut(&number) {
+            Some(connection) => connection.begin(),
+            None => self.waiting.n_of(number) < MAX_UNANSWERED,
+        };
         self.desk.counters().requests += 1;
         let (form, ask) = match incoming {
             Incoming::Legacy(request) => {
@@ -108,7 +110,7 @@ impl Server {
                 let list = self.desk.list(|pid| self.expect_may(peer, pid).is_ok());
                 self.answer(waiter, ok(list), now);
             }
-            Ask::Stages => self.ask(&Task::Stages, waiter, now),
+            Ask::Stages => self.ask_stages(waiter, now)?,
         }
         Ok(())
     }

@@ -50,6 +50,12 @@ impl Waiting {
         self.last
     }
 
+    /// How many answers a connection, which may be over, waits for.
+    pub(super) fn n_of(&self, connection: u64) -> usize {
+        let all = self.all.values();
+        all.filter(|one| one.connection == connection).count()
+    }
+
     /// Somebody within waits from now on, and asks for the answer by [`Waiting::take`].
     pub(super) fn add_inside(&mut self) -> Waiter {
         self.last += 1;

@@ -6,7 +6,7 @@ use crate::common::NOBODY;
 use crate::table;
 use libtest_mimic::Trial;
 use memcr_harness::wait::{DEADLINE, until};
-use memcr_harness::{Context, Daemon, Result, Rig, Setup, Wire, ensure, proc, require};
+use memcr_harness::{Context, Daemon, Result, Rig, Setup, Victim, Wire, ensure, proc, require};
 use rustix::process::Signal;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -18,6 +18,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("slow_clients", slow_clients),
             ("hangs_up_after_a_checkpoint", hangs_up),
             ("hangs_up_behind_many_requests", hangs_up_behind_many),
+            (
+                "hangs_up_behind_too_many_requests",
+                hangs_up_behind_too_many,
+            ),
             ("hangs_up_in_a_restore", hangs_up_in_a_restore),
             ("connections_of_one_user", connections_of_one_user),
             ("comes_and_goes", comes_and_goes),
@@ -128,6 +132,37 @@ fn hangs_up_behind_many() -> Result {
     scene.daemon.restore(pid)?;
     scene.expect_free()?;
     scene.quit()
+}
+
+/// Gone before the first answer, it has no more under way than one that stays.
+fn hangs_up_behind_too_many() -> Result {
+    let rig = Rig::new()?;
+    let setup = Setup::new(&rig).config("max_checkpoints = 1");
+    let daemon = setup
+        .memcr(|memcr| memcr.with_fault("sink.write=stop"))
+        .start()?;
+    let victims = (0..20).map(|_| Victim::start("memory", &["size=1M"]));
+    let mut victims = victims.collect::<Result<Vec<_>>>()?;
+    let mut lines = "{\"memcr\":1,\"do\":\"status\"}\n".to_owned();
+    for victim in &victims {
+        let request = json!({ "memcr": 1, "do": "checkpoint", "pid": victim.pid() });
+        lines += &format!("{request}\n");
+    }
+    let mut wire = daemon.wire()?;
+    daemon.status()?;
+    daemon.signal(Signal::STOP)?;
+    wire.send(lines.as_bytes())?;
+    drop(wire);
+    daemon.signal(Signal::CONT)?;
+    let session = daemon.stopped_session()?;
+    let sessions = daemon.status()?["sessions"].clone();
+    let want = json!({ "queued": 15, "storing": 1, "held": 0, "restoring": 0 });
+    ensure(sessions == want, || sessions.to_string())?;
+    daemon.signal(Signal::TERM)?;
+    proc::send(session, Signal::CONT)?;
+    daemon.finish()?.expect(0)?;
+    rig.expect_clean()?;
+    victims.iter_mut().try_for_each(|it| it.verify().map(drop))
 }
 
 fn hangs_up_in_a_restore() -> Result {
