@@ -65,11 +65,15 @@ pub fn spawn(keep: OwnedFd, stop: Signal, what: impl FnOnce(OwnedFd) -> i32) -> 
         _ => {
             // A positive number here; nobody but us can reap it before we have its pidfd.
             let raw = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
-            let pidfd = pidfd_open(raw, PidfdFlags::empty()).inspect_err(|_| {
-                // No descriptors are left: nobody would ever hear of it.
-                let _ = kill_process(raw, stop);
-            })?;
-            Ok(Child { pid, pidfd })
+            match pidfd_open(raw, PidfdFlags::empty()) {
+                Ok(pidfd) => Ok(Child { pid, pidfd }),
+                Err(error) => {
+                    // No descriptors are left: nobody would ever hear of it.
+                    let _ = kill_process(raw, Signal::KILL);
+                    let _ = wait(pid);
+                    Err(error.into())
+                }
+            }
         }
     }
 }
@@ -85,18 +89,30 @@ impl Child {
     /// # Errors
     /// ECHILD: somebody else has reaped it.
     pub fn reap(&self) -> io::Result<Ended> {
-        let mut status = 0;
-        loop {
-            // SAFETY: `status` is a live int; the pid is that of a child of ours.
-            let result = unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
-            match super::check(result.into()) {
-                Ok(_) if libc::WIFSIGNALED(status) => {
-                    return Ok(Ended::Signaled(libc::WTERMSIG(status)));
-                }
-                Ok(_) => return Ok(Ended::Exited(libc::WEXITSTATUS(status))),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        wait(self.pid)
+    }
+
+    /// Ends it, which has hardly begun: nobody could hear of it.
+    pub fn call_off(&self) {
+        self.signal(Signal::KILL);
+        // Somebody else has reaped it: then it has ended.
+        let _ = self.reap();
+    }
+}
+
+/// Waits for the end of a child of ours.
+fn wait(pid: i32) -> io::Result<Ended> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is a live int; the pid is that of a child of ours.
+        let result = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        match super::check(result.into()) {
+            Ok(_) if libc::WIFSIGNALED(status) => {
+                return Ok(Ended::Signaled(libc::WTERMSIG(status)));
             }
+            Ok(_) => return Ok(Ended::Exited(libc::WEXITSTATUS(status))),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }

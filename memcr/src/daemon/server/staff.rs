@@ -146,12 +146,13 @@ impl Server {
 
     fn spawn(&mut self, key: Key, task: &Task, is_asked: bool) -> io::Result<()> {
         let (ours, theirs) = Link::pair()?;
+        self.poller.add(&ours, Source::Link(key))?;
         let home = &self.home;
         let child = fork::spawn(theirs.into(), STOP, |link| {
             child::run(home, task, Link::from(link))
         })?;
-        self.poller.add(&ours, Source::Link(key))?;
-        self.poller.add(&child.pidfd, Source::Child(key))?;
+        let watched = self.poller.add(&child.pidfd, Source::Child(key));
+        watched.inspect_err(|_| child.call_off())?;
         let one = One {
             child,
             link: ours,
