@@ -63,6 +63,10 @@ pub(super) struct Server {
     poller: Poller,
     signals: SignalFd,
     listeners: Vec<Listener>,
+    /// Nobody is let in before that: there is no room for anybody.
+    closed_until: Option<Instant>,
+    /// It was said that there is no room, which there was not since.
+    has_said_full: bool,
     connections: BTreeMap<u64, Connection>,
     last_connection: u64,
     desk: Desk,
@@ -94,6 +98,8 @@ impl Server {
             poller,
             signals,
             listeners: Vec::new(),
+            closed_until: None,
+            has_said_full: false,
             connections: BTreeMap::new(),
             last_connection: 0,
             staff: Staff::default(),
@@ -147,6 +153,7 @@ impl Server {
     fn patience(&self) -> Duration {
         let is_quiet = self.connections.is_empty()
             && !self.ending.has_begun()
+            && self.closed_until.is_none()
             && !self.desk.is_working()
             && self.watch.is_quiet(&self.desk);
         if is_quiet {
@@ -172,6 +179,10 @@ impl Server {
     }
 
     fn tick(&mut self, now: Instant) {
+        if self.closed_until.is_some_and(|until| until <= now) {
+            self.closed_until = None;
+            self.open_doors(true);
+        }
         let late: Vec<u64> = self
             .connections
             .iter()
@@ -213,8 +224,9 @@ impl Server {
         let stream = match listener.accept() {
             Ok(Some(stream)) => stream,
             Ok(None) => return,
-            Err(error) => return tracing::warn!("cannot take a connection: {error}"),
+            Err(error) => return self.is_full(&error, now),
         };
+        self.has_said_full = false;
         self.desk.counters().connections += 1;
         let admitted = self.admit(listener, &stream);
         let peer = match admitted {
@@ -231,6 +243,25 @@ impl Server {
         }
         let connection = Connection::new(stream, peer, now);
         self.connections.insert(number, connection);
+    }
+
+    /// Descriptors or memory are short. Whoever waits at the door would be told of again at
+    /// once: nobody is, up to the next tick.
+    fn is_full(&mut self, error: &io::Error, now: Instant) {
+        if !std::mem::replace(&mut self.has_said_full, true) {
+            tracing::warn!("cannot take a connection: {error}");
+        }
+        self.closed_until = Some(now + TICK);
+        self.open_doors(false);
+    }
+
+    fn open_doors(&self, open: bool) {
+        for (at, listener) in (0..).zip(&self.listeners) {
+            let source = Source::Listener(at);
+            if let Err(error) = self.poller.want(listener, source, open, false) {
+                tracing::error!("cannot wait for clients: {error}");
+            }
+        }
     }
 
     /// Who has connected, if they are to be served.

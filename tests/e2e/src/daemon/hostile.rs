@@ -7,7 +7,7 @@ use crate::table;
 use libtest_mimic::Trial;
 use memcr_harness::wait::{DEADLINE, until};
 use memcr_harness::{Context, Daemon, Result, Rig, Setup, Victim, Wire, ensure, proc, require};
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("hangs_up_in_a_restore", hangs_up_in_a_restore),
             ("connections_of_one_user", connections_of_one_user),
             ("comes_and_goes", comes_and_goes),
+            ("no_descriptors_are_left", no_descriptors_are_left),
         ],
     )
 }
@@ -214,6 +215,32 @@ fn connections_of_one_user() -> Result {
         daemon.status().is_ok() && daemon.n_fds() <= n_fds
     })?;
     daemon.stop().map(drop)
+}
+
+/// Whoever comes meanwhile waits, and the log is not filled.
+fn no_descriptors_are_left() -> Result {
+    let rig = Rig::new()?;
+    let mut daemon = Daemon::start(&rig)?;
+    let request = json!({ "memcr": 1, "do": "status" });
+    let mut early = daemon.wire()?;
+    expect_code(&early.ask(&request)?, 0)?;
+    let pid = Pid::from_raw(daemon.pid().cast_signed());
+    let limit = |current| Rlimit {
+        current: Some(current),
+        maximum: Some(1024),
+    };
+    prlimit(pid, Resource::Nofile, limit(3)).context("prlimit")?;
+    let mut wire = daemon.wire()?;
+    daemon.await_message("cannot take a connection")?;
+    for _ in 0..20 {
+        expect_code(&early.ask(&request)?, 0)?;
+    }
+    prlimit(pid, Resource::Nofile, limit(1024)).context("prlimit")?;
+    expect_code(&wire.ask(&request)?, 0)?;
+    drop((early, wire));
+    let said = daemon.stop()?.err;
+    let n_said = said.matches("cannot take a connection").count();
+    ensure(n_said == 1, || format!("said {n_said} times"))
 }
 
 /// A thousand clients that connect and go, with a word or without.
