@@ -36,6 +36,8 @@ pub(super) struct Settings {
     pub(super) daemon: Daemon,
     /// How often the service manager wants to hear from us, at the most.
     pub(super) heartbeat: Duration,
+    /// It has a service manager that is to hear how it goes, if there is one.
+    is_service: bool,
     has_watchdog: bool,
     beaten: Option<Instant>,
 }
@@ -47,6 +49,10 @@ impl Settings {
         Self {
             on_stop: OnStop::Hold,
             metrics: None,
+            // Whoever started us may be a service, which we are not.
+            is_service: false,
+            heartbeat: HEARTBEAT,
+            has_watchdog: false,
             ..Self::with(config, args, daemon, None, Vec::new())
         }
     }
@@ -101,6 +107,7 @@ impl Settings {
             daemon,
             // Half of what it allows, as sd_watchdog_enabled(3) recommends.
             heartbeat: watchdog.map_or(HEARTBEAT, |limit| HEARTBEAT.min(limit / 2)),
+            is_service: true,
             has_watchdog: watchdog.is_some(),
             beaten: None,
         }
@@ -129,7 +136,9 @@ impl Settings {
 
     /// Tells it that the end has begun.
     pub(super) fn say_stopping(&self) {
-        say(&[NotifyState::Stopping]);
+        if self.is_service {
+            say(&[NotifyState::Stopping]);
+        }
     }
 
     /// Tells it that we are alive, when it is time.

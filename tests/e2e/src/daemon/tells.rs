@@ -1,6 +1,7 @@
 //! What the daemon tells without being asked: the service manager (sd_notify(3),
 //! sd_watchdog_enabled(3)), the log, and the file for Prometheus.
 
+use super::family::command_line;
 use super::{Scene, small};
 use crate::table;
 use libtest_mimic::Trial;
@@ -17,6 +18,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         "daemon",
         &[
             ("tells_its_service_manager", tells_its_service_manager),
+            ("is_no_service", is_no_service),
             (
                 "logs_one_object_for_each_event",
                 logs_one_object_for_each_event,
@@ -140,6 +142,29 @@ fn tells_its_service_manager() -> Result {
     daemon.signal(Signal::TERM)?;
     await_words(&said, &["STOPPING=1"])?;
     daemon.finish()?.expect(0)?;
+    std::fs::remove_file(&path).context(path.display())?;
+    rig.expect_clean()?;
+    victim.verify()?;
+    victim.quit()
+}
+
+/// `memcr checkpoint --tree`, started by a service, does not speak for that.
+fn is_no_service() -> Result {
+    let rig = Rig::new()?;
+    let path = rig.dir().join("notify");
+    let manager = UnixDatagram::bind(&path).context(path.display())?;
+    manager.set_nonblocking(true)?;
+    let mut victim = small()?;
+    let which = ["--tree", &victim.pid().to_string()];
+    for verb in ["checkpoint", "restore"] {
+        let memcr = command_line(&rig, verb, &which).env("NOTIFY_SOCKET", &path);
+        memcr.env("WATCHDOG_USEC", "1000000").run()?.expect(0)?;
+        let mut word = [0; 64];
+        let heard = manager.recv(&mut word);
+        ensure(heard.is_err(), || {
+            format!("{verb}: {}", String::from_utf8_lossy(&word))
+        })?;
+    }
     std::fs::remove_file(&path).context(path.display())?;
     rig.expect_clean()?;
     victim.verify()?;
