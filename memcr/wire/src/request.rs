@@ -318,13 +318,17 @@ impl Ask {
 }
 
 impl Subject {
-    /// `tree:4711`, `cgroup:/x`: the value of `group` in answers; none for one process.
+    /// `tree:4711`, `cgroup:/x`: the value of `group` in answers; none for one process. A
+    /// cgroup has one, however many `/` its path was given with.
     #[must_use]
     pub fn group(&self) -> Option<String> {
         match self {
             Self::Pid(_) => None,
             Self::Tree(pid) => Some(format!("tree:{pid}")),
-            Self::Cgroup(path) => Some(format!("cgroup:{path}")),
+            Self::Cgroup(path) => {
+                let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+                Some(format!("cgroup:/{}", parts.join("/")))
+            }
         }
     }
 

@@ -362,6 +362,11 @@ fn subjects_have_a_name_in_answers() {
             Some("cgroup:/a\u{1b}"),
             "cgroup /a\\u{1b}",
         ),
+        (
+            Subject::Cgroup("/a//x/".into()),
+            Some("cgroup:/a/x"),
+            "cgroup /a//x/",
+        ),
     ] {
         assert_eq!(subject.group().as_deref(), group);
         assert_eq!(subject.to_string(), said);
