@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -61,7 +61,14 @@ impl Metrics {
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
-    fs::write(&beside, text)?;
+    // What is there was left by one that died, or is somebody's link to another file: where
+    // others may write, ours must be a new one.
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = fs::File::create_new(&beside)?;
+    file.write_all(text.as_bytes())?;
     fs::rename(&beside, path)
 }
 
@@ -107,6 +114,18 @@ mod tests {
              # TYPE memcr_restores_total counter\nmemcr_restores_total 3\n\
              # TYPE memcr_sessions gauge\nmemcr_sessions{state=\"held\"} 2\n"
         );
+    }
+
+    #[test]
+    fn no_link_leads_to_another_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("m.prom"), dir.path().join("other"));
+        fs::write(&other, "precious").unwrap();
+        std::os::unix::fs::symlink(&other, dir.path().join("m.prom.new")).unwrap();
+        replace(&path, "text").unwrap();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "precious");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "text");
+        assert!(!path.is_symlink());
     }
 
     #[test]
