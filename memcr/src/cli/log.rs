@@ -69,7 +69,21 @@ fn text(level: &Level, fields: &Fields) -> String {
         Level::DEBUG | Level::TRACE => "debug: ",
     };
     // What a line has in numbers beside its words is for machines.
-    format!("memcr: {level}{}", fields.message)
+    format!("memcr: {level}{}", in_one_line(&fields.message))
+}
+
+/// What others choose (a directory, a name) must not look like a line of ours, nor move the
+/// cursor of who reads it.
+fn in_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_debug());
+        } else {
+            line.push(character);
+        }
+    }
+    line
 }
 
 /// The fields of an event.
@@ -124,5 +138,22 @@ impl Visit for Fields {
             "message" => self.message = text,
             _ => self.set(field, json!(text)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_whatever_its_words_are() {
+        let fields = Fields {
+            message: "the directory /x\nmemcr: é is held\u{1b}[2J".into(),
+            ..Fields::default()
+        };
+        assert_eq!(
+            text(&Level::WARN, &fields),
+            "memcr: warning: the directory /x\\nmemcr: é is held\\u{1b}[2J"
+        );
     }
 }
