@@ -395,6 +395,7 @@ fn undone(error: &PipelineError) -> Exit {
 fn barred(barred: &Barred) -> Exit {
     match barred {
         Barred::Cancelled(_) => Exit::Aborted,
+        Barred::Ended => Exit::NoProcess,
         Barred::Denied(_) => Exit::Permission,
     }
 }

@@ -47,6 +47,7 @@ pub(crate) fn run(
         Wish::Checkpoint => {
             let template = Checkpoint {
                 pid: 0,
+                started: None,
                 args: args.clone(),
                 choice,
                 // Nobody is restored beside it.

@@ -36,6 +36,7 @@ use crate::session::gate::{Barred, Gate, Step};
 use crate::session::journal::GroupRecord;
 use crate::session::{Held, HeldEvent};
 use crate::sys::heap;
+use crate::sys::procfs::Stat;
 
 /// How often a held target is looked at for a signal that would end it. A thousand
 /// sessions look at the same machine.
@@ -87,6 +88,9 @@ pub(crate) enum Task {
 pub(crate) struct Checkpoint {
     /// The target.
     pub(crate) pid: i32,
+    /// When it started, in clock ticks since boot, which with the pid names one process;
+    /// `None`: it is begun at once, and means the one that it finds.
+    pub(crate) started: Option<u64>,
     /// The command line of the daemon with what the request says.
     pub(crate) args: Args,
     /// What it comes to.
@@ -163,6 +167,7 @@ fn checkpoint(home: &Home, task: &Checkpoint, link: &Arc<Link>) -> End {
         link: Arc::clone(link),
         cancel: cancel.clone(),
         pid: task.pid,
+        started: task.started.or_else(|| started(task.pid)),
         permit: task.permit.clone(),
         is_gated: task.group.is_some(),
     };
@@ -183,6 +188,11 @@ fn checkpoint(home: &Home, task: &Checkpoint, link: &Arc<Link>) -> End {
         Err(failure) if failure.exit == Exit::RestoreFailed => End::failed(&failure, How::Parked),
         Err(failure) => End::failed(&failure, How::Undone),
     }
+}
+
+/// When a process started, if there is one.
+fn started(pid: i32) -> Option<u64> {
+    Stat::read(pid).ok().map(|stat| stat.start_time)
 }
 
 /// Holds the target until somebody says what is to become of it.
@@ -360,13 +370,14 @@ fn ok(mut answer: Value) -> Value {
     answer
 }
 
-/// The gates of a session's process: what its caller may do is looked at again, and with
-/// others it goes on when the daemon says so.
+/// The gates of a session's process: which process it is, and what its caller may do is
+/// looked at again, and with others it goes on when the daemon says so.
 #[derive(Debug)]
 struct Checks {
     link: Arc<Link>,
     cancel: Cancel,
     pid: i32,
+    started: Option<u64>,
     permit: Option<Permit>,
     is_gated: bool,
 }
@@ -377,6 +388,7 @@ impl Checks {
             link: Arc::clone(link),
             cancel: Cancel::new(),
             pid,
+            started: None,
             permit: None,
             is_gated,
         }
@@ -405,6 +417,13 @@ impl Checks {
 
 impl Gate for Checks {
     fn pass(&self, step: Step) -> Result<(), Barred> {
+        // Looked at before the freeze too, so that nobody else's is frozen for nothing.
+        if matches!(step, Step::Prepared | Step::Frozen)
+            && self.started.is_some()
+            && started(self.pid) != self.started
+        {
+            return Err(Barred::Ended);
+        }
         if step == Step::Frozen
             && let Some(permit) = &self.permit
         {

@@ -36,6 +36,9 @@ pub enum Barred {
     /// Somebody has stopped the work.
     #[error("{0}")]
     Cancelled(CancelReason),
+    /// The process that was meant has ended, and another one has its number.
+    #[error("it has ended, and its number is another process's now")]
+    Ended,
     /// Now that it stands still, the target turns out to be none of the caller's.
     #[error("the one who asked for it may not do that to this process")]
     Denied(#[source] Box<dyn Error + Send + Sync>),

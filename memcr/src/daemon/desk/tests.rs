@@ -21,6 +21,7 @@ fn task(pid: i32) -> Checkpoint {
     let config = Config::load(None, &Places::default()).unwrap();
     Checkpoint {
         pid,
+        started: None,
         choice: pipeline(&config, &args.job, &[]).unwrap(),
         args,
         priority: Priority::Low,

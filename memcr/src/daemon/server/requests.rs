@@ -128,7 +128,7 @@ impl Server {
         match subject.group() {
             None => {
                 let pid = single(subject);
-                self.expect_may(peer, pid)?;
+                task.started = Some(self.look(peer, pid)?);
                 self.refresh(pid, now);
                 task.pid = pid;
                 self.desk.checkpoint(task, waiter, now);
@@ -210,6 +210,11 @@ impl Server {
 
     /// Whether `peer` may act on process `pid`.
     fn expect_may(&self, peer: &Peer, pid: i32) -> Result<(), Failure> {
+        self.look(peer, pid).map(drop)
+    }
+
+    /// The same; answers when the process started.
+    fn look(&self, peer: &Peer, pid: i32) -> Result<u64, Failure> {
         let gone = || Failure::new(Exit::NoProcess, format!("no process {pid}"));
         if pid <= 0 {
             return Err(gone());
@@ -217,7 +222,8 @@ impl Server {
         let rules = &self.settings.rules;
         let target = rules.look(pid).map_err(|_| gone())?;
         let may = rules.may(peer, &target, |pid| self.staff.is_ours(pid));
-        may.map_err(|denied| Failure::new(Exit::Permission, denied))
+        may.map_err(|denied| Failure::new(Exit::Permission, denied))?;
+        Ok(target.start_time)
     }
 
     /// How a checkpoint is to be done for `peer`. Its pid is not in it yet.
@@ -255,6 +261,7 @@ impl Server {
         }
         Ok(Checkpoint {
             pid: 0,
+            started: None,
             args,
             choice: chosen,
             priority: PRIORITY,

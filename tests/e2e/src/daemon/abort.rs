@@ -6,7 +6,10 @@ use crate::table;
 use libtest_mimic::Trial;
 use memcr_client::{Ask, Subject};
 use memcr_harness::daemon::{abort_of, checkpoint_of, restore_of};
-use memcr_harness::{Context, Daemon, Result, Rig, Setup, Snapshot, Wire, ensure, proc};
+use memcr_harness::require::lacking;
+use memcr_harness::{
+    Allow, Context, Daemon, Result, Rig, Setup, Snapshot, Victim, Wire, ensure, proc, require,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -23,6 +26,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("stop_too_late_is_a_restore", too_late),
             ("abort_of_others", abort_of_others),
             ("restore_passes_the_queue", restore_passes_the_queue),
+            ("pid_used_again_in_the_queue", pid_used_again),
             ("sessions_limit", sessions_limit),
         ],
     )
@@ -234,6 +238,48 @@ fn restore_passes_the_queue() -> Result {
         runs(&rig, victim, before, &[])?;
     }
     daemon.stop().map(drop)
+}
+
+/// While its checkpoint waits, a process ends, and another one has its number: that one is
+/// not what was meant.
+fn pid_used_again() -> Result {
+    require("root")?;
+    let rig = Rig::new()?;
+    let daemon = stopping(&rig, "sink.write@3=stop", "max_checkpoints = 1")?;
+    let mut meant = small()?;
+    let mut scene = Scene::with(rig, daemon)?;
+    let mut storing = begun(&scene.daemon, "checkpoint", scene.pid())?;
+    let session = scene.daemon.stopped_session()?;
+    let pid = meant.pid();
+    let mut queued = begun(&scene.daemon, "checkpoint", pid)?;
+    meant.signal(Signal::KILL)?;
+    meant.exit_status()?;
+    let mut heir = heir_of(pid)?;
+    let before = Snapshot::take(pid)?;
+    proc::send(session, Signal::CONT)?;
+    expect_answer(&mut storing, 0)?;
+    expect_answer(&mut queued, 5)?;
+    before.still(pid, Allow::default())?;
+    heir.verify()?;
+    scene.daemon.restore(scene.pid())?;
+    scene.expect_free()?;
+    scene.quit()?;
+    heir.quit()
+}
+
+/// A target with this pid, which is free; others may take it first.
+fn heir_of(pid: u32) -> Result<Victim> {
+    for _ in 0..100 {
+        let last = "/proc/sys/kernel/ns_last_pid";
+        let set = std::fs::write(last, (pid - 1).to_string());
+        set.map_err(|error| lacking("checkpoint_restore", &format!("{last}: {error}")))?;
+        let victim = small()?;
+        if victim.pid() == pid {
+            return Ok(victim);
+        }
+        victim.quit()?;
+    }
+    Err(format!("somebody else has pid {pid}").into())
 }
 
 /// There is a limit, which what is held counts for.
