@@ -303,8 +303,8 @@ impl Desk {
         }
     }
 
-    /// The processes that have a session in the group of this name.
-    pub(super) fn members_held(&self, name: &str) -> Vec<i32> {
+    /// The processes that have a session in the group of this name, however far that is.
+    pub(super) fn pids_in_group(&self, name: &str) -> Vec<i32> {
         let is_member = |session: &Session| {
             let group = session.group.as_ref();
             group.is_some_and(|group| group.name == name)

@@ -171,7 +171,7 @@ impl Server {
         let theirs = self.held_by_others(wanted);
         let ours = match wanted {
             Wanted::Pid(pid) => self.desk.has(*pid).then_some(*pid).into_iter().collect(),
-            Wanted::Group(name) => self.desk.members_held(name),
+            Wanted::Group(name) => self.desk.pids_in_group(name),
         };
         // Of a process that is not held everybody may know that: /proc tells it too.
         let mut pids = ours.into_iter().chain(theirs);
@@ -188,7 +188,7 @@ impl Server {
                 self.desk.abort(pid, waiter);
             }
             Some(name) => {
-                for pid in self.desk.members_held(&name) {
+                for pid in self.desk.pids_in_group(&name) {
                     self.expect_may(peer, pid)?;
                 }
                 self.desk.abort_group(&name, waiter);
