@@ -169,13 +169,31 @@ impl Server {
     /// Whether `peer` may have that restored, by what is known of it now.
     pub(super) fn expect_may_restore(&self, peer: &Peer, wanted: &Wanted) -> Result<(), Failure> {
         let theirs = self.held_by_others(wanted);
-        let ours = match wanted {
-            Wanted::Pid(pid) => self.desk.has(*pid).then_some(*pid).into_iter().collect(),
-            Wanted::Group(name) => self.desk.pids_in_group(name),
-        };
-        // Of a process that is not held everybody may know that: /proc tells it too.
-        let mut pids = ours.into_iter().chain(theirs);
-        pids.try_for_each(|pid| self.expect_may(peer, pid))
+        match wanted {
+            // Of a process that is not held everybody may know that: /proc tells it too.
+            Wanted::Pid(pid) if !self.desk.has(*pid) && theirs.is_empty() => Ok(()),
+            Wanted::Pid(pid) => self.expect_may(peer, *pid),
+            Wanted::Group(name) => {
+                let ours = self.desk.pids_in_group(name);
+                self.expect_may_all(peer, ours.into_iter().chain(theirs))
+            }
+        }
+    }
+
+    /// Whether `peer` may act on all of these. One that has ended is nobody's any more, and the
+    /// others do not miss it.
+    fn expect_may_all(
+        &self,
+        peer: &Peer,
+        pids: impl IntoIterator<Item = i32>,
+    ) -> Result<(), Failure> {
+        for pid in pids {
+            match self.expect_may(peer, pid) {
+                Err(failure) if failure.exit == Exit::NoProcess => {}
+                done => done?,
+            }
+        }
+        Ok(())
     }
 
     fn ask_abort(&mut self, peer: &Peer, subject: &Subject, waiter: u64) -> Result<(), Failure> {
@@ -188,9 +206,7 @@ impl Server {
                 self.desk.abort(pid, waiter);
             }
             Some(name) => {
-                for pid in self.desk.pids_in_group(&name) {
-                    self.expect_may(peer, pid)?;
-                }
+                self.expect_may_all(peer, self.desk.pids_in_group(&name))?;
                 self.desk.abort_group(&name, waiter);
             }
         }

@@ -348,6 +348,22 @@ fn cgroup_and_those_below() -> Result {
         victim.verify()?;
     }
     daemon.refused(checkpoint(Subject::Cgroup("/memcr-e2e-none".into())), 5)?;
+    daemon.ask(checkpoint(subject()))?;
+    let setup = daemon.setup();
+    daemon.stop()?;
+    let daemon = setup.start()?;
+    // One has ended, which the daemon hears just before it is asked for all.
+    daemon.await_state(below.pid(), "held")?;
+    let mut wire = daemon.wire()?;
+    daemon.status()?;
+    daemon.signal(Signal::STOP)?;
+    below.signal(Signal::KILL)?;
+    below.exit_status()?;
+    wire.say(&json!({ "memcr": 1, "do": "restore", "cgroup": cgroup.path }))?;
+    daemon.signal(Signal::CONT)?;
+    expect_code(&wire.line()?.ok_or("no answer")?, 0)?;
+    drop(wire);
+    inside.verify()?;
     daemon.stop()?;
     let pids = [inside.pid(), below.pid()];
     drop((inside, below));
