@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("told_to_end_cannot_restore", ends_and_cannot_restore),
             ("told_to_end_kills", ends_and_kills),
             ("told_to_end_in_a_checkpoint", ends_in_a_checkpoint),
+            ("told_to_end_before_a_restore", ends_before_a_restore),
             ("told_to_end_twice", told_twice),
             ("adopts_20_of_one_that_ended", || {
                 adopts(|daemon| daemon.stop().map(drop))
@@ -129,6 +130,30 @@ fn ends_in_a_checkpoint() -> Result {
     let answer = wire.line()?.ok_or("no answer")?;
     ensure(answer["exit_code"] == 8, || answer.to_string())?;
     drop(late);
+    drop(wire);
+    scene.daemon.finish()?.expect(0)?;
+    runs(&scene.rig, &mut scene.victim, &scene.before, &[])?;
+    scene.victim.quit()
+}
+
+/// Its session is to park already when a restore is asked for: that is done all the same.
+fn ends_before_a_restore() -> Result {
+    let mut scene = Scene::new()?;
+    let pid = scene.pid();
+    scene.daemon.checkpoint(pid)?;
+    let session = scene.daemon.session_of(pid)?;
+    let mut wire = scene.daemon.wire()?;
+    scene.daemon.status()?;
+    proc::send(session, Signal::STOP)?;
+    scene.daemon.signal(Signal::TERM)?;
+    scene.daemon.await_message("ending")?;
+    wire.say(&json!({ "memcr": 1, "do": "restore", "pid": pid }))?;
+    wire.say(&json!({ "memcr": 1, "do": "status" }))?;
+    let heard = wire.line()?.ok_or("no answer")?;
+    ensure(heard["sessions"]["restoring"] == 1, || heard.to_string())?;
+    proc::send(session, Signal::CONT)?;
+    let answer = wire.line()?.ok_or("no answer")?;
+    ensure(answer["exit_code"] == 0, || answer.to_string())?;
     drop(wire);
     scene.daemon.finish()?.expect(0)?;
     runs(&scene.rig, &mut scene.victim, &scene.before, &[])?;
