@@ -15,6 +15,8 @@ pub struct VmaDetails {
     /// Resident KiB, as smaps has them. No larger type: there may be as many as 65,530 of these
     /// in a memcr that is to stay small.
     pub rss_kib: u32,
+    /// Some of it is in swap.
+    pub has_swapped: bool,
     /// No page of it is mapped anywhere else.
     pub is_private: bool,
     /// The kernel may back it with transparent huge pages.
@@ -28,6 +30,12 @@ impl VmaDetails {
     #[must_use]
     pub fn rss_bytes(&self) -> u64 {
         u64::from(self.rss_kib) * 1024
+    }
+
+    /// No page of it is known to be in RAM or in swap.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        self.rss_kib == 0 && !self.has_swapped
     }
 
     /// No page is shared with anybody. That stays so while its process stands still: to share
@@ -148,6 +156,8 @@ impl Entries {
             self.details.rss_kib = kib(value);
         } else if let Some(value) = value(b"Private_Clean:").or_else(|| value(b"Private_Dirty:")) {
             self.private_kib = self.private_kib.saturating_add(kib(value));
+        } else if let Some(value) = value(b"Swap:") {
+            self.details.has_swapped = kib(value) > 0;
         } else if let Some(value) = value(b"THPeligible:") {
             self.details.thp_eligible = value.trim() == "1";
         } else if let Some(value) = value(b"VmFlags:") {
@@ -210,13 +220,24 @@ VmFlags: rd sh mr io
 Rss:                   4 kB
 Private_Clean:         0 kB
 Private_Dirty:         4 kB
+Swap:                  0 kB
+SwapPss:               4 kB
 VmFlags: rd wr mg
+9000-a000 rw-p 00000000 00:00 0
+Rss:                   0 kB
+Swap:                  4 kB
+VmFlags: rd wr
+b000-c000 ---p 00000000 00:00 0
+Rss:                   0 kB
+Swap:                  0 kB
+VmFlags: mr mw
 ";
 
     #[test]
     fn sizes_and_flags_are_read_per_mapping() {
         let details = Details::read(TEXT.as_bytes()).unwrap();
-        let [(vma, first), (_, second), (_, third)] = details.iter().collect::<Vec<_>>()[..] else {
+        let all: Vec<_> = details.iter().collect();
+        let [(vma, first), (_, second), (_, third), ..] = all[..] else {
             panic!("{details:?}");
         };
         assert_eq!((vma.start, vma.end), (0x1000, 0x3000));
@@ -228,6 +249,8 @@ VmFlags: rd wr mg
         assert_eq!(private, [false, true, true]);
         let unshared = [first, second, third].map(VmaDetails::is_unshared);
         assert_eq!(unshared, [false, true, false]);
+        let absent: Vec<_> = all.iter().map(|(_, it)| it.is_absent()).collect();
+        assert_eq!(absent, [false, false, false, false, true]);
     }
 
     #[test]

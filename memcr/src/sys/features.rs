@@ -98,7 +98,7 @@ const PROBES: &[Probe] = &[
     Probe {
         name: "pagemap_scan",
         what: "PAGEMAP_SCAN ioctl, Linux 6.7",
-        without: "page maps are read whole: large empty reservations take longer, and huge pages come back as small ones",
+        without: "page maps are read whole: large mappings with few pages take longer, and huge pages come back as small ones",
         is_required: false,
         try_it: pagemap_scan,
     },

@@ -61,15 +61,18 @@ fn plan(
     policy: Policy,
     chunk_pages: u64,
 ) -> (Vec<ChunkPlan>, PlanSummary) {
-    let options = PlanOptions {
+    plan_with(options(policy, chunk_pages), letters, line)
+}
+
+fn options(policy: Policy, chunk_pages: u64) -> PlanOptions {
+    PlanOptions {
         policy,
         chunk_len_bytes: chunk_pages * 0x1000,
         page_len_bytes: 0x1000,
         force_proc_mem: false,
         keep: Vec::new(),
         batch_len_bytes: None,
-    };
-    plan_with(options, letters, line)
+    }
 }
 
 fn plan_with(
@@ -177,14 +180,7 @@ fn the_picture_above_holds() {
 
 #[test]
 fn entries_are_read_only_where_they_tell_more() {
-    let options = PlanOptions {
-        policy: Policy::default(),
-        chunk_len_bytes: 64 * 0x1000,
-        page_len_bytes: 0x1000,
-        force_proc_mem: false,
-        keep: Vec::new(),
-        batch_len_bytes: None,
-    };
+    let options = options(Policy::default(), 64);
     let unshared = VmaDetails {
         rss_kib: 24,
         is_private: true,
@@ -215,6 +211,38 @@ fn entries_are_read_only_where_they_tell_more() {
     let (runs, left, _) = readings_of("PPFP", mergeable);
     assert_eq!(runs, [(0, 2), (3, 1)]);
     assert_eq!(left[&LeftBecause::ForkShared], 0x1000);
+}
+
+#[test]
+fn the_page_table_is_not_asked_of_mappings_without_pages() {
+    struct Mute;
+    impl PageTable for Mute {
+        fn occupied(&self, _: u64, _: u64, _: u64, _: &mut Vec<Region>) -> io::Result<u64> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+        fn entries(&self, _: u64, _: &mut [u64]) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+    let policy = Policy {
+        drop_file_pages: true,
+        override_protection: true,
+        ..Default::default()
+    };
+    let add = |line: &str, details| {
+        let mut planner = Planner::new(options(policy, 8), 0, &Mute, |_| Ok::<(), io::Error>(()));
+        let vma = vma::parse(format!("10000000-1010000000 {line}").as_bytes()).unwrap();
+        planner.add(&vma[0], &details)
+    };
+    let swapped = VmaDetails {
+        has_swapped: true,
+        ..Default::default()
+    };
+    for line in [ANON, FILE, "---p 0 00:00 0", "r-xp 0 08:01 5 /lib/x"] {
+        add(line, VmaDetails::default()).unwrap();
+        // Counted, if nothing else.
+        add(line, swapped).unwrap_err();
+    }
 }
 
 #[test]
@@ -395,6 +423,7 @@ fn batches_become_shorter_towards_the_end() {
         });
         let vma = vma::parse(b"10000000-14000000 rw-p 0 00:00 0").unwrap();
         let unshared = VmaDetails {
+            rss_kib: 64 << 10,
             is_private: true,
             ..Default::default()
         };
