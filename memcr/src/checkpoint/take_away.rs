@@ -166,10 +166,11 @@ fn drop_unguarded(held: &mut Held, drops: &[DropRun]) -> Result<GivenBack, StepE
     held.frozen.set_missing(Missing::Unguarded)?;
     let mut borrowed = Borrowed::take(&mut held.frozen, held.site, None)?;
     borrowed.infect()?;
-    let given_back = give_back(&mut borrowed, &drops.iter().collect::<Vec<_>>())?;
+    let given_back = give_back(&mut borrowed, &drops.iter().collect::<Vec<_>>());
+    // An undo knows of no parasite without a guard.
     borrowed.cure()?;
     borrowed.give_back()?;
-    Ok(given_back)
+    Ok(given_back?)
 }
 
 pub(super) fn ranges(runs: &[PageRun]) -> Vec<(u64, u64)> {

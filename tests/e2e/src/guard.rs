@@ -24,6 +24,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("descriptors_are_short", descriptors_are_short),
             ("no_device", no_device),
             ("no_guard_to_be_had", no_guard_to_be_had),
+            ("no_guard_and_no_drop", no_guard_and_no_drop),
             ("no_guard_and_memcr_dies", no_guard_and_memcr_dies),
             ("ps_does_not_wait", ps_does_not_wait),
             ("kernel_waits_for_pages", kernel_waits_for_pages),
@@ -110,6 +111,21 @@ fn no_guard_to_be_had() -> Result {
     finished.says(&format!("memcr -p {}", victim.pid()))?;
     let check = without(Memcr::new().arg("check")).run()?;
     check.says("`memcr checkpoint` is refused")?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// A drop without a guard that fails leaves nothing behind.
+fn no_guard_and_no_drop() -> Result {
+    require("mount")?;
+    let rig = Rig::new()?;
+    let mut victim = victim()?;
+    let before = Snapshot::take(victim.pid())?;
+    let memcr = rig.memcr(victim.pid()).arg("-n");
+    let memcr = memcr.with_fault("checkpoint.drop=fail:EIO");
+    let finished = memcr
+        .via(&["unshare", "-m", "sh", "-c", OTHER_DEVICE])
+        .run()?;
+    finished.expect(7)?;
     unharmed(&rig, &mut victim, &before, Allow::default())
 }
 
