@@ -81,12 +81,16 @@ impl Details {
     ///
     /// # Errors
     /// When the file cannot be read, or an entry has no flags (Linux before 3.8, or a
-    /// form we do not know): which pages may go cannot be told then.
+    /// form we do not know), or does not begin as one does: which pages may go cannot be told
+    /// then.
     pub fn read(mut smaps: impl BufRead) -> io::Result<Self> {
         let mut entries = Entries::default();
         let mut line = Vec::new();
-        while smaps.read_until(b'\n', &mut line)? != 0 {
-            entries.take(line.strip_suffix(b"\n").unwrap_or(&line))?;
+        for index in 0.. {
+            if smaps.read_until(b'\n', &mut line)? == 0 {
+                break;
+            }
+            entries.take(index, line.strip_suffix(b"\n").unwrap_or(&line))?;
             line.clear();
         }
         entries.close()?;
@@ -117,14 +121,19 @@ struct Entries {
 }
 
 impl Entries {
-    fn take(&mut self, line: &[u8]) -> io::Result<()> {
+    fn take(&mut self, index: usize, line: &[u8]) -> io::Result<()> {
         // Fields begin with a capital, entries with an address in small hex digits.
         if line.first().is_some_and(u8::is_ascii_uppercase) {
             self.field(line);
-        } else if let Some(vma) = vma::parse_line(line) {
-            self.close()?;
-            self.current = Some(vma);
+            return Ok(());
         }
+        self.close()?;
+        // Passed over, its fields would be taken for those of the mapping before it.
+        let vma = vma::parse_line(line).ok_or_else(|| {
+            let error = vma::not_understood("smaps", index, line);
+            io::Error::new(io::ErrorKind::InvalidData, error)
+        })?;
+        self.current = Some(vma);
         Ok(())
     }
 
@@ -262,5 +271,12 @@ VmFlags: mr mw
                 .to_string()
                 .contains("0x1000-0x3000")
         );
+    }
+
+    #[test]
+    fn fields_of_an_unknown_mapping_are_not_those_of_the_one_before() {
+        let text = TEXT.replace("5000-6000 r--s", "5000-6000 r--s?");
+        let error = Details::read(text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("line 10 of /proc/PID/smaps"), "{error}");
     }
 }

@@ -18,9 +18,12 @@ mod window;
 /// What can go wrong while the target's mappings are read.
 #[derive(Debug, thiserror::Error)]
 pub enum MapsError {
-    /// A line of `/proc/PID/maps` is not of the form of proc_pid_maps(5).
-    #[error("line {line} of /proc/PID/maps is not understood: `{text}`")]
+    /// A line of `/proc/PID/maps`, or one by which `smaps` begins a mapping, is not of the form
+    /// of proc_pid_maps(5).
+    #[error("line {line} of /proc/PID/{file} is not understood: `{text}`")]
     Line {
+        /// Of which file.
+        file: &'static str,
         /// Its number, from 1.
         line: usize,
         /// Its beginning.

@@ -95,13 +95,17 @@ pub fn parse(text: &[u8]) -> Result<Vec<Vma>, MapsError> {
         .filter(|line| !line.is_empty());
     lines
         .enumerate()
-        .map(|(index, line)| {
-            parse_line(line).ok_or_else(|| MapsError::Line {
-                line: index + 1,
-                text: String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned(),
-            })
-        })
+        .map(|(index, line)| parse_line(line).ok_or_else(|| not_understood("maps", index, line)))
         .collect()
+}
+
+/// The error of a line that is none.
+pub(super) fn not_understood(file: &'static str, index: usize, line: &[u8]) -> MapsError {
+    MapsError::Line {
+        file,
+        line: index + 1,
+        text: String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned(),
+    }
 }
 
 /// Parses one line; `smaps` begins each of its entries with the same.
