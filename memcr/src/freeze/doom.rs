@@ -44,12 +44,6 @@ impl Frozen {
         tids.find_map(|&tid| doom_of(pid, tid))
     }
 
-    /// The same, whichever thread it is pending for.
-    #[must_use]
-    pub fn doom_of_any(&self) -> Option<Doom> {
-        self.tids().iter().find_map(|&tid| doom_of(self.pid(), tid))
-    }
-
     /// Lets the target take the signal, and nothing else: the thread goes on inside of
     /// the kernel, which ends the process before any of its code runs.
     pub fn let_die(&mut self, doom: Doom) {

@@ -21,7 +21,6 @@ mod changes;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -44,7 +43,6 @@ const LINGER: Duration = Duration::from_micros(50);
 pub struct GuardedMemory {
     context: Arc<Userfault>,
     changes: RwLock<Changes>,
-    skipped_bytes: AtomicU64,
     /// It may end, and its memory with it: then there is nothing to be given back.
     is_child: bool,
 }
@@ -56,14 +54,8 @@ impl GuardedMemory {
         Self {
             context,
             changes: RwLock::default(),
-            skipped_bytes: AtomicU64::new(0),
             is_child: false,
         }
-    }
-
-    /// Pages that were there already or need not be, bytes.
-    pub fn skipped_bytes(&self) -> u64 {
-        self.skipped_bytes.load(Relaxed)
     }
 
     /// Ends the guard over `ranges`, wherever they are now: threads that wait for a page
@@ -160,21 +152,21 @@ impl GuardedMemory {
         let changes = self.changes.read().unwrap_or_else(PoisonError::into_inner);
         let mut place = match changes.first_piece(run) {
             Some((place, 0)) => place,
-            Some((_, given_up)) => return Ok(self.skip(given_up)),
-            None => return Ok(self.skip(run.len_bytes)),
+            Some((_, given_up)) => return Ok(given_up),
+            None => return Ok(run.len_bytes),
         };
         loop {
             let result = self.context.copy(place, &bytes[..place.len_bytes as usize]);
             return match result.map_err(|error| (error.raw_os_error(), error)) {
                 Ok(copied) => Ok(copied),
-                Err((Some(libc::EEXIST), _)) => Ok(self.skip(page_size())),
+                Err((Some(libc::EEXIST), _)) => Ok(page_size()),
                 // Several mappings, or one that is none of ours: find out where it begins.
                 Err((Some(libc::ENOENT), _)) if place.len_bytes > page_size() => {
                     place.len_bytes = (place.len_bytes / 2).next_multiple_of(page_size());
                     continue;
                 }
-                Err((Some(libc::ENOENT), _)) => Ok(self.skip(place.len_bytes)),
-                Err((Some(libc::ESRCH), _)) if self.is_child => Ok(self.skip(run.len_bytes)),
+                Err((Some(libc::ENOENT), _)) => Ok(place.len_bytes),
+                Err((Some(libc::ESRCH), _)) if self.is_child => Ok(run.len_bytes),
                 Err((Some(libc::EAGAIN), _)) => {
                     drop(changes);
                     rustix::thread::sched_yield();
@@ -183,11 +175,6 @@ impl GuardedMemory {
                 Err((_, error)) => Err(error),
             };
         }
-    }
-
-    fn skip(&self, len_bytes: u64) -> u64 {
-        self.skipped_bytes.fetch_add(len_bytes, Relaxed);
-        len_bytes
     }
 
     fn pieces(&self, run: PageRun) -> Vec<(PageRun, u64)> {
@@ -201,7 +188,6 @@ impl GuardedMemory {
         Self {
             context: Arc::new(context),
             changes: RwLock::new(changes.of_child()),
-            skipped_bytes: AtomicU64::new(0),
             is_child: true,
         }
     }
