@@ -4,6 +4,7 @@
 //! ```text
 //!  /proc/PID/status   VmPin                      pinned for a device (RDMA, iommufd)
 //!  /proc/PID/maps     /[aio]                     an AIO context: what is under way is not told
+//!                     socket:[…], offset 4 GiB   an AF_XDP socket: memory is pinned, and VmPin is 0
 //!  /proc/PID/fd       anon_inode:[io_uring]  ──▶ ring: its fdinfo
 //!                     /dev/vhost-*, /dev/vfio/*  the kernel or a device works on its memory
 //!  /proc/PID/task     PF_USER_WORKER             the kernel's own threads (io_uring, vhost)
@@ -22,7 +23,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::ring::Ring;
 use super::target::{Refusal, gone_or_forbidden};
-use crate::maps::vma;
+use crate::maps::vma::{self, Vma};
 use crate::sys::procfs::{self, Stat, Status};
 
 /// Files through which something else works on the memory of who has opened them.
@@ -32,6 +33,11 @@ const BUSY_FILES: [&[u8]; 4] = [
     b"anon_inode:[vfio-",
     b"/dev/iommu",
 ];
+
+/// From here on, in the file of an AF_XDP socket, lie the rings of its UMEM
+/// (`XDP_UMEM_PGOFF_FILL_RING` of linux/if_xdp.h): in the memory that they speak of a device
+/// writes what it receives. Other rings of sockets begin below.
+const UMEM_RINGS: u64 = 0x1_0000_0000;
 
 /// Threads of io_uring (io_uring/io-wq.c, io_uring/sqpoll.c) and of vhost devices.
 const WORKERS: [&str; 2] = ["iou-", "vhost-"];
@@ -54,6 +60,9 @@ impl Io {
         // The ring of an AIO context is mapped under this name (fs/aio.c).
         if maps.windows(6).any(|window| window == b"/[aio]") {
             return refuse(pid, "an asynchronous I/O context (io_setup)".into());
+        }
+        if has_umem(&maps) {
+            return refuse(pid, "memory for the frames of an AF_XDP socket".into());
         }
         let rings = rings(pid)?;
         if !rings.is_empty() {
@@ -99,6 +108,18 @@ fn check_pinned(pid: i32) -> Result<(), Refusal> {
         Some(pinned) => refuse(pid, format!("{pinned} KiB are pinned for device access")),
         None => Ok(()),
     }
+}
+
+/// Whether rings of a UMEM are among the mappings. No other trace of one can be seen from
+/// outside: its pages count as the user's, not as those of a process.
+fn has_umem(maps: &[u8]) -> bool {
+    let lines = maps.split(|&byte| byte == b'\n');
+    // Few end so: the others are not taken apart.
+    let mut sockets = lines.filter(|line| line.ends_with(b"]"));
+    sockets.any(|line| {
+        let is_ring = |vma: &Vma| vma.name.starts_with(b"socket:[") && vma.offset >= UMEM_RINGS;
+        vma::parse(line).is_ok_and(|vmas| vmas.iter().any(is_ring))
+    })
 }
 
 /// A thread that the kernel runs on behalf of the target can neither be traced nor
@@ -149,4 +170,29 @@ fn open_dir(pid: i32) -> io::Result<OwnedFd> {
         flags,
         Mode::empty(),
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_of_a_umem_are_found() {
+        let is_found = |line: &str| {
+            let maps = format!("1000-2000 rw-p 00000000 00:00 0 \n{line}\n");
+            has_umem(maps.as_bytes())
+        };
+        assert!(is_found(
+            "3000-4000 rw-s 100000000 00:09 5537177                   socket:[5537177]"
+        ));
+        assert!(is_found("3000-4000 rw-s 180000000 00:09 7 socket:[7]"));
+        // What a socket has received and is to send (packet(7), AF_XDP without a UMEM).
+        assert!(!is_found("3000-4000 rw-s 00000000 00:09 7 socket:[7]"));
+        assert!(!is_found("3000-4000 rw-s 80000000 00:09 7 socket:[7]"));
+        // A file whose name is like that.
+        assert!(!is_found(
+            "3000-4000 r--p 100000000 08:01 7 /tmp/socket:[7]"
+        ));
+        assert!(!is_found("3000-4000 r--p 100000000 08:01 7 /tmp/socket"));
+    }
 }

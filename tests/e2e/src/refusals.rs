@@ -43,6 +43,7 @@ pub(crate) fn tests() -> Vec<Trial> {
                 io_under_way("uring", "kind=own", "not mapped by the kernel")
             }),
             ("aio_in_flight", || io_under_way("aio", "inflight=1", "")),
+            ("af_xdp", af_xdp),
             ("filter_comes_meanwhile", filter_comes_meanwhile),
             ("thirty_two_bits", thirty_two_bits),
             ("cgroup_freezer", cgroup_freezer),
@@ -236,6 +237,12 @@ fn io_under_way(mode: &str, arg: &str, why: &str) -> Result {
     // Completes the operation and looks at what came of it.
     victim.verify()?;
     victim.quit()
+}
+
+/// Its pages are pinned, of which `VmPin` says nothing.
+fn af_xdp() -> Result {
+    require("af_xdp")?;
+    io_under_way("xsk", "size=1M", "AF_XDP")
 }
 
 /// A filter that would kill the target for what we do in it, and that was not there when

@@ -16,6 +16,7 @@ const FEATURES: &[(&str, Probe)] = &[
     }),
     ("userfaultfd", || readable("/dev/userfaultfd")),
     ("hugetlb", hugetlb),
+    ("af_xdp", af_xdp),
     ("swap", || root().and_then(|()| program("mkswap"))),
     ("ksm", || {
         root().and_then(|()| readable("/sys/kernel/mm/ksm/run"))
@@ -93,6 +94,15 @@ fn hugetlb() -> std::result::Result<(), String> {
         return Ok(());
     }
     std::fs::write(FILE, "16").map_err(|err| format!("{FILE}: {err}"))
+}
+
+fn af_xdp() -> std::result::Result<(), String> {
+    root()?;
+    let protocols = std::fs::read_to_string("/proc/net/protocols").unwrap_or_default();
+    let has_xdp = protocols.lines().any(|line| line.starts_with("XDP "));
+    has_xdp
+        .then_some(())
+        .ok_or_else(|| "not in /proc/net/protocols".into())
 }
 
 fn program(name: &str) -> std::result::Result<(), String> {

@@ -36,6 +36,7 @@ mod sleepers;
 mod sys;
 mod talk;
 mod witness;
+mod xsk;
 
 use opts::Opts;
 
@@ -60,6 +61,7 @@ const MODES: &[(&str, Mode)] = &[
     ("rseq", rseq::run),
     ("uring", busy::run_uring),
     ("aio", busy::run_aio),
+    ("xsk", xsk::run),
     ("vfork", odd::run_vfork),
     ("sharedvm", odd::run_shared_vm),
     ("leader", odd::run_leader_exited),
