@@ -110,8 +110,8 @@ pub struct Frozen {
     owed: Vec<i32>,
     /// How the target ended, as far as we have seen it.
     exit_signal: Option<i32>,
-    /// Signals that a thread would have taken while it made a call for us, sent again at
-    /// release: a SIGTRAP that somebody sent in that very moment (its handler sees us).
+    /// Signals that a thread would have taken while it made a call for us, sent again when it
+    /// has: a SIGTRAP that somebody sent in that very moment (its handler sees us), a SIGSYS.
     pub(crate) swallowed: Vec<(i32, i32)>,
     /// Bound to the thread that traces.
     not_send: PhantomData<*const ()>,
@@ -352,7 +352,8 @@ impl Frozen {
         result
     }
 
-    fn send_swallowed(&mut self) {
+    /// Sends what was dequeued by a thread that made calls for us and was not for us.
+    pub(crate) fn send_swallowed(&mut self) {
         for (tid, signal) in std::mem::take(&mut self.swallowed) {
             // Gone meanwhile: then nobody misses it.
             let _ = sys::tgkill(self.target.pid, tid, signal);

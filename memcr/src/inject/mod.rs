@@ -363,8 +363,7 @@ impl<'a> Borrowed<'a> {
 
     fn disturb(&self) -> Result<()> {
         let tid = self.tid;
-        // All but the nudge. SIGKILL and SIGSTOP are kept out by the kernel.
-        ptrace::set_signal_mask(tid, !(1 << (self.ids.nudge - 1)))
+        ptrace::set_signal_mask(tid, self.saved.mask_for_calls(self.ids))
             .map_err(|source| request("set the signal mask of", tid, source))?;
         if let Some((addr, _)) = self.saved.critical_section {
             let cleared = self.memory.write(addr, &[0; 8]);
@@ -464,6 +463,8 @@ impl<'a> Borrowed<'a> {
         self.saved
             .restore(self.tid, &self.memory)
             .and_then(|()| self.settle())?;
+        // Pending again, they are seen by who looks for what ends the target, and outlive us.
+        self.frozen.send_swallowed();
         match self.parasite {
             Some(parasite) => parasite
                 .set_returned(&self.memory)

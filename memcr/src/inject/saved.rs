@@ -69,6 +69,16 @@ impl Saved {
         })
     }
 
+    /// The mask with which the calls are made: all but the nudge, and SIGSYS unless the thread
+    /// blocks it. SIGKILL and SIGSTOP are kept out by the kernel.
+    ///
+    /// Before Linux 6.4 we can neither see nor switch off that the thread has its calls
+    /// dispatched to itself: then our first one raises SIGSYS, which is to be suppressed. From a
+    /// signal that is blocked when it is raised the kernel would take the handler away.
+    pub(super) fn mask_for_calls(&self, ids: Ids) -> u64 {
+        !(bit(ids.nudge) | bit(libc::SIGSYS) & !self.mask)
+    }
+
     /// Puts everything back. Everything is tried; the first failure is reported.
     pub(super) fn restore(&self, tid: i32, memory: &ProcMem) -> Result<()> {
         let regs = ptrace::set_registers(tid, &self.regs);
@@ -160,11 +170,16 @@ impl Saved {
     }
 }
 
-/// Whether a thread has the mask of a borrowed one: everything blocked but the nudge, and
-/// what the kernel lets nobody block.
+/// Whether a thread has the mask of a borrowed one: everything blocked but the nudge, SIGSYS,
+/// and what the kernel lets nobody block.
 pub(super) fn is_masked(mask: u64) -> bool {
-    let free = NUDGES.iter().chain(&[libc::SIGKILL, libc::SIGSTOP]);
-    free.fold(mask, |mask, signal| mask | 1 << (signal - 1)) == u64::MAX
+    let never = [libc::SIGSYS, libc::SIGKILL, libc::SIGSTOP];
+    let free = NUDGES.iter().chain(&never);
+    free.fold(mask, |mask, &signal| mask | bit(signal)) == u64::MAX
+}
+
+fn bit(signal: libc::c_int) -> u64 {
+    1 << (signal - 1)
 }
 
 /// Signals that do nothing by default (signal(7)), but are told to a tracer.
@@ -188,7 +203,7 @@ impl Ids {
         let last =
             |name| -> Option<u64> { status.field(name)?.split_whitespace().last()?.parse().ok() };
         let used = status.signals("SigCgt") | status.signals("SigBlk");
-        let free = NUDGES.into_iter().find(|it| used & 1 << (it - 1) == 0);
+        let free = NUDGES.into_iter().find(|&it| used & bit(it) == 0);
         Ok(Self {
             nudge: free.unwrap_or(libc::SIGURG),
             pid: last("NStgid").unwrap_or(pid as u64),
@@ -214,6 +229,26 @@ mod tests {
                 critical_section: Some((8, 9)),
             }
         }
+    }
+
+    #[test]
+    fn a_borrowed_thread_hears_of_sigsys_as_before() {
+        let ids = Ids {
+            pid: 1,
+            tid: 1,
+            nudge: libc::SIGWINCH,
+        };
+        let mut saved = Saved::some();
+        for (mask, free) in [
+            (0, bit(libc::SIGWINCH) | bit(libc::SIGSYS)),
+            (bit(libc::SIGSYS), bit(libc::SIGWINCH)),
+        ] {
+            saved.mask = mask;
+            let mask = saved.mask_for_calls(ids);
+            assert_eq!(!mask, free);
+            assert!(is_masked(mask));
+        }
+        assert!(!is_masked(!bit(libc::SIGTERM)));
     }
 
     #[test]

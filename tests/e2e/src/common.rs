@@ -167,6 +167,12 @@ impl PublicCopy {
     }
 }
 
+/// As if the kernel did not know some requests of ptrace(2) yet: `victim older`.
+pub(crate) fn on_older_kernel(memcr: Memcr, requests: &str) -> Result<Memcr> {
+    let victim = place::victim()?;
+    Ok(memcr.via(&[&victim.to_string_lossy(), "older", requests]))
+}
+
 /// Copies a program. Not by ourselves: what another test starts at that moment would have
 /// the copy open for writing until it executes, and ours could not be executed (ETXTBSY).
 pub(crate) fn copy_program(from: &Path, to: &Path) -> Result {

@@ -2,7 +2,7 @@
 //!
 //! The messages are pinned: they are what people search for.
 
-use crate::common::{PublicCopy, Rig};
+use crate::common::{PublicCopy, Rig, on_older_kernel};
 use crate::{table, test};
 use libtest_mimic::Trial;
 use memcr_harness::wait::{until, until_some};
@@ -44,6 +44,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             }),
             ("aio_in_flight", || io_under_way("aio", "inflight=1", "")),
             ("af_xdp", af_xdp),
+            ("dispatch_before_linux_6_4", dispatch_before_linux_6_4),
             ("filter_comes_meanwhile", filter_comes_meanwhile),
             ("thirty_two_bits", thirty_two_bits),
             ("cgroup_freezer", cgroup_freezer),
@@ -243,6 +244,27 @@ fn io_under_way(mode: &str, arg: &str, why: &str) -> Result {
 fn af_xdp() -> Result {
     require("af_xdp")?;
     io_under_way("xsk", "size=1M", "AF_XDP")
+}
+
+/// Dispatch cannot be switched off, so our calls raise SIGSYS: nothing comes of it, and the
+/// target keeps its handler.
+fn dispatch_before_linux_6_4() -> Result {
+    require("root")?;
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("dispatch", &["handled=1"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let memcr = rig.memcr(victim.pid()).arg("-n");
+    let finished = on_older_kernel(memcr, "4210,4211")?.run()?;
+    finished.expect(7)?;
+    finished.says("raised signal 31 during a remote call")?;
+    before.still(victim.pid(), Allow::default())?;
+    victim.verify()?;
+    let calls = victim.ask("calls")?;
+    ensure(calls == "0", || {
+        format!("it was told of {calls} calls of ours")
+    })?;
+    rig.expect_clean()?;
+    victim.quit()
 }
 
 /// A filter that would kill the target for what we do in it, and that was not there when

@@ -1,10 +1,10 @@
 //! Rows 5, 8, 9, 10: signals before, during and after.
 
-use crate::common::{Rig, expect_freed, hold};
+use crate::common::{Rig, expect_freed, hold, unharmed};
 use crate::{table, test};
 use libtest_mimic::Trial;
 use memcr_harness::wait::{until, until_some};
-use memcr_harness::{Allow, Context, Result, Snapshot, Victim, ensure, proc};
+use memcr_harness::{Allow, Context, Memcr, Result, Running, Snapshot, Victim, ensure, proc};
 use rustix::process::{Signal, WaitOptions, WaitStatus};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +34,8 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("cont_while_held", cont_while_held),
             ("cont_to_a_stopped_one_while_held", cont_to_a_stopped_one),
             ("ignored_ones_while_held", ignored_ones_while_held),
+            ("sigsys_handled", sigsys_handled),
+            ("sigsys_fatal", sigsys_fatal),
         ],
     );
     for how in ["blocked", "pending", "ignored", "handled"] {
@@ -75,6 +77,44 @@ fn sigtrap(how: &str) -> Result {
         victim.verify()?;
     }
     victim.quit()
+}
+
+/// A checkpoint that has stopped before the target is to make calls for it, with a SIGSYS for
+/// the target, and goes on: that signal is not blocked meanwhile.
+fn with_sigsys(victim: &Victim, memcr: Memcr) -> Result<Running> {
+    let running = memcr.with_fault("checkpoint.stored=stop").start()?;
+    until("memcr to stop", || {
+        proc::state(running.pid(), running.pid()) == Some('T')
+    })?;
+    victim.signal(Signal::SYS)?;
+    running.signal(Signal::CONT)?;
+    Ok(running)
+}
+
+fn sigsys_handled() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("handlers", &["signals=31", "size=4M"])?;
+    let before = Snapshot::take(victim.pid())?;
+    let memcr = rig.memcr(victim.pid()).arg("-n");
+    with_sigsys(&victim, memcr)?.finish()?.expect(0)?;
+    ensure(victim.ask("stat")? == "31=1", || {
+        "the handler did not run exactly once".into()
+    })?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// It is held, and dies of it at once.
+fn sigsys_fatal() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=4M", "threads=2"])?;
+    with_sigsys(&victim, rig.memcr(victim.pid()))?
+        .finish()?
+        .expect(9)?;
+    let status = victim.exit_status()?;
+    ensure(status.signal() == Some(Signal::SYS.as_raw()), || {
+        format!("the target ended with {status}")
+    })?;
+    rig.expect_clean()
 }
 
 fn state(victim: &Victim) -> Option<char> {

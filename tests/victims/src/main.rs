@@ -23,6 +23,7 @@ mod hardship;
 mod mapped;
 mod memory;
 mod odd;
+mod older;
 mod opts;
 mod patrol;
 mod region;
@@ -75,6 +76,9 @@ const MODES: &[(&str, Mode)] = &[
 fn main() {
     let mut args = std::env::args().skip(1);
     let name = args.next().unwrap_or_default();
+    if name == "older" {
+        talk::die(&format!("older: {}", older::become_program(args)));
+    }
     let Some((_, mode)) = MODES.iter().find(|(mode, _)| *mode == name) else {
         let known: Vec<_> = MODES.iter().map(|(mode, _)| *mode).collect();
         talk::die(&format!(

@@ -4,9 +4,11 @@
 use crate::fill::{Content, Rule};
 use crate::opts::Opts;
 use crate::region::Region;
+use crate::signals::handle;
 use crate::sys::prctl;
 use crate::talk::{Victim, Wrong, say, serve, verdict};
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 const SECCOMP_MODE_STRICT: u64 = 1;
 const SECCOMP_MODE_FILTER: u64 = 2;
@@ -148,11 +150,21 @@ const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
 /// What the kernel reads before each call: 0 lets it through, 1 raises SIGSYS.
 static mut SELECTOR: u8 = 0;
 
+static N_CALLS: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn on_call(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    N_CALLS.fetch_add(1, SeqCst);
+}
+
 /// Mode `dispatch`: syscall user dispatch is on (as under Wine): every call outside of
-/// the C library's text raises SIGSYS, which is fatal here.
+/// the C library's text raises SIGSYS, which is fatal here, or with `handled=1` has a handler.
 pub(crate) fn run_dispatch(opts: &Opts) -> io::Result<()> {
     let (region, rule) = filled(opts)?;
+    let handled = opts.flag("handled");
     opts.done();
+    if handled {
+        handle(libc::SIGSYS, on_call, 0)?;
+    }
     let (start, len) = libc_text()?;
     let selector = (&raw const SELECTOR).addr() as u64;
     prctl(PR_SET_SYSCALL_USER_DISPATCH, 1, start, len, selector)?;
@@ -167,6 +179,7 @@ pub(crate) fn run_dispatch(opts: &Opts) -> io::Result<()> {
                 say(&verdict(region.check(rule)))
             }
             "verify" => say("WRONG at 0x0: the selector was changed"),
+            "calls" => say(&N_CALLS.load(SeqCst).to_string()),
             _ => break,
         }
     }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
 
 /// Installs `handler` for `signal`.
-fn handle(signal: i32, handler: Handler, flags: i32) -> io::Result<()> {
+pub(crate) fn handle(signal: i32, handler: Handler, flags: i32) -> io::Result<()> {
     // SAFETY: all zeros is a valid action; the handlers below only use atomics and
     // memory that is never freed.
     unsafe {
