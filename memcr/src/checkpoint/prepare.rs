@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use crate::freeze::{Refusal, Target};
-use crate::inject::Parasite;
+use crate::inject::{Guard, Parasite};
 use crate::maps::details::Details;
 use crate::maps::plan::PlanOptions;
 use crate::maps::policy::Policy;
@@ -18,7 +18,7 @@ use crate::session::gate::Step;
 use crate::session::journal::{ImageRecord, Journal, Record};
 use crate::sink::hex;
 use crate::sys::proc_mem::ProcMem;
-use crate::sys::{features, keyring, page_size, userfaultfd};
+use crate::sys::{features, keyring, page_size};
 
 use super::CheckpointOptions;
 use super::as_stored::BATCH_LEN;
@@ -122,7 +122,7 @@ fn drops_as_stored(pipeline: &Pipeline, options: &CheckpointOptions) -> bool {
 
 /// Whether a guard is to be had, before the plan is made: with one, less is dropped.
 fn has_guard(options: &CheckpointOptions) -> Result<bool, CheckpointError> {
-    match userfaultfd::probe() {
+    match Guard::probe(options.pid) {
         Ok(()) => Ok(true),
         Err(source) if options.needs_guard => Err(CheckpointError::NoGuard {
             pid: options.pid,

@@ -108,6 +108,22 @@ pub struct Guard {
 }
 
 impl Guard {
+    /// Whether one is to be had for the process `pid`, which is not disturbed. It may not come
+    /// off all the same: the target may not have executable memory of ours, or a security
+    /// module has its own opinion.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn probe(pid: i32) -> io::Result<()> {
+        userfaultfd::probe()?;
+        match userfaultfd::open_device() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                userfaultfd::may_be_made_by(pid)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Makes one.
     ///
     /// # Errors

@@ -83,7 +83,7 @@ const PROBES: &[Probe] = &[
     },
     Probe {
         name: "userfaultfd",
-        what: "/dev/userfaultfd (Linux 6.1), or userfaultfd(2), with the events of Linux 4.11",
+        what: "/dev/userfaultfd (Linux 6.1), or userfaultfd(2), with the events of Linux 4.11; pidfd_getfd(2), Linux 5.6",
         without: "dropped memory is not guarded: a death of memcr kills the target, and `memcr checkpoint` is refused",
         is_required: false,
         try_it: userfaultfd::probe,

@@ -5,14 +5,16 @@
 //! descriptor may register ranges and provide pages. Changes of the memory's layout
 //! (fork, mremap, madvise) wait until they were read as [`Event`]s.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::check;
+use super::procfs::Status;
 use crate::pages::{PageRun, RemoteAddr};
 
 /// `USERFAULTFD_IOC_NEW`, `_IO(0xAA, 0x00)`: a new context, made through the device.
@@ -53,7 +55,11 @@ pub fn open_device() -> io::Result<OwnedFd> {
 }
 
 /// Tries the thing itself on our own memory: a context that waits for the kernel's own
-/// accesses, with the events that a guard needs.
+/// accesses, with the events that a guard needs, whose descriptor is fetched as that of a
+/// target would be (pidfd_getfd(2), Linux 5.6).
+///
+/// What a target may do that has to make its context by itself is another question:
+/// [`may_be_made_by`].
 ///
 /// # Errors
 /// Why there is none.
@@ -74,7 +80,41 @@ pub fn probe() -> io::Result<()> {
     let descriptor = check(made)?;
     // SAFETY: the kernel has just handed it out, and nobody else knows of it.
     let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor as i32) };
-    Userfault::shake_hands(descriptor).map(drop)
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let fetched = pidfd_getfd(own, descriptor.as_raw_fd(), PidfdGetfdFlags::empty())?;
+    Userfault::shake_hands(fetched).map(drop)
+}
+
+/// Whether the kernel lets the process `pid` make a context that waits for the kernel's own
+/// accesses: where there is no device it has to do so by itself.
+///
+/// # Errors
+/// Why not.
+pub fn may_be_made_by(pid: i32) -> io::Result<()> {
+    let sysctl = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").ok();
+    // One that is gone may do whatever it likes.
+    let Ok(status) = Status::of_process(pid) else {
+        return Ok(());
+    };
+    let user_ns = fs::metadata(format!("/proc/{pid}/ns/user")).map(|it| it.ino());
+    if is_allowed(sysctl.as_deref(), status.signals("CapEff"), user_ns.ok()) {
+        return Ok(());
+    }
+    let what = format!(
+        "there is no /dev/userfaultfd, and process {pid} may not call userfaultfd(2) itself \
+         (vm.unprivileged_userfaultfd is 0, and it has no CAP_SYS_PTRACE)"
+    );
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
+}
+
+/// `sysctl`: `vm.unprivileged_userfaultfd`; none: a kernel before 5.2, which lets everybody.
+fn is_allowed(sysctl: Option<&str>, capabilities: u64, user_ns: Option<u64>) -> bool {
+    const CAP_SYS_PTRACE: u64 = 1 << 19;
+    /// That of the first user namespace (`PROC_USER_INIT_INO`): capabilities within another
+    /// one do not count.
+    const FIRST_USER_NS: u64 = 0xefff_fffd;
+    let is_open = sysctl.is_none_or(|text| text.trim() != "0");
+    is_open || capabilities & CAP_SYS_PTRACE != 0 && user_ns.is_none_or(|it| it == FIRST_USER_NS)
 }
 
 /// A change of the memory's layout, whose thread goes on once it was read.
@@ -237,5 +277,26 @@ fn parse(message: &[u8; MESSAGE_LEN]) -> Event {
         EVENT_REMOVE => Event::Remove(run(a, b.wrapping_sub(a))),
         EVENT_UNMAP => Event::Unmap(run(a, b.wrapping_sub(a))),
         _ => Event::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_make_a_context_by_itself() {
+        const FIRST: Option<u64> = Some(0xefff_fffd);
+        let (all, none) = (u64::MAX, 0);
+        assert!(is_allowed(Some("1\n"), none, FIRST));
+        assert!(!is_allowed(Some("0\n"), none, FIRST));
+        assert!(!is_allowed(Some("0\n"), !(1 << 19), FIRST));
+        assert!(is_allowed(Some("0\n"), 1 << 19, FIRST));
+        // In a container with a user namespace of its own.
+        assert!(!is_allowed(Some("0\n"), all, Some(0xf000_0001)));
+        assert!(is_allowed(Some("1\n"), none, Some(0xf000_0001)));
+        // Before Linux 5.2; and where the namespace cannot be seen.
+        assert!(is_allowed(None, none, FIRST));
+        assert!(is_allowed(Some("0\n"), all, None));
     }
 }

@@ -1,12 +1,13 @@
 //! The guard over dropped memory: that it is there, also where it is hard to make, that
 //! nobody who looks at a held target has to wait, and what holds without one.
 
-use crate::common::unharmed;
+use crate::common::{PublicCopy, unharmed};
 use crate::table;
 use libtest_mimic::Trial;
+use memcr_harness::require::lacking;
 use memcr_harness::{Allow, Context, Memcr, Result, Rig, Snapshot, Victim, ensure, proc, require};
 use rustix::process::Signal;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 
 /// Puts something else in the place of the device, for memcr alone. Without arguments `sh`
@@ -23,6 +24,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("stands_and_goes", stands_and_goes),
             ("descriptors_are_short", descriptors_are_short),
             ("no_device", no_device),
+            ("no_device_and_no_right", no_device_and_no_right),
             ("no_guard_to_be_had", no_guard_to_be_had),
             ("no_guard_and_no_drop", no_guard_and_no_drop),
             ("no_guard_and_memcr_dies", no_guard_and_memcr_dies),
@@ -94,6 +96,28 @@ fn no_device() -> Result {
         .memcr(victim.pid())
         .via(&["unshare", "-m", "sh", "-c", NO_DEVICE]);
     expect_guarded(memcr, true)?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// A target that may not make its context by itself is not even frozen for one.
+fn no_device_and_no_right() -> Result {
+    const NOBODY: u32 = 65534;
+    require("mount")?;
+    let sysctl = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
+    if sysctl.map_or(true, |text| text.trim() != "0") {
+        return Err(lacking("userfaultfd", "everybody may call userfaultfd(2)"));
+    }
+    let copy = PublicCopy::make()?;
+    let mut command = Command::new(copy.dir().join("victim"));
+    command.args(["memory", "size=4M"]).uid(NOBODY);
+    let mut victim = Victim::talk(command, "a victim of an ordinary user")?;
+    let (rig, before) = (Rig::new()?, Snapshot::take(victim.pid())?);
+    let without = |memcr: Memcr| memcr.via(&["unshare", "-m", "sh", "-c", NO_DEVICE]);
+    let finished = without(rig.checkpoint(victim.pid())).run()?;
+    finished.expect(4)?;
+    finished.says("was not touched")?;
+    finished.says("may not call userfaultfd(2) itself")?;
+    expect_guarded(without(rig.memcr(victim.pid())), false)?;
     unharmed(&rig, &mut victim, &before, Allow::default())
 }
 
