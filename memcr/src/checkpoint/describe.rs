@@ -6,7 +6,8 @@ use crate::freeze::Frozen;
 use crate::maps::vma::Vma;
 use crate::pages::{PageRun, RemoteAddr};
 use crate::sink::{ImageMeta, Protection, TargetIdentity, VmaRecord};
-use crate::sys::{page_size, procfs, ptrace};
+use crate::sys::ptrace::{self, RseqArea};
+use crate::sys::{page_size, procfs};
 
 /// Who the target is and what it has mapped.
 pub(super) fn describe(frozen: &Frozen, vmas: &[Vma]) -> io::Result<ImageMeta> {
@@ -70,20 +71,58 @@ fn record(vma: &Vma) -> VmaRecord<'_> {
 /// our calls.
 pub(super) fn needed(frozen: &Frozen) -> io::Result<Vec<PageRun>> {
     let mut needed = procfs::argument_ranges(frozen.pid())?;
-    if let Some(&first) = frozen.tids().first()
-        && let Some(area) = ptrace::rseq_area(first)?
-    {
-        needed.push((area, area + RSEQ_LEN));
+    if let Some(&first) = frozen.tids().first() {
+        let thread_pointer = ptrace::registers(first)?.map_or(0, |regs| regs.thread_pointer());
+        needed.extend(rseq_range(ptrace::rseq_area(first)?, thread_pointer));
     }
-    let pages = |(start, end): (u64, u64)| {
-        let start = start / page_size() * page_size();
-        PageRun {
-            addr: RemoteAddr(start),
-            len_bytes: end.next_multiple_of(page_size()) - start,
-        }
-    };
     Ok(needed.into_iter().map(pages).collect())
+}
+
+/// The pages of a range.
+fn pages((start, end): (u64, u64)) -> PageRun {
+    let start = start / page_size() * page_size();
+    PageRun {
+        addr: RemoteAddr(start),
+        len_bytes: end.next_multiple_of(page_size()) - start,
+    }
+}
+
+/// Where the kernel may write for the sake of rseq. If it cannot tell: glibc (2.35) has the area
+/// in its thread control block, behind the thread pointer or, on some architectures and from
+/// 2.41 on, before it.
+fn rseq_range(area: RseqArea, thread_pointer: u64) -> Option<(u64, u64)> {
+    match area {
+        RseqArea::None => None,
+        RseqArea::At(area) => Some((area, area + RSEQ_LEN)),
+        RseqArea::Unknown if thread_pointer == 0 => None,
+        RseqArea::Unknown => Some((
+            thread_pointer.saturating_sub(page_size()),
+            thread_pointer.saturating_add(page_size() + 1),
+        )),
+    }
 }
 
 /// Length of `struct rseq` as this kernel knows it, or more, bytes (linux/rseq.h).
 const RSEQ_LEN: u64 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_writes_for_rseq_is_kept_also_if_it_cannot_tell_where() {
+        let page = page_size();
+        let kept = |area, pointer| {
+            let run = rseq_range(area, pointer).map(pages);
+            run.map(|run| (run.addr.0 / page, run.len_bytes / page))
+        };
+        assert_eq!(kept(RseqArea::None, 7 * page), None);
+        assert_eq!(kept(RseqArea::At(9 * page + 64), 7 * page), Some((9, 1)));
+        // The page of the thread pointer, the one below and the one that follows.
+        for offset in [0, 64, page - 64, page - 1] {
+            let kept = kept(RseqArea::Unknown, 7 * page + offset);
+            assert_eq!(kept, Some((6, 3)), "{offset}");
+        }
+        assert_eq!(kept(RseqArea::Unknown, 0), None);
+    }
+}

@@ -52,7 +52,7 @@ impl Saved {
         // descriptor that `rseq_cs` points to, and ends a process whose descriptor makes
         // no sense, as one in missing memory does. Put back, it makes the kernel abort
         // the section as after any other stop.
-        let critical_section = area.and_then(|area| {
+        let critical_section = area.known().and_then(|area| {
             let value = memory
                 .read_u64(area + RSEQ_CS)
                 .ok()

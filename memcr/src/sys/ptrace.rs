@@ -152,12 +152,33 @@ struct RseqConfiguration {
     pad: u32,
 }
 
-/// Address of the thread's restartable-sequences area, if it has registered one
-/// (Linux 5.13; older kernels: unknown, answered as none).
+/// The restartable-sequences area of a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RseqArea {
+    /// It has registered none.
+    None,
+    /// At this address.
+    At(u64),
+    /// The kernel cannot tell (before Linux 5.13).
+    Unknown,
+}
+
+impl RseqArea {
+    /// Its address, if it is known that there is one.
+    #[must_use]
+    pub fn known(self) -> Option<u64> {
+        match self {
+            Self::At(area) => Some(area),
+            Self::None | Self::Unknown => None,
+        }
+    }
+}
+
+/// Where a thread's restartable-sequences area is.
 ///
 /// # Errors
 /// ESRCH: not stopped, or gone.
-pub fn rseq_area(tid: i32) -> io::Result<Option<u64>> {
+pub fn rseq_area(tid: i32) -> io::Result<RseqArea> {
     let mut config = RseqConfiguration::default();
     let data = &raw mut config as usize;
     match request(
@@ -166,9 +187,10 @@ pub fn rseq_area(tid: i32) -> io::Result<Option<u64>> {
         size_of::<RseqConfiguration>(),
         data,
     ) {
-        Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(RseqArea::Unknown),
         Err(error) => Err(error),
-        Ok(()) => Ok((config.rseq_abi_pointer != 0).then_some(config.rseq_abi_pointer)),
+        Ok(()) if config.rseq_abi_pointer == 0 => Ok(RseqArea::None),
+        Ok(()) => Ok(RseqArea::At(config.rseq_abi_pointer)),
     }
 }
 

@@ -1,11 +1,11 @@
 //! Rows 13 and 14: registers that are live, restartable sequences. Also on the first
 //! thread, which is the one that makes calls for memcr.
 
-use crate::common::{Rig, hold};
+use crate::common::{Rig, hold, on_older_kernel, unharmed};
 use crate::test;
 use libtest_mimic::Trial;
 use memcr_harness::require::lacking;
-use memcr_harness::{Allow, Result, Snapshot, Victim, ensure};
+use memcr_harness::{Allow, Result, Snapshot, Victim, ensure, require};
 
 /// Cycles per test: each one stops the threads somewhere else.
 const N_CYCLES: usize = 15;
@@ -18,6 +18,10 @@ pub(crate) fn tests() -> Vec<Trial> {
     trials.push(test("registers::rseq", || rseq("first=0")));
     // The thread that makes our calls, which the kernel looks at again each time.
     trials.push(test("registers::rseq_first_thread", || rseq("first=1")));
+    trials.push(test(
+        "registers::rseq_before_linux_5_13",
+        rseq_before_linux_5_13,
+    ));
     trials
 }
 
@@ -47,6 +51,19 @@ fn rseq(first: &str) -> Result {
         format!("no sequence was ever interrupted: {stat}")
     })?;
     victim.quit()
+}
+
+/// The kernel writes into an area of which it does not tell.
+fn rseq_before_linux_5_13() -> Result {
+    require("root")?;
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=4M"])?;
+    let before = Snapshot::take(victim.pid())?;
+    for _ in 0..N_CYCLES {
+        let memcr = rig.memcr(victim.pid()).arg("-n");
+        on_older_kernel(memcr, "420f")?.run()?.expect(0)?;
+    }
+    unharmed(&rig, &mut victim, &before, Allow::default())
 }
 
 fn cycles(victim: &mut Victim) -> Result {

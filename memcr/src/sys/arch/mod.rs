@@ -1,8 +1,8 @@
 //! What differs between architectures: one file each, the same items in each. The
 //! chooser below is the only test for the architecture in the program.
 //!
-//! Items: `NAME`, `SYSCALL_INSN`, `ERESTARTNOHAND`, `nr`, `Regs` (with the methods that `freeze` and
-//! `inject` use) and `BLOB`.
+//! Items: `NAME`, `SYSCALL_INSN`, `ERESTARTNOHAND`, `nr`, `Regs` (with the methods that `freeze`,
+//! `inject` and `checkpoint` use) and `BLOB`.
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

@@ -85,6 +85,12 @@ impl Regs {
         self.0.rsp
     }
 
+    /// Where its C library keeps what belongs to the thread.
+    #[must_use]
+    pub fn thread_pointer(&self) -> u64 {
+        self.0.fs_base
+    }
+
     /// Bytes below the stack pointer that belong to the function that runs (red zone).
     pub const RED_ZONE_LEN: u64 = 128;
 
