@@ -82,6 +82,9 @@ struct Files {
     swap_is_sum: bool,
 }
 
+/// From here on a limit is none: version 1 says so by the largest multiple of a page that there is.
+const NO_LIMIT: u64 = 1 << 60;
+
 const V1: Files = Files {
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
@@ -147,7 +150,8 @@ impl Files {
     /// Bytes up to the limit of the group in `dir`, with what these fields of its `memory.stat`
     /// tell out of the way.
     fn left(self, dir: &Path, fields: &[&str]) -> Option<u64> {
-        let (limit, usage) = (number(dir, self.limit)?, number(dir, self.usage)?);
+        let limit = number(dir, self.limit).filter(|limit| *limit < NO_LIMIT)?;
+        let usage = number(dir, self.usage)?;
         let stat = read(dir.join("memory.stat")).unwrap_or_default();
         let field = |name: &&str| -> Option<u64> {
             stat.lines()
@@ -220,6 +224,8 @@ mod tests {
         write("memory.max", "max\n");
         write("memory.current", "700\n");
         assert_eq!(V2.headroom(dir.path()), None, "no limit");
+        write("memory.max", "9223372036854771712\n");
+        assert_eq!(V2.headroom(dir.path()), None, "as version 1 has it");
         write("memory.max", "1000\n");
         assert_eq!(V2.headroom(dir.path()), Some(300));
         write("memory.stat", "active_file 50\ninactive_file 100\n");
