@@ -271,7 +271,7 @@ impl From<CheckpointError> for Failure {
             CheckpointError::TargetExited { .. } => Exit::TargetGone,
             CheckpointError::Undone { source, .. } => match &**source {
                 StepError::Pipeline(error) => undone(error),
-                StepError::Freeze(FreezeError::Cancelled(_)) => Exit::Aborted,
+                StepError::Freeze(FreezeError::Cancelled { .. }) => Exit::Aborted,
                 StepError::Barred(source) => barred(source),
                 _ => Exit::Undone,
             },

@@ -34,7 +34,7 @@ pub use orphan::stop_awake;
 pub(crate) use target::frozen_by;
 pub use target::{Refusal, Target};
 
-use crate::pipeline::Cancel;
+use crate::pipeline::{Cancel, CancelReason};
 use crate::sys::arch::Regs;
 use crate::sys::ptrace::{self, Options};
 use crate::sys::wait::{Pause, WaitStatus};
@@ -65,8 +65,13 @@ pub enum FreezeError {
     #[error("process {0} ended while it was being frozen")]
     TargetExited(i32),
     /// The user gave up.
-    #[error("stopped while process {0} was being frozen")]
-    Cancelled(i32),
+    #[error("{reason} while process {pid} was being frozen")]
+    Cancelled {
+        /// The target.
+        pid: i32,
+        /// How the user did.
+        reason: CancelReason,
+    },
     /// No thread of our own was to be had. The target was not touched.
     #[error("cannot start a thread")]
     NoThread(#[source] io::Error),

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::threads::{self, Outcome};
 use super::witness::Witness;
 use super::{FreezeError, Frozen, Refusal, STOP_DEADLINE, busy, target};
-use crate::pipeline::Cancel;
+use crate::pipeline::{Cancel, CancelReason};
 use crate::sys::procfs::{self, Status};
 use crate::sys::wait::{self, Pause};
 use crate::sys::{self, kcmp, ptrace};
@@ -64,7 +64,7 @@ impl Frozen {
                 None if self.is_complete()? => return Ok(()),
                 Some(error) if pass >= DENIED_PASSES => return Err(error),
                 _ if is_new || !self.stopping.is_empty() => {}
-                _ if cancel.reason().is_some() => return Err(FreezeError::Cancelled(pid)),
+                _ if cancel.reason().is_some() => return Err(cancelled(pid, cancel)),
                 _ => pause.wait(),
             }
         }
@@ -201,7 +201,7 @@ impl Frozen {
                 self.has_seen_stop |= by_job_control;
             }
             Outcome::Gone => {}
-            Outcome::Cancelled => return Err(FreezeError::Cancelled(pid)),
+            Outcome::Cancelled => return Err(cancelled(pid, cancel)),
             Outcome::Late => return Err(does_not_stop(pid, tid).into()),
         }
         self.stopping.pop();
@@ -253,6 +253,12 @@ impl Frozen {
     pub(super) fn is_thread(&self, tid: i32) -> bool {
         std::fs::exists(format!("/proc/{}/task/{tid}", self.target.pid)).unwrap_or(false)
     }
+}
+
+fn cancelled(pid: i32, cancel: &Cancel) -> FreezeError {
+    // A token that was set stays so.
+    let reason = cancel.reason().unwrap_or(CancelReason::Interrupted);
+    FreezeError::Cancelled { pid, reason }
 }
 
 fn does_not_stop(pid: i32, tid: i32) -> Refusal {
