@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io::ErrorKind;
 
+use memcr_text::harmless;
 use serde_json::{Value, json};
 
 use super::config::{Choice, ConfigError};
@@ -111,13 +112,15 @@ impl Failure {
         causes(error).join(": ")
     }
 
-    /// The text for stderr: `memcr: what: cause: cause`, and a line with the hint.
+    /// The text for stderr: `memcr: what: cause: cause`, and a line with the hint. Names in
+    /// it may come from an image or a process.
     #[must_use]
     pub fn message(&self) -> String {
-        let hint = self.hint.as_ref().map(|hint| format!("\nhint: {hint}"));
+        let hint = self.hint.as_ref();
+        let hint = hint.map(|hint| format!("\nhint: {}", harmless(hint)));
         format!(
             "memcr: {}{}",
-            self.causes().join(": "),
+            harmless(&self.causes().join(": ")),
             hint.unwrap_or_default()
         )
     }
@@ -429,6 +432,15 @@ mod tests {
             "memcr: cannot read 2 bytes at offset 1 of the image: disk on fire\nhint: call the fire brigade"
         );
         assert_eq!(failure.exit, Exit::ImageInvalid);
+    }
+
+    #[test]
+    fn no_name_gives_the_terminal_orders() {
+        let failure = Failure::new(Exit::Plugin, "no stage `\u{1b}[2J`").with_hint(Some("a\rb"));
+        assert_eq!(
+            failure.message(),
+            "memcr: no stage `\\u{1b}[2J`\nhint: a\\rb"
+        );
     }
 
     #[test]

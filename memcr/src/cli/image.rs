@@ -7,9 +7,8 @@ use serde_json::json;
 
 use super::failure::Failure;
 use crate::pipeline::{Cancel, Pipeline, Progress, SearchPath, StageSpec};
-use crate::sink::{self, ImageSummary};
-use memcr_text::Out;
-use memcr_text::units;
+use crate::sink::{self, ImageSummary, StageSummary};
+use memcr_text::{Out, harmless, units};
 
 /// Prints what an image says of itself. No plugin is loaded.
 pub(super) fn inspect(path: &Path, as_json: bool, out: &mut Out) -> Result<(), Failure> {
@@ -17,7 +16,7 @@ pub(super) fn inspect(path: &Path, as_json: bool, out: &mut Out) -> Result<(), F
     if as_json {
         out.json(&summary);
     } else {
-        describe(&summary, out);
+        out.line(describe(&summary));
     }
     Ok(())
 }
@@ -46,56 +45,80 @@ pub(super) fn verify(
     Ok(())
 }
 
-fn describe(image: &ImageSummary, out: &mut Out) {
+/// The summary for people. What an image says, somebody else may have written.
+fn describe(image: &ImageSummary) -> String {
     let facts = &image.facts;
-    out.line(format_args!(
-        "image     {} (format {}.{})",
-        facts.image_id, facts.version.0, facts.version.1
-    ));
-    out.line(format_args!(
-        "target    pid {} {} ({})",
-        image.pid, image.comm, image.exe
-    ));
-    out.line(format_args!(
-        "created   {} seconds after 1970-01-01 UTC",
-        facts.created
-    ));
-    let stages: Vec<String> = image
-        .pipeline
-        .iter()
-        .map(|stage| {
-            let params: Vec<String> = stage
-                .params
-                .iter()
-                .map(|(key, value)| format!(" {key}={value}"))
-                .collect();
-            format!(
-                "{} ({} {}{})",
-                stage.alias,
-                stage.name,
-                stage.version,
-                params.concat()
-            )
-        })
+    let stages: Vec<String> = image.pipeline.iter().map(stage).collect();
+    let head = [
+        format!(
+            "image     {} (format {}.{})",
+            facts.image_id, facts.version.0, facts.version.1
+        ),
+        format!("target    pid {} {} ({})", image.pid, image.comm, image.exe),
+        format!("created   {} seconds after 1970-01-01 UTC", facts.created),
+        format!("pipeline  {}", stages.join(", ")),
+        format!(
+            "pages     {} stored, {} of zeros, page size {}",
+            facts.n_pages,
+            facts.n_zero_pages,
+            units::bytes(facts.page_size.into())
+        ),
+        format!(
+            "bytes     {} as {} in {} chunks, ratio {:.2}; whole image {}",
+            units::bytes(facts.raw_bytes),
+            units::bytes(facts.stored_bytes),
+            facts.n_chunks,
+            image.ratio,
+            units::bytes(facts.image_bytes)
+        ),
+        format!("mappings  {}", facts.n_vmas),
+    ];
+    let vmas = image.vmas.iter().map(|vma| format!("  {vma}"));
+    let lines = head.into_iter().chain(vmas).map(|line| harmless(&line));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn stage(stage: &StageSummary) -> String {
+    let params = stage.params.iter();
+    let params: String = params
+        .map(|(key, value)| format!(" {key}={value}"))
         .collect();
-    out.line(format_args!("pipeline  {}", stages.join(", ")));
-    out.line(format_args!(
-        "pages     {} stored, {} of zeros, page size {}",
-        facts.n_pages,
-        facts.n_zero_pages,
-        units::bytes(facts.page_size.into())
-    ));
-    out.line(format_args!(
-        "bytes     {} as {} in {} chunks, ratio {:.2}; whole image {}",
-        units::bytes(facts.raw_bytes),
-        units::bytes(facts.stored_bytes),
-        facts.n_chunks,
-        image.ratio,
-        units::bytes(facts.image_bytes)
-    ));
-    out.line(format_args!("mappings  {}", facts.n_vmas));
-    image
-        .vmas
-        .iter()
-        .for_each(|vma| out.line(format_args!("  {vma}")));
+    format!("{} ({} {}{params})", stage.alias, stage.name, stage.version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::describe;
+    use crate::sink::{ImageFacts, ImageSummary, StageSummary};
+
+    fn summary(text: &str) -> ImageSummary {
+        ImageSummary {
+            facts: ImageFacts::default(),
+            writer: text.into(),
+            pipeline: vec![StageSummary {
+                alias: text.into(),
+                name: "lz4".into(),
+                version: text.into(),
+                params: vec![(text.into(), text.into())],
+            }],
+            pid: 1,
+            start_time: 0,
+            boot_id: text.into(),
+            comm: text.into(),
+            exe: text.into(),
+            vmas: vec![text.into()],
+            ratio: 0.0,
+        }
+    }
+
+    #[test]
+    fn no_image_gives_the_terminal_orders() {
+        let orders = "a\u{1b}]0;b\u{7}\r\n\u{9b}2J";
+        let said = describe(&summary(orders));
+        let plain = describe(&summary("a"));
+        assert_eq!(said.lines().count(), plain.lines().count(), "{said:?}");
+        let is_order = |c: char| c.is_control() && c != '\n';
+        assert!(!said.contains(is_order), "{said:?}");
+        assert!(said.contains("a\\u{1b}]0;b"), "{said:?}");
+    }
 }

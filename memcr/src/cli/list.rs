@@ -14,9 +14,7 @@ use serde_json::{Value, json};
 
 use super::failure::Failure;
 use crate::session::journal::{Entry, Record, Standing, State, StateDir};
-use memcr_text::Out;
-use memcr_text::Table;
-use memcr_text::units;
+use memcr_text::{Out, Table, harmless, units};
 
 /// Prints every session that has a journal in `dir`.
 pub(super) fn run(dir: &Path, as_json: bool, out: &mut Out) -> Result<(), Failure> {
@@ -96,7 +94,7 @@ fn row(entry: &Entry) -> [String; 7] {
     [
         entry.pid.to_string(),
         // A process may call itself what it likes: nothing of it is for the terminal.
-        record.name.escape_debug().to_string(),
+        harmless(&record.name),
         state(entry).into(),
         format!("{} ago", units::age(record.age_secs())),
         units::bytes(record.saved_bytes()),

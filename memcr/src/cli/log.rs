@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use memcr_text::harmless;
 use serde_json::{Map, Value, json};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -69,21 +70,7 @@ fn text(level: &Level, fields: &Fields) -> String {
         Level::DEBUG | Level::TRACE => "debug: ",
     };
     // What a line has in numbers beside its words is for machines.
-    format!("memcr: {level}{}", in_one_line(&fields.message))
-}
-
-/// What others choose (a directory, a name) must not look like a line of ours, nor move the
-/// cursor of who reads it.
-fn in_one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() {
-            line.extend(character.escape_debug());
-        } else {
-            line.push(character);
-        }
-    }
-    line
+    format!("memcr: {level}{}", harmless(&fields.message))
 }
 
 /// The fields of an event.

@@ -6,9 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use memcr_client::{Answer, Ask, Subject};
 use serde_json::{Map, Value};
 
-use memcr_text::{Out, Table, units};
+use memcr_text::{Out, Table, harmless, units};
 
-use super::out::{harmless, remark};
+use super::out::remark;
 
 type Object = Map<String, Value>;
 

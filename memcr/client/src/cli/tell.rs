@@ -4,14 +4,14 @@ use std::error::Error;
 use std::io;
 
 use memcr_client::{Answer, Ask, ClientError, Code, Command, Subject};
-use memcr_text::Out;
+use memcr_text::{Out, harmless};
 use memcr_wire::answer;
 use memcr_wire::legacy::Version;
 use serde_json::{Map, Value};
 
 use super::exit::Exit;
 use super::order::Order;
-use super::out::{complain, harmless, remark};
+use super::out::{complain, remark};
 use super::show;
 use super::talk::{Said, Silence};
 
