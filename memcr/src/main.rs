@@ -8,16 +8,17 @@ use memcr::fault;
 
 fn main() -> ExitCode {
     let _watch = fault::Watch::begin();
-    let args = match cli::parse(std::env::args_os()) {
+    let words: Vec<_> = std::env::args_os().collect();
+    let args = match cli::parse(words.iter().cloned()) {
         Ok(args) => args,
         Err(error) => {
-            return cli::answer(&error).into();
+            return cli::answer(&error, &words).into();
         }
     };
     match cli::run(&args) {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
-            cli::complain(&failure);
+            cli::complain(&failure, args.common.log_format);
             failure.exit.into()
         }
     }

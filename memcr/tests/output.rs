@@ -98,6 +98,26 @@ fn json_is_one_object_also_when_it_fails() {
     );
 }
 
+/// Whatever ends it.
+#[test]
+fn with_json_every_line_on_stderr_is_an_object() {
+    let wrong_file = ["--check-config", "--config", "/nonexistent"];
+    let wrong_flag = ["-p", "1", "-zstd"];
+    let nowhere = ["list", "--state-dir", "/dev/null"];
+    for (args, code) in [(&wrong_file, 2), (&wrong_flag, 2), (&nowhere, 2)] {
+        let done = memcr(args).args(["--log-format", "json"]).output().unwrap();
+        assert_eq!(done.status.code(), Some(code));
+        let lines = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(lines.lines().count(), 1, "{lines}");
+        let said: serde_json::Value = serde_json::from_str(&lines).unwrap();
+        assert_eq!(said["level"], "error");
+        assert_eq!(said["exit_code"], code);
+        assert!(!said["message"].as_str().unwrap().contains('\n'), "{said}");
+        // Where there is one, as in text.
+        assert_eq!(said["hint"].is_null(), args == &wrong_file, "{said}");
+    }
+}
+
 fn text(args: &[&str]) -> String {
     let done = memcr(args).output().unwrap();
     assert!(done.status.success());

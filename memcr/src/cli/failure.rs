@@ -107,6 +107,12 @@ impl Failure {
         causes(self.error.as_ref())
     }
 
+    /// What the user can do about it, if anything is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// An error and its causes in one line, where it is no failure of the command.
     pub(crate) fn said(error: &(dyn Error + 'static)) -> String {
         causes(error).join(": ")

@@ -10,19 +10,18 @@
 //! With `--json` stdout holds one object at the end and nothing else, so the line that
 //! asks for Enter goes to stderr then.
 
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::Args;
+use super::args::{Args, LogFormat};
 use super::config::Choice;
 use super::exit::Exit;
 use super::failure::Failure;
 use super::interactive::{self, Line};
-use super::{compat, progress, report, sessions, signals};
+use super::{compat, log, progress, report, sessions, signals};
 use crate::checkpoint::{CheckpointOptions, CheckpointReport, checkpoint};
 use crate::pipeline::{Cancel, LinkDescription, Pipeline, Priority, Progress, SearchPath};
 use crate::restore::{self, RestoreError, RestoreOptions, RestoreReport, restore};
@@ -84,7 +83,7 @@ pub(super) fn run(order: &Order<'_>, out: &mut Out) -> Result<(), Failure> {
         report::checkpoint(&taken, &stages, out);
     }
     if !args.job.no_wait {
-        wait(&mut held, &cancel, args.common.json, out);
+        wait(&mut held, &cancel, args, out);
     }
     let given_back = bring_back(held, &cancel, args)?;
     if args.common.json {
@@ -173,15 +172,16 @@ pub(super) fn not_watched(error: std::io::Error) -> Failure {
 }
 
 pub(super) fn shows_progress(args: &Args) -> bool {
-    !args.common.json && !args.common.quiet
+    let for_people = args.common.log_format == LogFormat::Text;
+    for_people && !args.common.json && !args.common.quiet
 }
 
 /// Waits for Enter, for a signal that wants memcr to end, or for the target's end.
 /// Whatever it is, the restore is next: it is the one that tells the target's end.
-fn wait(held: &mut Held, cancel: &Cancel, as_json: bool, out: &mut Out) {
-    if as_json {
+fn wait(held: &mut Held, cancel: &Cancel, args: &Args, out: &mut Out) {
+    if args.common.json {
         // Who does not read it presses Enter all the same, or has closed the input.
-        let _ = writeln!(std::io::stderr(), "{PROMPT}");
+        log::remark(PROMPT, args.common.log_format);
     } else {
         out.line(PROMPT);
     }

@@ -14,6 +14,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::args::{Args, LogFormat, Verb};
+use super::failure::Failure;
 
 /// Sends diagnostics to stderr: warnings, with `-v` what is done, with `-vv` every
 /// detail, with `-q` errors only. A daemon says what it does without being asked.
@@ -33,6 +34,43 @@ pub(super) fn init(args: &Args) {
         .finish();
     // It fails only where one is set already, as in tests: that one does.
     let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// Says why a command, or a part of one, did not work: with `-q` too.
+pub(super) fn complain(failure: &Failure, form: LogFormat) {
+    match form {
+        LogFormat::Text => line(failure.message()),
+        LogFormat::Json => {
+            let mut others = Map::new();
+            others.insert("exit_code".into(), failure.exit.code().into());
+            others.insert("hint".into(), json!(failure.hint()));
+            line(object("error", &failure.causes().join(": "), others));
+        }
+    }
+}
+
+/// Says something that is for people, and that a script may wait for.
+pub(super) fn remark(text: &str, form: LogFormat) {
+    match form {
+        LogFormat::Text => line(text),
+        LogFormat::Json => line(object("info", text, Map::new())),
+    }
+}
+
+/// Not with `eprintln!`, which panics when nobody reads.
+pub(super) fn line(line: impl fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+fn object(level: &str, message: &str, others: Map<String, Value>) -> Value {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let mut object = others;
+    let now = now.map_or(0.0, |now| now.as_secs_f64());
+    object.insert("time".into(), json!(now));
+    object.insert("level".into(), json!(level));
+    object.insert("message".into(), json!(message));
+    Value::Object(object)
 }
 
 /// `memcr: text` as errors have it, warnings and details with their level; or an object
@@ -56,7 +94,8 @@ where
             LogFormat::Text => writeln!(writer, "{}", text(event.metadata().level(), &fields)),
             LogFormat::Json => {
                 let level = event.metadata().level().as_str().to_lowercase();
-                writeln!(writer, "{}", fields.into_object(&level))
+                let line = object(&level, &fields.message, fields.others);
+                writeln!(writer, "{line}")
             }
         }
     }
@@ -83,18 +122,6 @@ struct Fields {
 impl Fields {
     fn set(&mut self, field: &Field, value: Value) {
         self.others.insert(field.name().to_owned(), value);
-    }
-
-    fn into_object(self, level: &str) -> Value {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let mut object = self.others;
-        object.insert(
-            "time".into(),
-            json!(now.map_or(0.0, |now| now.as_secs_f64())),
-        );
-        object.insert("level".into(), json!(level));
-        object.insert("message".into(), json!(self.message));
-        Value::Object(object)
     }
 }
 

@@ -19,6 +19,7 @@ mod interactive;
 pub(crate) mod job;
 pub(crate) mod list;
 mod log;
+mod manner;
 mod print;
 mod progress;
 mod report;
@@ -33,10 +34,11 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, FromArgMatches};
 
-use args::{Args, Verb};
+use args::{Args, LogFormat, Verb};
 use config::{Config, Places};
 use exit::Exit;
 use failure::Failure;
+use manner::Manner;
 use memcr_text::Out;
 
 use crate::daemon;
@@ -62,17 +64,17 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Er
     Ok(args)
 }
 
-/// Prints what clap has to say. Help and version are answers, and results like any other:
-/// whether they could be written counts. Everything else is a usage error.
+/// Says what clap has to say of `words`. Help and version are answers, and results like any
+/// other: whether they could be written counts. Everything else is a usage error.
 #[must_use]
-pub fn answer(error: &clap::Error) -> Exit {
-    let printed = error.print();
+pub fn answer(error: &clap::Error, words: &[OsString]) -> Exit {
+    let manner = Manner::of(words);
     if error.use_stderr() {
-        return Exit::Usage;
+        return manner.complain(error);
     }
-    match printed {
+    match error.print() {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            complain(&unwritten(error));
+            complain(&unwritten(error), manner.form);
             Exit::Internal
         }
         _ => Exit::Ok,
@@ -118,7 +120,7 @@ fn dispatch(args: &Args, out: &mut Out) -> Result<(), Failure> {
         Some(Verb::Recover { target, all, hold }) => {
             sessions::with(args, &load(args)?, |sessions| match target {
                 Some(target) => sessions.recover_one(target.cast_signed(), *hold, out),
-                None => sessions.recover_every(*all, *hold, out),
+                None => sessions.recover_every(*all, *hold, args.common.log_format, out),
             })?
         }
         Some(Verb::List) => list::run(&state_dir(args, &load(args)?), json, out)?,
@@ -215,8 +217,7 @@ fn state_dir(args: &Args, config: &Config) -> PathBuf {
     given.cloned().unwrap_or_else(StateDir::default_path)
 }
 
-/// Says on stderr what went wrong. Not with `eprintln!`, which panics when nobody reads.
-pub fn complain(failure: &Failure) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{}", failure.message());
+/// Says on stderr what went wrong.
+pub fn complain(failure: &Failure, form: LogFormat) {
+    log::complain(failure, form);
 }

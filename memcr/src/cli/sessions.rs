@@ -14,11 +14,11 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::args::{Args, OnCorrupt};
+use super::args::{Args, LogFormat, OnCorrupt};
 use super::config::{self, Config};
 use super::exit::Exit;
 use super::failure::Failure;
-use super::{job, list, progress, report, signals};
+use super::{job, list, log, progress, report, signals};
 use crate::pipeline::{Cancel, Pipeline, PipelineSpec, SearchPath, StageSpec};
 use crate::restore::{RestoreOptions, RestoreReport};
 use crate::session::adopt::{self, AdoptError};
@@ -153,6 +153,7 @@ impl Sessions<'_> {
         &self,
         parked_too: bool,
         hold: bool,
+        form: LogFormat,
         out: &mut Out,
     ) -> Result<(), Failure> {
         let dir = StateDir::find(Some(&self.dir))?;
@@ -178,7 +179,7 @@ impl Sessions<'_> {
                     }
                 }
                 Err(failure) => {
-                    super::complain(&failure);
+                    log::complain(&failure, form);
                     sessions.push(json!({ "pid": entry.pid, "failure": failure.to_json() }));
                     failed.push(failure);
                 }
