@@ -98,6 +98,24 @@ fn json_is_one_object_also_when_it_fails() {
     );
 }
 
+#[test]
+fn json_is_one_object_also_of_a_wrong_command_line() {
+    let args = ["-p", "1", "--json", "--bogus"];
+    let done = memcr(&args).output().unwrap();
+    assert_eq!(done.status.code(), Some(2));
+    let said: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(
+        (&said["ok"], &said["exit_code"]),
+        (&false.into(), &2.into())
+    );
+    let message = "unexpected argument '--bogus' found";
+    assert_eq!(said["error"]["message"], message);
+    let text = String::from_utf8(done.stderr).unwrap();
+    assert!(text.starts_with(&format!("memcr: {message}\n")), "{text}");
+    let without = memcr(&["-p", "1", "--bogus"]).output().unwrap();
+    assert!(without.stdout.is_empty());
+}
+
 /// Whatever ends it.
 #[test]
 fn with_json_every_line_on_stderr_is_an_object() {

@@ -6,10 +6,13 @@ use super::args::LogFormat;
 use super::exit::Exit;
 use super::failure::Failure;
 use super::log;
+use memcr_text::Out;
 
 /// What the words say of the form of answers. clap is of no help: it has stopped at the
 /// first mistake, which may stand before them.
 pub(super) struct Manner {
+    /// One object on stdout.
+    as_json: bool,
     /// Of the lines on stderr.
     pub(super) form: LogFormat,
 }
@@ -25,23 +28,43 @@ impl Manner {
             true => LogFormat::Json,
             false => LogFormat::Text,
         };
-        Self { form }
+        let as_json = words.iter().any(|word| *word == "--json");
+        Self { as_json, form }
     }
 
     /// Says what is wrong with the command line.
     pub(super) fn complain(&self, error: &clap::Error) -> Exit {
         let text = error.to_string();
-        match self.form {
-            LogFormat::Text => log::line(text.trim_end()),
-            LogFormat::Json => log::complain(&failure(&text), self.form),
+        let failure = failure(&text);
+        if self.as_json {
+            let mut out = Out::default();
+            out.json(&failure.to_json());
+            // The code tells of the command line, as it does without --json.
+            let _ = out.finish();
         }
-        Exit::Usage
+        match self.form {
+            LogFormat::Text => log::line(in_our_name(&text)),
+            LogFormat::Json => log::complain(&failure, self.form),
+        }
+        failure.exit
+    }
+}
+
+/// How clap begins a usage error, but not the help that it gives instead of one.
+const CLAPS_PREFIX: &str = "error: ";
+
+/// As all our other lines begin.
+fn in_our_name(text: &str) -> String {
+    let text = text.trim_end();
+    match text.strip_prefix(CLAPS_PREFIX) {
+        Some(what) => format!("memcr: {what}"),
+        None => text.to_owned(),
     }
 }
 
 /// What clap has put into paragraphs for people.
 fn failure(text: &str) -> Failure {
-    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let text = text.strip_prefix(CLAPS_PREFIX).unwrap_or(text);
     let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut paragraphs = text.split("\n\n").map(one_line);
     let what = paragraphs.next().unwrap_or_default();
@@ -63,7 +86,9 @@ mod tests {
         ] {
             let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
             assert_eq!(Manner::of(&words).form, want, "{line}");
+            assert!(!Manner::of(&words).as_json, "{line}");
         }
+        assert!(Manner::of(&["memcr".into(), "--json".into()]).as_json);
     }
 
     #[test]
