@@ -8,18 +8,56 @@ use serde_json::Value;
 use super::args::{Args, Whom};
 use super::exit::Exit;
 use super::failure::Failure;
-use super::{compat, home, load};
+use super::{compat, config, home, load, search};
 use crate::daemon::alone::{self, Wish};
+use crate::pipeline::{ParamType, Plugin};
 
 /// `checkpoint --tree PID`, `--cgroup PATH`.
 pub(super) fn checkpoint(args: &Args, whom: &Whom, out: &mut Out) -> Result<(), Failure> {
     compat::say_without_effect(&args.job);
+    no_descriptors(args)?;
     work(args, whom, Wish::Checkpoint, out)
 }
 
 /// `restore --tree PID`, `--cgroup PATH`.
 pub(super) fn restore(args: &Args, whom: &Whom, out: &mut Out) -> Result<(), Failure> {
+    if let Some(set) = args.common.set.first() {
+        let what = format!("--set {set}: members of a group take no parameters when restored");
+        let hint = format!("`memcr restore PID --set {set}` restores one of them alone");
+        return Err(Failure::new(Exit::Usage, what).with_hint(Some(&hint)));
+    }
     work(args, whom, Wish::Restore, out)
+}
+
+/// Each member has a process of memcr's, which has none of our descriptors.
+fn no_descriptors(args: &Args) -> Result<(), Failure> {
+    let config = load(args)?;
+    let search = search(&config);
+    let choice = config::pipeline(&config, &args.job, &args.common.set)?;
+    for stage in choice.spec.stages.iter().filter(|it| !it.params.is_empty()) {
+        let plugin = Plugin::load(&stage.plugin, &search)?;
+        let known = &plugin.description().params;
+        let is_fd = |key: &str| {
+            let param = known.iter().find(|param| param.name == key);
+            param.is_some_and(|param| matches!(param.ty, ParamType::Fd))
+        };
+        let Some((key, _)) = stage.params.iter().find(|(key, _)| is_fd(key)) else {
+            continue;
+        };
+        let origin = choice.origin(&stage.alias, key);
+        let what = format!(
+            "{}parameter `{key}` of stage `{}` is a descriptor of memcr, which the processes \
+             that checkpoint the members of a group do not have",
+            origin.map(|it| format!("{it}: ")).unwrap_or_default(),
+            stage.alias
+        );
+        let hint = format!(
+            "`memcr --stage-help {}` shows what else there is",
+            stage.alias
+        );
+        return Err(Failure::new(Exit::Usage, what).with_hint(Some(&hint)));
+    }
+    Ok(())
 }
 
 fn work(args: &Args, whom: &Whom, wish: Wish, out: &mut Out) -> Result<(), Failure> {

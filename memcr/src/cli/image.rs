@@ -1,5 +1,6 @@
 //! `inspect` and `verify`: what an image holds, and whether it holds together.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,10 +27,11 @@ pub(super) fn verify(
     path: &Path,
     search: &SearchPath,
     overrides: &[StageSpec],
+    workers: Option<NonZeroUsize>,
     as_json: bool,
     out: &mut Out,
 ) -> Result<(), Failure> {
-    let image = Pipeline::open_file(path, search, overrides)?;
+    let image = Pipeline::open_file(path, search, overrides)?.with_workers(workers);
     let stats = image.verify(Cancel::new(), Arc::new(Progress::default()))?;
     if as_json {
         out.json(&json!({ "ok": true, "image": path, "verified": stats }));

@@ -126,8 +126,9 @@ fn dispatch(args: &Args, out: &mut Out) -> Result<(), Failure> {
         Some(Verb::List) => list::run(&state_dir(args, &load(args)?), json, out)?,
         Some(Verb::Inspect { image }) => image::inspect(image, json, out)?,
         Some(Verb::Verify { image }) => {
-            let overrides = config::overrides(&args.common.set)?;
-            image::verify(image, &search(&load(args)?), &overrides, json, out)?;
+            let (config, overrides) = (load(args)?, config::overrides(&args.common.set)?);
+            let workers = config::workers(&config, &args.job);
+            image::verify(image, &search(&config), &overrides, workers, json, out)?;
         }
         Some(Verb::Check) => check::run(json, out),
         Some(Verb::Completions { shell }) => print::completions(*shell, out),

@@ -9,6 +9,7 @@
 //! What `checkpoint` left held on purpose is not an accident: `recover` without a PID
 //! leaves it alone unless it is told `--all`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use super::config::{self, Config};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::{job, list, log, progress, report, signals};
-use crate::pipeline::{Cancel, Pipeline, PipelineSpec, SearchPath, StageSpec};
+use crate::pipeline::{Cancel, Pipeline, PipelineSpec, SearchPath, StageSpec, is_called};
 use crate::restore::{RestoreOptions, RestoreReport};
 use crate::session::adopt::{self, AdoptError};
 use crate::session::gate::{Gate, Open};
@@ -265,28 +266,29 @@ impl Sessions<'_> {
     fn pipeline(&self, journal: &Journal) -> Result<PipelineSpec, Failure> {
         let mut spec = PipelineSpec::from(&journal.record().pipeline);
         for given in &self.overrides {
-            let stage = spec
-                .stages
-                .iter_mut()
-                .find(|stage| stage.alias == given.alias);
-            let Some(stage) = stage else {
+            give(&mut spec, given).map_err(|()| {
                 let what = format!(
                     "process {} was checkpointed without a stage `{}`: its pipeline is {}",
                     journal.record().pid,
                     given.alias,
                     list::stages(journal.record())
                 );
-                return Err(Failure::new(Exit::Usage, what));
-            };
-            stage.params.extend(given.params.iter().cloned());
+                Failure::new(Exit::Usage, what)
+            })?;
         }
-        let workers = self
-            .workers
-            .map(usize::from)
-            .and_then(std::num::NonZeroUsize::new);
+        let workers = self.workers.map(usize::from).and_then(NonZeroUsize::new);
         spec.workers = workers.or(spec.workers);
         Ok(spec)
     }
+}
+
+/// Gives the stages that are called so their parameters. `Err`: there is none.
+fn give(spec: &mut PipelineSpec, given: &StageSpec) -> Result<(), ()> {
+    let is_meant = |stage: &&mut StageSpec| is_called(&given.alias, &stage.alias, &stage.plugin);
+    let mut meant = spec.stages.iter_mut().filter(is_meant).peekable();
+    meant.peek().ok_or(())?;
+    meant.for_each(|stage| stage.params.extend(given.params.iter().cloned()));
+    Ok(())
 }
 
 impl Outcome {
@@ -353,5 +355,41 @@ fn still_held(pid: i32, failure: Failure) -> Failure {
         _ => failure.or_hint(&format!(
             "the process stays held; `memcr restore {pid}` tries again"
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parameter_finds_its_stage_by_either_name() {
+        let stage = |alias: &str, plugin: &str| StageSpec {
+            alias: alias.into(),
+            plugin: plugin.into(),
+            params: Vec::new(),
+        };
+        for (word, want) in [
+            ("secret", [0, 1, 0]),
+            ("encrypt", [0, 1, 0]),
+            ("own", [1, 0, 0]),
+            ("mine", [1, 0, 0]),
+            ("file", [0, 0, 1]),
+        ] {
+            let mut spec = PipelineSpec {
+                stages: vec![
+                    stage("mine", "/a/libmemcr_stage_own.so"),
+                    stage("secret", "encrypt"),
+                    stage("file", "file"),
+                ],
+                ..PipelineSpec::default()
+            };
+            let mut given = stage(word, "");
+            given.params.push(("key".into(), "value".into()));
+            assert_eq!(give(&mut spec, &given), Ok(()), "{word}");
+            let n_params: Vec<_> = spec.stages.iter().map(|it| it.params.len()).collect();
+            assert_eq!(n_params, want, "{word}");
+        }
+        assert!(give(&mut PipelineSpec::default(), &stage("lz4", "")).is_err());
     }
 }

@@ -322,9 +322,26 @@ impl Pipeline {
     }
 }
 
-/// The user names a stage as it was named when the image was made, or by what it is.
+/// Whether the user means a stage by `word`: she names it as it was named in its pipeline, or
+/// by what it is.
+pub(crate) fn is_called(word: &str, alias: &str, plugin: &str) -> bool {
+    alias == word || short_name(plugin) == word
+}
+
+/// `lz4` of `/some/where/libmemcr_stage_lz4.so`; other names as they are.
+pub(crate) fn short_name(name: &str) -> &str {
+    if !name.contains('/') {
+        return name;
+    }
+    let stem = Path::new(name)
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .unwrap_or(name);
+    stem.strip_prefix("libmemcr_stage_").unwrap_or(stem)
+}
+
 fn is_for(given: &StageSpec, stage: &RecipeStage) -> bool {
-    given.alias == stage.alias || given.alias == stage.name
+    is_called(&given.alias, &stage.alias, &stage.name)
 }
 
 /// A parameter for a stage that the image does not have would have no effect: a typing

@@ -153,6 +153,12 @@ impl Decoder {
         })
     }
 
+    /// Number of its workers.
+    #[must_use]
+    pub fn n_workers(&self) -> usize {
+        self.orders.len()
+    }
+
     /// Decodes and populates every chunk whose class `select` chooses and that no pass
     /// before populated.
     ///

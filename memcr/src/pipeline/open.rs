@@ -9,6 +9,7 @@
 //! What was written of an image that was never finished is opened in the same way: of it no
 //! more is read than its writer had said is written, and stages have said no last words.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -106,6 +107,14 @@ impl OpenImage {
             footer,
             extent,
         })
+    }
+
+    /// The same, read by so many workers where nothing else is said; `None`: one per CPU,
+    /// as far as the memory budget goes.
+    #[must_use]
+    pub fn with_workers(mut self, workers: Option<NonZeroUsize>) -> Self {
+        self.blueprint.workers = Workers(workers);
+        self
     }
 
     /// Its totals and lengths.

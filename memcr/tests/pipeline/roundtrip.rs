@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use memcr::pages::{ChunkPlan, PageRun, RemoteAddr};
-use memcr::pipeline::{Cancel, Pipeline, Progress};
+use memcr::pipeline::{Cancel, DecodeSetup, Pipeline, Priority, Progress};
 
 use crate::support::{
     FILE, HUGE, Memory, PAGE, PLAIN, checkpoint, content, meta, plans, restore, scratch, setup,
@@ -196,8 +196,21 @@ fn a_committed_image_is_found_again() {
     restore(&image, &back).unwrap();
     assert_eq!(back.pages().len() as u64, image.facts().n_pages);
 
-    let image = Pipeline::open_file(path.as_ref(), stages(), &[]).unwrap();
+    let workers = std::num::NonZeroUsize::new(3);
+    let image = Pipeline::open_file(path.as_ref(), stages(), &[])
+        .unwrap()
+        .with_workers(workers);
     assert_eq!(image.describe().len(), 3);
+    let setup = DecodeSetup {
+        populate: Arc::new(Memory::default()),
+        workers: None,
+        priority: Priority::Normal,
+        cancel: Cancel::new(),
+        progress: Arc::default(),
+    };
+    let decoder = image.prepare_decode(setup).unwrap();
+    assert_eq!(decoder.n_workers(), 3);
+    drop(decoder);
     image.verify(Cancel::new(), Arc::default()).unwrap();
     let other = spec(&pipeline.replace("with=7", "with=8"), 2);
     let error = Pipeline::load(&other, stages())

@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use crate::cli::args::Job;
 use crate::pipeline::{
-    DEFAULT_CHUNK_LEN, DEFAULT_STALL_LIMIT, PipelineSpec, StageSpec, parse_size,
+    DEFAULT_CHUNK_LEN, DEFAULT_STALL_LIMIT, PipelineSpec, StageSpec, is_called, parse_size,
+    short_name,
 };
 
 use super::file::{Given, Stage};
@@ -226,18 +227,6 @@ impl Named {
     }
 }
 
-/// `lz4` of `/some/where/libmemcr_stage_lz4.so`; other names as they are.
-fn short_name(name: &str) -> &str {
-    if !name.contains('/') {
-        return name;
-    }
-    let stem = Path::new(name)
-        .file_stem()
-        .and_then(|stem| stem.to_str())
-        .unwrap_or(name);
-    stem.strip_prefix("libmemcr_stage_").unwrap_or(stem)
-}
-
 fn apply_flags(stages: &mut [Named], job: &Job) -> Result<(), ConfigError> {
     let param = |flag: &str, key: &str, value: &str| Param {
         key: key.into(),
@@ -268,9 +257,7 @@ fn apply_sets(stages: &mut [Named], sets: &[String], list: &str) -> Result<(), C
         let set = Set::parse(text)?;
         let mut known = stages
             .iter_mut()
-            .filter(|stage| {
-                stage.alias == set.stage || short_name(&stage.stage.plugin) == set.stage
-            })
+            .filter(|stage| is_called(&set.stage, &stage.alias, &stage.stage.plugin))
             .peekable();
         if known.peek().is_none() {
             let message = format!("the pipeline `{list}` has no stage `{}`", set.stage);
@@ -321,7 +308,9 @@ fn stall_limit(config: &Config) -> Option<Duration> {
     }
 }
 
-fn workers(config: &Config, job: &Job) -> Option<NonZeroUsize> {
+/// How many workers `job` asks for under `config`; `None`: as many as CPUs and memory allow.
+#[must_use]
+pub fn workers(config: &Config, job: &Job) -> Option<NonZeroUsize> {
     let configured = config.settings.workers.as_ref().map(|given| given.value);
     NonZeroUsize::new(usize::from(job.workers.or(configured)?))
 }

@@ -91,6 +91,24 @@ fn a_flag_or_the_configuration_makes_it_idle() {
 }
 
 #[test]
+fn a_flag_or_the_configuration_tells_the_workers() {
+    for (line, text, want) in [
+        ("m verify x", "", None),
+        ("m verify x", "workers = 0", None),
+        ("m verify x", "workers = 3", Some(3)),
+        ("m verify x --workers 2", "workers = 3", Some(2)),
+    ] {
+        let config = Config {
+            path: None,
+            settings: super::super::parse(Path::new("p"), text).unwrap(),
+        };
+        let args = Args::try_parse_from(line.split(' ')).unwrap();
+        let workers = super::workers(&config, &args.job).map(NonZeroUsize::get);
+        assert_eq!(workers, want, "{line} {text}");
+    }
+}
+
+#[test]
 fn a_client_chooses_the_compression_and_nothing_else() {
     for (pipeline, stage, want) in [
         ("lz4,encrypt,file", Some("zstd"), "zstd encrypt file"),
