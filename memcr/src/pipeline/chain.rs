@@ -380,7 +380,11 @@ fn with_overrides(stage: &RecipeStage, overrides: &[StageSpec]) -> StageSpec {
     spec
 }
 
-fn chunk_len(bytes: u64) -> Result<u32> {
+/// A length of chunks that images can have.
+///
+/// # Errors
+/// [`PipelineError::Config`].
+pub(crate) fn chunk_len(bytes: u64) -> Result<u32> {
     let len = u32::try_from(bytes)
         .ok()
         .filter(|len| limit::CHUNK_LEN.contains(len) && len % 4096 == 0);

@@ -59,7 +59,7 @@ mod zero;
 
 pub use calls::DEFAULT_STALL_LIMIT;
 pub use chain::{DEFAULT_CHUNK_LEN, Pipeline, PipelineSpec, StageSpec};
-pub(crate) use chain::{is_called, short_name};
+pub(crate) use chain::{chunk_len, is_called, short_name};
 pub use decode::{DecodeSetup, DecodeStats, Decoder};
 pub use describe::{
     Door, LinkDescription, ParamDescription, ParamType, StageDescription, StageKind, ThreadModel,

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use crate::cli::args::Job;
 use crate::pipeline::{
-    DEFAULT_CHUNK_LEN, DEFAULT_STALL_LIMIT, PipelineSpec, StageSpec, is_called, parse_size,
-    short_name,
+    DEFAULT_CHUNK_LEN, DEFAULT_STALL_LIMIT, PipelineSpec, StageSpec, chunk_len, is_called,
+    parse_size, short_name,
 };
 
 use super::file::{Given, Stage};
@@ -319,14 +319,22 @@ fn chunk_len_bytes(config: &Config) -> Result<u64, ConfigError> {
     let Some(chunk) = &config.settings.chunk else {
         return Ok(DEFAULT_CHUNK_LEN);
     };
-    let len_bytes = parse_size(&chunk.value).and_then(|len| u64::try_from(len).ok());
-    len_bytes.ok_or_else(|| ConfigError::Entry {
-        origin: chunk.origin.clone(),
-        message: format!(
+    let complain = |message| {
+        Err(ConfigError::Entry {
+            origin: chunk.origin.clone(),
+            message,
+        })
+    };
+    match parse_size(&chunk.value).and_then(|len| u64::try_from(len).ok()) {
+        None => complain(format!(
             "chunk: `{}` is no length in bytes, such as 65536, 64K or 1MiB",
             chunk.value
-        ),
-    })
+        )),
+        Some(len_bytes) => match chunk_len(len_bytes) {
+            Ok(_) => Ok(len_bytes),
+            Err(error) => complain(format!("chunk: {error}")),
+        },
+    }
 }
 
 #[cfg(test)]
