@@ -9,6 +9,7 @@
 
 pub mod args;
 mod check;
+mod check_config;
 pub mod compat;
 pub mod config;
 pub mod exit;
@@ -42,7 +43,7 @@ use manner::Manner;
 use memcr_text::Out;
 
 use crate::daemon;
-use crate::pipeline::{Cancel, Pipeline, Priority, SearchPath};
+use crate::pipeline::{Cancel, Priority, SearchPath};
 use crate::session::gate::Open;
 use crate::session::journal::StateDir;
 use crate::sys;
@@ -157,11 +158,7 @@ fn without_verb(args: &Args, out: &mut Out) -> Result<(), Failure> {
         return stages::help(&config, name, &search, json, out);
     }
     // `stray` has seen to it that there is a target or --check-config.
-    let choice = config::pipeline(&config, &args.job, &args.common.set)?;
-    let pipeline = Pipeline::load(&choice.spec, &search)
-        .map_err(|error| Failure::of_choice(error, &choice))?;
-    print::config(&config, pipeline.describe(), json, out);
-    Ok(())
+    check_config::run(args, &config, &search, out)
 }
 
 /// `daemon`, `--listen`.

@@ -1,15 +1,12 @@
-//! Output that takes no work: completions, man page, the configuration in force.
+//! Output that takes no work: completions and man pages.
 
 use std::io::Write;
 
 use clap_complete::Shell;
-use serde_json::json;
 
 use super::args;
-use super::config::Config;
 use super::exit::Exit;
 use super::failure::Failure;
-use crate::pipeline::LinkDescription;
 use memcr_text::Out;
 
 /// Prints completions for `shell`.
@@ -183,21 +180,4 @@ fn entry(text: &mut Vec<u8>, word: &str, meaning: &str) -> std::io::Result<()> {
         escaped(word),
         escaped(meaning)
     )
-}
-
-/// Prints that the configuration works, and what it comes to.
-pub(super) fn config(config: &Config, stages: &[LinkDescription], as_json: bool, out: &mut Out) {
-    if as_json {
-        return out.json(&json!({ "ok": true, "config": config.path, "pipeline": stages }));
-    }
-    out.line(format_args!("{}: ok", config.name()));
-    for stage in stages {
-        out.line(format_args!(
-            "  {}: {} {} ({})",
-            stage.alias,
-            stage.name,
-            stage.version,
-            stage.path.display()
-        ));
-    }
 }

@@ -131,6 +131,22 @@ impl Pipeline {
         Ok(pipeline)
     }
 
+    /// Loads one stage with its parameters as a pipeline would, and lets it go: whether it
+    /// can work is to be known.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load`].
+    pub fn try_stage(stage: &StageSpec, search: &SearchPath) -> Result<()> {
+        let (stage, search) = (stage.clone(), search.clone());
+        let calls = Arc::new(Calls::new(Some(DEFAULT_STALL_LIMIT)));
+        let foreman = Foreman::start(Arc::clone(&calls))?;
+        let chunk_len = chunk_len(DEFAULT_CHUNK_LEN)?;
+        Self::build(foreman, Workers(None), chunk_len, move || {
+            Chain::load_alone(&stage, &search, &calls)
+        })
+        .map(drop)
+    }
+
     fn build(
         foreman: Foreman,
         workers: Workers,

@@ -161,6 +161,22 @@ impl Chain {
         Ok(Self { links, sink })
     }
 
+    /// Loads one stage, of any kind.
+    pub(super) fn load_alone(
+        stage: &StageSpec,
+        search: &SearchPath,
+        calls: &Arc<Calls>,
+    ) -> Result<Self> {
+        let stages = std::slice::from_ref(stage);
+        let plugins = load_plugins(stages, search, calls)?;
+        let links = links(stages, &plugins, calls)?;
+        let (mut sinks, links): (Vec<_>, Vec<_>) = links
+            .into_iter()
+            .partition(|link| link.kind() == StageKind::Sink);
+        let sink = sinks.pop();
+        Ok(Self { links, sink })
+    }
+
     /// Loads the stages that an image describes, but for its sink.
     pub(super) fn load_without_sink(
         stages: &[StageSpec],

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use toml::{Spanned, Value};
 
 use super::error::ConfigError;
-use super::file::{Given, absolute, directories, entry, number, scalar};
+use super::file::{Given, absolute, entry, number, scalar};
 use super::origin::Text;
 
 /// Whom the daemon takes a TCP peer for.
@@ -57,7 +57,7 @@ pub struct DaemonFile {
     pub pipelines: Option<Vec<Given<String>>>,
     /// Directories that clients may name, with what is below; `None`: root and the group
     /// any, others none.
-    pub dirs: Option<Vec<PathBuf>>,
+    pub dirs: Option<Vec<Given<PathBuf>>>,
     /// Whether clients may choose the compression.
     pub compress: Option<bool>,
     /// Checkpoints that move bytes at once; 0: one per CPU.
@@ -159,11 +159,29 @@ impl DaemonFile {
         }
     }
 
+    /// Whether this machine has what is named: directories may come later and groups too, so
+    /// that only who asks is told.
+    ///
+    /// # Errors
+    /// The first that is not there.
+    pub fn look(&self) -> Result<(), ConfigError> {
+        self.group.as_ref().map(gid).transpose()?;
+        let is_missing = |given: &&Given<PathBuf>| !given.value.is_dir();
+        match self.dirs.iter().flatten().find(is_missing) {
+            None => Ok(()),
+            Some(given) => {
+                let message = format!("dirs: there is no directory {}", given.value.display());
+                Err(entry(given.origin.clone(), message))
+            }
+        }
+    }
+
     /// Every setting with its value, be it the default one; `named` are the `[pipelines]`.
     #[must_use]
     pub fn settled<T>(&self, named: &BTreeMap<String, T>) -> Daemon {
         let chosen = self.pipelines.as_ref();
         let chosen = chosen.map(|list| list.iter().map(|given| given.value.clone()).collect());
+        let dirs = self.dirs.as_ref();
         Daemon {
             listen: self.listen.clone().unwrap_or_default(),
             group: self.group.clone(),
@@ -171,7 +189,7 @@ impl DaemonFile {
             tcp_address: self.tcp_address.unwrap_or(Ipv4Addr::LOCALHOST.into()),
             tcp_trust: self.tcp_trust.unwrap_or(TcpTrust::Uid),
             pipelines: chosen.unwrap_or_else(|| named.keys().cloned().collect()),
-            dirs: self.dirs.clone(),
+            dirs: dirs.map(|list| list.iter().map(|given| given.value.clone()).collect()),
             compress: self.compress.unwrap_or(true),
             max_checkpoints: self.max_checkpoints.unwrap_or(0),
             max_sessions: self.max_sessions.unwrap_or(1000),
@@ -241,7 +259,11 @@ impl Raw {
                 word(places, "tcp_trust", value, &names)
             })?,
             pipelines: each(self.pipelines, |value| Ok(given(value)))?,
-            dirs: one(self.dirs, |dirs| directories(places, "dirs", dirs))?,
+            dirs: each(self.dirs, |dir| {
+                let origin = places.place(dir.span());
+                let value = absolute(places, "dirs", dir)?;
+                Ok(Given { value, origin })
+            })?,
             compress: self.compress,
             max_checkpoints: one(self.max_checkpoints, |value| {
                 number(places, "max_checkpoints", value, 0..=MAX_CHECKPOINTS)

@@ -35,6 +35,8 @@ pub struct Param {
 /// A `[stage.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stage {
+    /// Where it begins; of a plugin without a table: where it was named.
+    pub origin: Origin,
     /// The plugin behind it: a name, or a path with a `/`.
     pub plugin: String,
     /// Its parameters.
@@ -149,7 +151,7 @@ fn syntax(places: &Text<'_>, error: &toml::de::Error) -> ConfigError {
     }
 }
 
-pub(super) fn directories(
+fn directories(
     places: &Text<'_>,
     key: &str,
     dirs: Vec<Spanned<PathBuf>>,
@@ -222,6 +224,7 @@ fn stage(
         return Err(entry(origin, message));
     }
     let mut stage = Stage {
+        origin,
         plugin: name.clone(),
         params: Vec::new(),
     };

@@ -23,7 +23,7 @@ pub use daemon::{Daemon, DaemonFile, OnStop, TcpTrust, gid};
 pub use error::ConfigError;
 pub use file::{File, Given, Param, Stage, parse};
 pub use origin::Origin;
-pub use select::{Choice, overrides, pipeline, workers};
+pub use select::{Choice, named, overrides, pipeline, stage, workers};
 
 /// Longest configuration that is read, bytes. The annotated default has 6 KiB; the
 /// limit keeps `--config /dev/zero` from eating the machine.

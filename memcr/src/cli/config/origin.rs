@@ -21,6 +21,13 @@ pub enum Origin {
     Flag(String),
 }
 
+impl Origin {
+    /// Whether it is a place in this file.
+    pub(crate) fn is_in(&self, file: Option<&Path>) -> bool {
+        matches!(self, Self::File { path, .. } if Some(path.as_path()) == file)
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

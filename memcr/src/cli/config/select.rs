@@ -91,22 +91,55 @@ impl Choice {
 /// of it.
 pub fn pipeline(config: &Config, job: &Job, sets: &[String]) -> Result<Choice, ConfigError> {
     let list = stage_list(config, job)?;
-    let mut stages: Vec<Named> = split(&list)?
-        .into_iter()
-        .map(|name| Named::resolve(config, name))
-        .collect();
+    let mut stages = resolve(config, &list)?;
     apply_flags(&mut stages, job)?;
     apply_sets(&mut stages, sets, &list.value)?;
+    choice(config, stages, workers(config, job), job.idle)
+}
+
+/// The pipeline that `list`, one of `[pipelines]`, is without any flag.
+///
+/// # Errors
+/// When the list of stages is empty or has an empty name.
+pub fn named(config: &Config, list: &Given<String>) -> Result<Choice, ConfigError> {
+    choice(
+        config,
+        resolve(config, list)?,
+        configured_workers(config),
+        false,
+    )
+}
+
+fn resolve(config: &Config, list: &Given<String>) -> Result<Vec<Named>, ConfigError> {
+    let names = split(list)?.into_iter();
+    Ok(names
+        .map(|name| Named::resolve(config, name, &list.origin))
+        .collect())
+}
+
+fn choice(
+    config: &Config,
+    stages: Vec<Named>,
+    workers: Option<NonZeroUsize>,
+    idle: bool,
+) -> Result<Choice, ConfigError> {
     Ok(Choice {
         spec: PipelineSpec {
             stages: stages.iter().map(Named::spec).collect(),
-            workers: workers(config, job),
+            workers,
             chunk_len_bytes: chunk_len_bytes(config)?,
             stall_limit: stall_limit(config),
         },
-        idle: job.idle || config.settings.idle.unwrap_or(false),
+        idle: idle || config.settings.idle.unwrap_or(false),
         params: stages.into_iter().flat_map(Named::into_params).collect(),
     })
+}
+
+/// The stage of the table `[stage.NAME]`, as a pipeline would have it.
+#[must_use]
+pub fn stage(name: &str, table: &Stage) -> StageSpec {
+    let (alias, stage) = (name.to_owned(), table.clone());
+    Named { alias, stage }.spec()
 }
 
 /// The `--set` values by stage, for a pipeline that an image describes.
@@ -191,9 +224,10 @@ struct Named {
 
 impl Named {
     /// A stage of the configuration, else a plugin of that name or path.
-    fn resolve(config: &Config, name: &str) -> Self {
+    fn resolve(config: &Config, name: &str, origin: &Origin) -> Self {
         let stage = config.settings.stages.get(name).cloned();
         let stage = stage.unwrap_or_else(|| Stage {
+            origin: origin.clone(),
             plugin: name.to_owned(),
             params: Vec::new(),
         });
@@ -311,8 +345,14 @@ fn stall_limit(config: &Config) -> Option<Duration> {
 /// How many workers `job` asks for under `config`; `None`: as many as CPUs and memory allow.
 #[must_use]
 pub fn workers(config: &Config, job: &Job) -> Option<NonZeroUsize> {
-    let configured = config.settings.workers.as_ref().map(|given| given.value);
-    NonZeroUsize::new(usize::from(job.workers.or(configured)?))
+    match job.workers {
+        Some(workers) => NonZeroUsize::new(workers.into()),
+        None => configured_workers(config),
+    }
+}
+
+fn configured_workers(config: &Config) -> Option<NonZeroUsize> {
+    NonZeroUsize::new(config.settings.workers.as_ref()?.value.into())
 }
 
 fn chunk_len_bytes(config: &Config) -> Result<u64, ConfigError> {
