@@ -10,6 +10,7 @@ use super::config::{Choice, ConfigError};
 use super::exit::Exit;
 use crate::checkpoint::{CheckpointError, StepError};
 use crate::freeze::{FreezeError, Refusal};
+use crate::inject::GuardError;
 use crate::pipeline::{CancelReason, LoadError, PipelineError};
 use crate::restore::RestoreError;
 use crate::session::ParkError;
@@ -22,6 +23,11 @@ use crate::sink::ImageError;
 const PERMISSION_HINT: &str = "be root, own the process where \
      /proc/sys/kernel/yama/ptrace_scope allows that, or have CAP_SYS_PTRACE, CAP_DAC_OVERRIDE \
      and CAP_KILL";
+
+/// What a guard takes in a target that has as many descriptors as it may.
+const LIMIT_HINT: &str = "memcr may go beyond the target's hard limit (RLIMIT_NOFILE, see \
+     prlimit(1)) with CAP_SYS_RESOURCE; without, raise the limit, or let the target close a \
+     descriptor";
 
 /// Why a command failed, and how memcr ends because of it.
 #[derive(Debug)]
@@ -147,14 +153,20 @@ impl Failure {
     }
 }
 
-/// An error that repeats its cause in its own text is not printed twice.
+/// An error that repeats its cause in its own text is not printed twice, nor is what a cause
+/// begins with, if its error ends so.
 fn causes(error: &(dyn Error + 'static)) -> Vec<String> {
     let mut causes = vec![error.to_string()];
     let mut next = error.source();
     while let Some(cause) = next {
         let text = cause.to_string();
-        if !causes.last().is_some_and(|said| said.ends_with(&text)) {
-            causes.push(text);
+        let said = causes.last().map_or("", String::as_str);
+        let text = match text.split_once(": ") {
+            Some((begin, rest)) if said.ends_with(&format!(" {begin}")) => rest,
+            _ => &text,
+        };
+        if !said.ends_with(text) {
+            causes.push(text.to_owned());
         }
         next = cause.source();
     }
@@ -302,6 +314,12 @@ impl From<CheckpointError> for Failure {
             CheckpointError::NotReady { source, .. } => source.hint().map(str::to_owned),
             CheckpointError::Undone { source, .. } => match &**source {
                 StepError::Pipeline(error) => error.hint().map(str::to_owned),
+                StepError::Guard(GuardError::Own { what, source })
+                    if what.contains("limit of open files")
+                        && source.kind() == ErrorKind::PermissionDenied =>
+                {
+                    Some(LIMIT_HINT.to_owned())
+                }
                 _ => None,
             },
             _ => None,
@@ -419,6 +437,7 @@ fn not_restored(error: &RestoreError) -> Exit {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -447,6 +466,38 @@ mod tests {
             failure.message(),
             "memcr: no stage `\\u{1b}[2J`\nhint: a\\rb"
         );
+    }
+
+    #[test]
+    fn a_wrong_key_is_said_once() {
+        let source = memcr_plugin_api::stage::StageError::new(
+            memcr_plugin_api::abi::code::WRONG_KEY,
+            "wrong key: the image was encrypted with another one",
+        );
+        let error = PipelineError::WrongKey {
+            stage: "encrypt".into(),
+            source: Box::new(source),
+        };
+        assert_eq!(
+            Failure::from(error).message(),
+            "memcr: stage `encrypt`: wrong key: the image was encrypted with another one"
+        );
+    }
+
+    #[test]
+    fn a_limit_that_cannot_be_lifted_is_named() {
+        let guard = |what| GuardError::Own {
+            what,
+            source: std::io::Error::from_raw_os_error(libc::EPERM),
+        };
+        let hint = |what| {
+            let source = Box::new(StepError::Guard(guard(what)));
+            let failure = Failure::from(CheckpointError::Undone { pid: 1, source });
+            failure.hint().map(str::to_owned)
+        };
+        let said = hint("lift the target's limit of open files, which is reached").unwrap();
+        assert!(said.contains("CAP_SYS_RESOURCE") && said.contains("RLIMIT_NOFILE"));
+        assert_eq!(hint("do something else"), None);
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn describe(image: &ImageSummary) -> String {
             facts.image_id, facts.version.0, facts.version.1
         ),
         format!("target    pid {} {} ({})", image.pid, image.comm, image.exe),
-        format!("created   {} seconds after 1970-01-01 UTC", facts.created),
+        format!("created   {}", units::date(facts.created)),
         format!("pipeline  {}", stages.join(", ")),
         format!(
             "pages     {} stored, {} of zeros, page size {}",

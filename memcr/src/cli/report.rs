@@ -64,6 +64,10 @@ pub(super) fn checkpoint(report: &CheckpointReport, stages: &[LinkDescription], 
     if !left.is_empty() {
         fact(out, "left", left.join(", "));
     }
+    if !report.guarded {
+        let what = "none is to be had: should memcr be killed, so is the process";
+        fact(out, "guard", what);
+    }
     phases(out, &report.phases);
 }
 

@@ -128,7 +128,13 @@ pub(super) fn with(
 impl Sessions<'_> {
     /// `restore PID`.
     pub(super) fn restore(&self, pid: i32, out: &mut Out) -> Result<(), Failure> {
-        self.bring_back(pid)?.tell(pid, self.as_json, out);
+        let outcome = self.bring_back(pid).map_err(|failure| match failure.exit {
+            Exit::Held => failure.or_hint(&format!(
+                "a daemon gives back what it holds when it is asked to: `memcr-client -p {pid} -r`"
+            )),
+            _ => failure,
+        })?;
+        outcome.tell(pid, self.as_json, out);
         Ok(())
     }
 

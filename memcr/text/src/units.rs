@@ -37,9 +37,52 @@ pub fn age(secs: u64) -> String {
     }
 }
 
+/// `2026-11-29T21:52:45Z` of so many seconds after 1970: RFC 3339, in UTC.
+///
+/// Days are counted in years that begin in March, so that the day of a leap year comes last,
+/// and in eras of 400 of them, after which the calendar repeats.
+pub fn date(secs: u64) -> String {
+    const ERA: u64 = 146_097;
+    // From 0000-03-01 to 1970-01-01.
+    let days = secs / 86400 + 719_468;
+    let (era, day) = (days / ERA, days % ERA);
+    let year = (day - day / 1460 + day / 36524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let date = day - (153 * month + 2) / 5 + 1;
+    let (month, later) = if month < 10 {
+        (month + 3, 0)
+    } else {
+        (month - 9, 1)
+    };
+    let (hours, minutes) = (secs / 3600 % 24, secs / 60 % 60);
+    format!(
+        "{:04}-{month:02}-{date:02}T{hours:02}:{minutes:02}:{:02}Z",
+        era * 400 + year + later,
+        secs % 60
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (secs, want) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_709_164_800, "2024-02-29T00:00:00Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (1_795_987_972, "2026-11-29T21:32:52Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(date(secs), want);
+        }
+        assert!(date(u64::MAX).ends_with('Z'));
+    }
 
     #[test]
     fn bytes_have_a_unit_that_fits() {

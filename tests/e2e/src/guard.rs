@@ -23,6 +23,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         &[
             ("stands_and_goes", stands_and_goes),
             ("descriptors_are_short", descriptors_are_short),
+            ("limit_that_stays", limit_that_stays),
             ("no_device", no_device),
             ("no_device_and_no_right", no_device_and_no_right),
             ("no_guard_to_be_had", no_guard_to_be_had),
@@ -75,15 +76,35 @@ fn stands_and_goes() -> Result {
 fn descriptors_are_short() -> Result {
     let rig = Rig::new()?;
     let mut victim = victim()?;
-    let n_open = std::fs::read_dir(format!("/proc/{}/fd", victim.pid()))?.count();
-    let limit = format!("--nofile={n_open}:1024");
-    let pid = format!("--pid={}", victim.pid());
-    let status = Command::new("prlimit").args([pid, limit]).status();
-    ensure(status.context("prlimit")?.success(), || "prlimit".into())?;
+    exhaust(victim.pid(), |n_open| format!("{n_open}:1024"))?;
     let limits = || proc::text(victim.pid(), "limits");
     let (before, limited) = (Snapshot::take(victim.pid())?, limits()?);
     expect_guarded(rig.memcr(victim.pid()), true)?;
     ensure(limits()? == limited, || "the limit is another one".into())?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// As many descriptors as it has are all that `pid` may have, by limits for so many.
+fn exhaust(pid: u32, limits: impl Fn(usize) -> String) -> Result {
+    let n_open = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+    let limit = format!("--nofile={}", limits(n_open));
+    let pid = format!("--pid={pid}");
+    let status = Command::new("prlimit").args([pid, limit]).status();
+    ensure(status.context("prlimit")?.success(), || "prlimit".into())
+}
+
+/// Both limits are reached, and memcr may not go beyond: it says what would help.
+fn limit_that_stays() -> Result {
+    require("root")?;
+    let rig = Rig::new()?;
+    let mut victim = victim()?;
+    exhaust(victim.pid(), |n_open| format!("{n_open}:{n_open}"))?;
+    let before = Snapshot::take(victim.pid())?;
+    let less = ["setpriv", "--bounding-set=-sys_resource"];
+    let finished = rig.checkpoint(victim.pid()).via(&less).run()?;
+    finished.expect(7)?;
+    finished.says("limit of open files")?;
+    finished.says("CAP_SYS_RESOURCE")?;
     unharmed(&rig, &mut victim, &before, Allow::default())
 }
 
@@ -129,6 +150,9 @@ fn no_guard_to_be_had() -> Result {
     let before = Snapshot::take(victim.pid())?;
     let without = |memcr: Memcr| memcr.via(&["unshare", "-m", "sh", "-c", OTHER_DEVICE]);
     expect_guarded(without(rig.memcr(victim.pid())), false)?;
+    let finished = without(rig.memcr(victim.pid())).arg("-n").run()?;
+    finished.expect(0)?;
+    finished.says("should memcr be killed, so is the process")?;
     let finished = without(rig.checkpoint(victim.pid())).run()?;
     finished.expect(4)?;
     finished.says("was not touched")?;
