@@ -70,7 +70,7 @@ fn work(args: &Args, whom: &Whom, wish: Wish, out: &mut Out) -> Result<(), Failu
     if args.common.json {
         out.json(&answer);
     } else {
-        print(&answer, wish, out);
+        out.line(describe(&answer, wish));
     }
     Ok(())
 }
@@ -89,14 +89,13 @@ fn subject(whom: &Whom) -> Result<Subject, Failure> {
     }
 }
 
-fn print(answer: &Value, wish: Wish, out: &mut Out) {
+/// The answer for people.
+fn describe(answer: &Value, wish: Wish) -> String {
     let members = answer["members"].as_array().map_or(&[][..], Vec::as_slice);
     let group = answer["group"].as_str().unwrap_or_default();
     let bytes = |value: &Value| value.as_u64().map_or_else(|| "-".into(), units::bytes);
-    let n = members.len();
     match wish {
         Wish::Checkpoint => {
-            out.line(format_args!("{group} is held: {n} processes"));
             let mut table = Table::new(["PID", "RSS BEFORE", "RSS HELD", "IMAGE"]);
             for member in members {
                 let report = &member["checkpoint"];
@@ -107,16 +106,69 @@ fn print(answer: &Value, wish: Wish, out: &mut Out) {
                     report["image"].as_str().unwrap_or("-").to_owned(),
                 ]);
             }
-            out.line(table);
+            format!("{group} is held: {}\n{table}", processes(members.len()))
         }
         Wish::Restore => {
-            out.line(format_args!("{group} is restored: {n} processes"));
             let mut table = Table::new(["PID", "RSS AFTER"]);
             for member in members {
-                let report = &member["restore"];
-                table.row([member["pid"].to_string(), bytes(&report["rss_after_bytes"])]);
+                let after = match has_ended(member) {
+                    true => "ended".into(),
+                    false => bytes(&member["restore"]["rss_after_bytes"]),
+                };
+                table.row([member["pid"].to_string(), after]);
             }
-            out.line(table);
+            let n_ended = members.iter().filter(|member| has_ended(member)).count();
+            let restored = processes(members.len() - n_ended);
+            let ended = match n_ended {
+                0 => String::new(),
+                n => format!("; {} ended while held", processes(n)),
+            };
+            format!("{group} is restored: {restored}{ended}\n{table}")
         }
+    }
+}
+
+fn processes(n: usize) -> String {
+    format!("{n} process{}", if n == 1 { "" } else { "es" })
+}
+
+/// A member that ended while it was held is no failure: the others run.
+fn has_ended(member: &Value) -> bool {
+    let is = |exit: Exit| member["exit_code"] == exit.code();
+    is(Exit::TargetGone) || is(Exit::NoProcess)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Wish, describe};
+    use serde_json::json;
+
+    #[test]
+    fn one_is_a_process_and_two_are_processes() {
+        let member = |pid: i32| json!({ "pid": pid, "ok": true, "exit_code": 0 });
+        for (pids, want) in [(&[7][..], "1 process\n"), (&[7, 8], "2 processes\n")] {
+            let members: Vec<_> = pids.iter().copied().map(member).collect();
+            let answer = json!({ "group": "tree:7", "members": members });
+            let said = describe(&answer, Wish::Checkpoint);
+            assert!(
+                said.starts_with(&format!("tree:7 is held: {want}")),
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_has_ended_is_not_restored() {
+        let report = json!({ "rss_after_bytes": 4096 });
+        let answer = json!({ "group": "tree:7", "members": [
+            { "pid": 7, "ok": true, "exit_code": 0, "outcome": "restored", "restore": report },
+            { "pid": 8, "ok": false, "exit_code": 9 },
+            { "pid": 9, "ok": true, "exit_code": 0, "outcome": "nothing missing" },
+        ]});
+        assert_eq!(
+            describe(&answer, Wish::Restore),
+            "tree:7 is restored: 2 processes; 1 process ended while held\n\
+             PID  RSS AFTER\n7    4.0 KiB\n8    ended\n9    -"
+        );
     }
 }

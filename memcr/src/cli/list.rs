@@ -31,17 +31,39 @@ pub(super) fn run(dir: &Path, as_json: bool, out: &mut Out) -> Result<(), Failur
         out.line(format_args!("nothing is held ({})", dir.display()));
         return Ok(());
     }
-    let mut table = Table::new([
-        "PID", "NAME", "STATE", "SINCE", "SAVED", "IMAGE", "PIPELINE",
-    ]);
+    out.line(table(&entries));
     for entry in &entries {
-        table.row(row(entry));
         if let Some(why) = trouble(entry) {
             tracing::warn!("process {}: {why}", entry.pid);
         }
     }
-    out.line(table);
     Ok(())
+}
+
+/// With the group of each session, where one has any.
+fn table(entries: &[Entry]) -> Table {
+    let head = [
+        "PID", "NAME", "STATE", "SINCE", "SAVED", "IMAGE", "PIPELINE",
+    ];
+    if !entries.iter().any(|entry| group(entry).is_some()) {
+        let mut table = Table::new(head);
+        entries.iter().for_each(|entry| table.row(row(entry)));
+        return table;
+    }
+    let [pid, name, state, since, saved, image, pipeline] = head;
+    let mut table = Table::new([pid, name, state, since, saved, image, pipeline, "GROUP"]);
+    for entry in entries {
+        let [pid, name, state, since, saved, image, pipeline] = row(entry);
+        let group = group(entry).map_or_else(|| "-".into(), harmless);
+        table.row([pid, name, state, since, saved, image, pipeline, group]);
+    }
+    table
+}
+
+/// `tree:PID` or `cgroup:PATH`, of which it is a member.
+fn group(entry: &Entry) -> Option<&str> {
+    let group = entry.record.as_ref().ok()?.group.as_ref();
+    group.map(|group| group.name.as_str())
 }
 
 /// The user whose process it is, as its directory in /proc says.
@@ -139,6 +161,7 @@ fn entry_json(entry: &Entry) -> Value {
         "rss_saved_bytes": record.saved_bytes(),
         "image": record.image,
         "pipeline": stages(record),
+        "group": group(entry),
         "error": trouble(entry),
     })
 }
