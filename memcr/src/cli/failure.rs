@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io::ErrorKind;
 
+use memcr_plugin_api::abi::code;
 use memcr_text::harmless;
 use serde_json::{Value, json};
 
@@ -188,7 +189,19 @@ impl From<LoadError> for Failure {
 
 impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Self {
-        Self::new(Exit::ImageInvalid, error)
+        Self::new(unread(&error), error)
+    }
+}
+
+/// Of an image that was not read. What cannot be had says nothing about its bytes.
+fn unread(error: &ImageError) -> Exit {
+    match error {
+        ImageError::Open(source) | ImageError::Io { source, .. } => match source.code {
+            code::PERMISSION => Exit::Permission,
+            code::NOT_FOUND | code::IO => Exit::Internal,
+            _ => Exit::ImageInvalid,
+        },
+        _ => Exit::ImageInvalid,
     }
 }
 
@@ -261,8 +274,8 @@ impl From<PipelineError> for Failure {
             | PipelineError::WrongKey { .. } => Exit::Plugin,
             PipelineError::Corrupt { .. }
             | PipelineError::Lied { .. }
-            | PipelineError::Image(_)
             | PipelineError::Sink { .. } => Exit::ImageInvalid,
+            PipelineError::Image(error) => unread(error),
             PipelineError::Cancelled(CancelReason::TargetGone) => Exit::TargetGone,
             PipelineError::Cancelled(_) => Exit::Aborted,
             _ => Exit::Internal,
@@ -456,7 +469,7 @@ mod tests {
             failure.message(),
             "memcr: cannot read 2 bytes at offset 1 of the image: disk on fire\nhint: call the fire brigade"
         );
-        assert_eq!(failure.exit, Exit::ImageInvalid);
+        assert_eq!(failure.exit, Exit::Internal);
     }
 
     #[test]
@@ -466,6 +479,22 @@ mod tests {
             failure.message(),
             "memcr: no stage `\\u{1b}[2J`\nhint: a\\rb"
         );
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_read_is_not_damaged() {
+        use memcr_plugin_api::stage::StageError;
+        let of = |kind: ErrorKind| {
+            let open = || ImageError::Open(StageError::io("cannot open x", &kind.into()));
+            let image = Failure::from(open()).exit;
+            assert_eq!(image, Failure::from(PipelineError::Image(open())).exit);
+            image
+        };
+        assert_eq!(of(ErrorKind::NotFound), Exit::Internal);
+        assert_eq!(of(ErrorKind::PermissionDenied), Exit::Permission);
+        assert_eq!(of(ErrorKind::Other), Exit::Internal);
+        let damaged = ImageError::Unsupported("version 9".into());
+        assert_eq!(Failure::from(damaged).exit, Exit::ImageInvalid);
     }
 
     #[test]

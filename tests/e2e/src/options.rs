@@ -217,7 +217,7 @@ fn inspect_and_verify() -> Result {
         .json()?;
     Memcr::new().arg("verify").arg(&image).run()?.expect(0)?;
     held.release()?;
-    Memcr::new().arg("verify").arg(&image).run()?.expect(11)?;
+    Memcr::new().arg("verify").arg(&image).run()?.expect(1)?;
     victim.verify()?;
     victim.quit()
 }
