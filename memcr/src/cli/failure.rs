@@ -327,9 +327,8 @@ impl From<CheckpointError> for Failure {
             CheckpointError::NotReady { source, .. } => source.hint().map(str::to_owned),
             CheckpointError::Undone { source, .. } => match &**source {
                 StepError::Pipeline(error) => error.hint().map(str::to_owned),
-                StepError::Guard(GuardError::Own { what, source })
-                    if what.contains("limit of open files")
-                        && source.kind() == ErrorKind::PermissionDenied =>
+                StepError::Guard(GuardError::Limit(source))
+                    if source.kind() == ErrorKind::PermissionDenied =>
                 {
                     Some(LIMIT_HINT.to_owned())
                 }
@@ -515,18 +514,15 @@ mod tests {
 
     #[test]
     fn a_limit_that_cannot_be_lifted_is_named() {
-        let guard = |what| GuardError::Own {
-            what,
-            source: std::io::Error::from_raw_os_error(libc::EPERM),
-        };
-        let hint = |what| {
-            let source = Box::new(StepError::Guard(guard(what)));
+        let hint = |errno| {
+            let limit = GuardError::Limit(std::io::Error::from_raw_os_error(errno));
+            let source = Box::new(StepError::Guard(limit));
             let failure = Failure::from(CheckpointError::Undone { pid: 1, source });
             failure.hint().map(str::to_owned)
         };
-        let said = hint("lift the target's limit of open files, which is reached").unwrap();
+        let said = hint(libc::EPERM).unwrap();
         assert!(said.contains("CAP_SYS_RESOURCE") && said.contains("RLIMIT_NOFILE"));
-        assert_eq!(hint("do something else"), None);
+        assert_eq!(hint(libc::ESRCH), None);
     }
 
     #[test]

@@ -73,6 +73,9 @@ pub enum GuardError {
     /// security module has taken it out of the message (recv(2)).
     #[error("the target was not given the descriptor that was sent to it")]
     NotReceived,
+    /// The target has as many descriptors as it may, and may not have more.
+    #[error("cannot lift the target's limit of open files, which is reached")]
+    Limit(#[source] io::Error),
     /// A call of ours failed.
     #[error("cannot {what}")]
     Own {
@@ -136,10 +139,7 @@ impl Guard {
             Err(error) if error.is_of_limit() => {
                 let pid = borrowed.frozen.pid();
                 let limit = LiftedLimit::lift(pid, Resource::Descriptors, N_DESCRIPTORS);
-                let _limit = limit.map_err(|source| GuardError::Own {
-                    what: "lift the target's limit of open files, which is reached",
-                    source,
-                })?;
+                let _limit = limit.map_err(GuardError::Limit)?;
                 make_in(borrowed)?
             }
             made => made?,
