@@ -9,20 +9,19 @@
 //! call does; the huge ones are made of them when the target runs again. Our death in
 //! between costs nothing: what is back is right, what is missing is waited for.
 //!
-//! Without a guard huge pages are written as such, in a pass of their own. The kernel puts a huge page under the first byte that is written into an empty huge
-//! range. So small pages come first, with huge ones switched off for the process
-//! (PR_SET_THP_DISABLE), then the huge ones with them on: each range is backed as it
-//! was, and the resident size does not grow.
+//! Without a guard see `unguarded`.
+
+mod room;
+mod unguarded;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use memcr_plugin_api::ram;
 use serde::Serialize;
 
 use crate::fault;
 use crate::freeze::{FreezeError, Missing, frozen_by};
-use crate::inject::{Borrowed, InjectError};
+use crate::inject::InjectError;
 use crate::pages::PopulatePages;
 use crate::pipeline::{
     Cancel, DecodeSetup, DecodeStats, Decoder, OpenImage, PipelineError, Priority, Progress, causes,
@@ -30,8 +29,9 @@ use crate::pipeline::{
 use crate::session::gate::{Gate, Open, Step};
 use crate::session::journal::{Journal, State};
 use crate::session::{Held, Phase, PhaseClock, TakeDownError, put_huge_pages_back};
-use crate::sys::arch::nr;
 use crate::sys::procfs;
+pub use room::NoRoom;
+pub(crate) use room::expect_room;
 
 /// What a restore did. All lengths in bytes.
 #[derive(Debug, Clone, Serialize)]
@@ -170,39 +170,6 @@ pub enum RestoreError {
         /// Why not.
         source: FreezeError,
     },
-}
-
-/// RAM is short.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "what is missing of its memory are {} MiB, and no more than {} MiB can be had for it",
-    .needed_bytes.div_ceil(1 << 20),
-    .room_bytes >> 20
-)]
-pub struct NoRoom {
-    /// What is to come back, bytes.
-    pub needed_bytes: u64,
-    /// What the machine and the cgroups of the target have for it, bytes.
-    pub room_bytes: u64,
-}
-
-/// Looks whether what `image` holds of process `pid`, and it has not yet, finds room.
-///
-/// # Errors
-/// When it does not.
-pub(crate) fn expect_room(pid: i32, image: &OpenImage) -> Result<(), NoRoom> {
-    let needed_bytes = image
-        .facts()
-        .raw_bytes
-        .saturating_sub(procfs::rss_bytes(pid));
-    let room_bytes = ram::obtainable_by(pid.cast_unsigned());
-    match needed_bytes <= room_bytes {
-        true => Ok(()),
-        false => Err(NoRoom {
-            needed_bytes,
-            room_bytes,
-        }),
-    }
 }
 
 /// What can be told of a target that is held, before it is touched.
@@ -389,7 +356,7 @@ fn bring_back(
             guarded.unguard(&mut held.journal)?;
             stats
         }
-        None => bring_back_unguarded(held, progress, clock)?,
+        None => unguarded::bring_back(held, progress, clock)?,
     };
     clock.done("populate");
     Ok(stats)
@@ -409,63 +376,6 @@ pub(crate) fn prepare(
         cancel: Cancel::new(),
         progress: progress.clone(),
     })
-}
-
-fn bring_back_unguarded(
-    held: &mut Held,
-    progress: &Arc<Progress>,
-    clock: &mut PhaseClock,
-) -> Result<DecodeStats, StepError> {
-    let mut decoder = prepare(&held.image, held.memory.clone(), progress)?;
-    clock.done("open image");
-    let before = if held.huge.has_small_in_thp {
-        Some(disable_huge_pages(held)?)
-    } else {
-        None
-    };
-    let small = decoder.pass(|class| !class.huge);
-    // On failure too: another try, or an undo, starts from the same state.
-    if let Some(before) = before {
-        set_huge_pages(held, before)?;
-    }
-    small?;
-    if !held.huge.runs.is_empty() {
-        decoder.pass(|class| class.huge)?;
-    }
-    let stats = decoder.finish()?;
-    Ok(stats)
-}
-
-/// Switches huge pages off for the target; answers the setting before (prctl(2)).
-fn disable_huge_pages(held: &mut Held) -> Result<i64, InjectError> {
-    let mut borrowed = Borrowed::take(&mut held.frozen, held.site, None)?;
-    let before = borrowed.call(nr::PRCTL, [libc::PR_GET_THP_DISABLE as u64, 0, 0, 0, 0, 0])?;
-    borrowed.call(nr::PRCTL, [libc::PR_SET_THP_DISABLE as u64, 1, 0, 0, 0, 0])?;
-    borrowed.give_back()?;
-    Ok(before)
-}
-
-/// Sets huge pages to what PR_GET_THP_DISABLE answered: bit 0 disabled, the bits above
-/// it the flags of Linux 6.18.
-fn set_huge_pages(held: &mut Held, setting: i64) -> Result<(), InjectError> {
-    // An error answer means a kernel without the call: then nothing was switched off.
-    if setting < 0 {
-        return Ok(());
-    }
-    let setting = setting.cast_unsigned();
-    let mut borrowed = Borrowed::take(&mut held.frozen, held.site, None)?;
-    borrowed.call(
-        nr::PRCTL,
-        [
-            libc::PR_SET_THP_DISABLE as u64,
-            setting & 1,
-            setting & !1,
-            0,
-            0,
-            0,
-        ],
-    )?;
-    borrowed.give_back()
 }
 
 fn failed(mut held: Held, on_corrupt: OnCorrupt, error: StepError) -> RestoreFailure {
