@@ -71,6 +71,8 @@ extern "C" {
 #define MEMCR_ABI_VERSION ((MEMCR_ABI_MAJOR << 16) | MEMCR_ABI_MINOR)
 /* The one symbol a plugin exports, of type memcr_entry_fn. */
 #define MEMCR_ENTRY_SYMBOL "memcr_stage_v1"
+/* Longest name of a stage or a parameter, in bytes. */
+#define MEMCR_MAX_NAME_LEN 32u
 /* Longest state, trailer or locator, in bytes. */
 #define MEMCR_MAX_STATE_LEN 4096u
 /* Longest tag of a checksum, in bytes. */

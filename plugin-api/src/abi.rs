@@ -45,21 +45,6 @@ pub const MAX_TAG_LEN: usize = 64;
 /// bytes: buffers are allocated for it before the target is frozen.
 pub const MAX_GROWTH: usize = 64 * 1024;
 
-/// Whether `name` is one that a stage or a parameter may have: `[a-z0-9_]+`, at most
-/// [`MAX_NAME_LEN`] bytes. Names travel in file names, configuration keys and `a,b` lists.
-#[must_use]
-pub const fn is_name(name: &str) -> bool {
-    let bytes = name.as_bytes();
-    let mut i = 0;
-    while i < bytes.len() {
-        if !matches!(bytes[i], b'a'..=b'z' | b'0'..=b'9' | b'_') {
-            return false;
-        }
-        i += 1;
-    }
-    0 < i && i <= MAX_NAME_LEN
-}
-
 /// Result codes of plugin calls.
 pub mod code {
     /// Done.

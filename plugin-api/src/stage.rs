@@ -4,6 +4,21 @@ use std::fmt;
 
 use crate::abi;
 
+/// Whether `name` is one that a stage or a parameter may have: `[a-z0-9_]+`, at most
+/// [`abi::MAX_NAME_LEN`] bytes. Names travel in file names, configuration keys and `a,b` lists.
+#[must_use]
+pub const fn is_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    let mut i = 0;
+    while i < bytes.len() {
+        if !matches!(bytes[i], b'a'..=b'z' | b'0'..=b'9' | b'_') {
+            return false;
+        }
+        i += 1;
+    }
+    0 < i && i <= abi::MAX_NAME_LEN
+}
+
 /// A failure of a stage: what failed, and what the user can do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StageError {

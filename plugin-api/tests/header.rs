@@ -154,7 +154,7 @@ fn structs() -> Expected {
 fn all_constants() -> Expected {
     let mut to = Expected::new();
     constants!(to, "", abi {
-        ABI_MAJOR, ABI_MINOR, ABI_VERSION, MAX_STATE_LEN, MAX_TAG_LEN, MAX_GROWTH, CHUNK_LAST, SINK_WRITE,
+        ABI_MAJOR, ABI_MINOR, ABI_VERSION, MAX_NAME_LEN, MAX_STATE_LEN, MAX_TAG_LEN, MAX_GROWTH, CHUNK_LAST, SINK_WRITE,
         SINK_READ, SINK_COMPRESSED, SINK_KEEP,
     });
     constants!(to, "CODE_", code {

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use memcr_plugin_api::abi::{MAX_NAME_LEN, is_name};
+use memcr_plugin_api::abi::MAX_NAME_LEN;
+use memcr_plugin_api::stage::is_name;
 
 use crate::pipeline::load::Plugin;
 use crate::pipeline::{LoadError, StageDescription};

@@ -6,6 +6,7 @@
 //! ```
 
 use memcr_plugin_api::abi;
+use memcr_plugin_api::stage::is_name;
 
 use crate::sink::bytes::{Fields, Short, put_bytes16};
 use crate::sink::layout::limit;
@@ -86,7 +87,7 @@ impl Recipe {
                 "its stages are not transforms and checksums with a sink at the end".into(),
             );
         }
-        if let Some(stage) = self.stages.iter().find(|stage| !abi::is_name(&stage.name)) {
+        if let Some(stage) = self.stages.iter().find(|stage| !is_name(&stage.name)) {
             return Err(format!(
                 "`{}` is no name of a stage",
                 stage.name.escape_debug()

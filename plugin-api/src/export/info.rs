@@ -4,7 +4,7 @@ use std::ffi::{CString, c_char};
 use std::ptr;
 
 use crate::abi::{self, StageTable, capability, param};
-use crate::stage::{ParamKind, ParamSpec, StageInfo};
+use crate::stage::{ParamKind, ParamSpec, StageInfo, is_name};
 
 /// Fails to compile when a plugin describes itself in a way that the host would refuse.
 ///
@@ -121,7 +121,7 @@ const fn check_param(spec: &ParamSpec) {
 }
 
 const fn check_word(word: &str) {
-    assert!(abi::is_name(word), "a name is not 1 to 32 of [a-z0-9_]");
+    assert!(is_name(word), "a name is not 1 to 32 of [a-z0-9_]");
 }
 
 const fn has_nul(text: &str) -> bool {

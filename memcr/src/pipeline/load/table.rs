@@ -6,6 +6,7 @@ use std::path::Path;
 use memcr_plugin_api::abi::{
     self, ABI_MAJOR, ABI_MINOR, Param, StageTable, capability, kind, param, threads,
 };
+use memcr_plugin_api::stage::is_name;
 
 use crate::pipeline::{
     Door, ParamDescription, ParamType, StageDescription, StageKind, ThreadModel,
@@ -68,7 +69,7 @@ pub(super) unsafe fn describe(
     // SAFETY: the header demands NUL-terminated texts that live as long as the library,
     // which is never unloaded; so for the three below.
     let name = unsafe { text(table.name, "name") }?;
-    if !abi::is_name(&name) {
+    if !is_name(&name) {
         return Err(format!(
             "the name `{}` of its stage is not 1 to 32 of a-z, 0-9 and _",
             name.escape_debug()
@@ -235,7 +236,7 @@ unsafe fn params(table: &StageTable) -> Result<Vec<ParamDescription>, String> {
 unsafe fn describe_param(raw: &Param) -> Result<ParamDescription, String> {
     // SAFETY: as the caller promises; so for the three below.
     let name = unsafe { text(raw.name, "name of a parameter") }?;
-    if !abi::is_name(&name) {
+    if !is_name(&name) {
         return Err(format!(
             "the parameter name `{}` is not 1 to 32 of a-z, 0-9 and _",
             name.escape_debug()
