@@ -50,6 +50,11 @@ const FEW: usize = 512;
 
 const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
+/// One that stops a process unless it is handled (signal(7)).
+pub(crate) fn is_stop(signal: i32) -> bool {
+    STOPS.contains(&signal)
+}
+
 fn bit(signal: i32) -> u64 {
     1 << (signal - 1)
 }
@@ -153,12 +158,17 @@ impl Frozen {
         if !self.is_to_continue() {
             return;
         }
-        if !self.owed.contains(&libc::SIGCONT) {
-            self.owed.push(libc::SIGCONT);
-        }
+        self.forget_stops();
+        self.owed.retain(|&signal| signal != libc::SIGCONT);
+        self.owed.push(libc::SIGCONT);
         let others = self.tids.iter().skip(1).filter(|_| self.is_armed);
         // A thread that is gone needs none.
         others.for_each(|&tid| drop(self.stop_later(tid)));
+    }
+
+    /// What a SIGCONT that came later has called off is not owed any more.
+    pub(super) fn forget_stops(&mut self) {
+        self.owed.retain(|signal| !is_stop(*signal));
     }
 
     /// A SIGCONT is pending.

@@ -29,6 +29,7 @@ use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 pub use arm::Missing;
+pub(crate) use arm::is_stop;
 pub use doom::{Doom, doom_of_parked};
 pub use orphan::stop_awake;
 pub(crate) use target::frozen_by;
@@ -339,6 +340,9 @@ impl Frozen {
     fn let_go(&mut self) -> Result<(), FreezeError> {
         self.set_missing(Missing::Nothing)?;
         self.send_swallowed();
+        if self.is_to_continue() {
+            self.forget_stops();
+        }
         for signal in std::mem::take(&mut self.owed) {
             self.send(signal)?;
         }

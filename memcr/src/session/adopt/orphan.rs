@@ -8,7 +8,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::own_drop::{Kept, own_drop};
 use super::{A_MOMENT, AdoptError, Result, has_ended, read_vmas, target};
-use crate::freeze::{Frozen, Missing, Target, freeze_again, stop_awake};
+use crate::freeze::{Frozen, Missing, Target, freeze_again, is_stop, stop_awake};
 use crate::inject::{Borrowed, Site};
 use crate::pages::guarded::{GuardedMemory, Heed, Watcher};
 use crate::pages::{PageRun, RemoteAddr};
@@ -60,7 +60,7 @@ impl From<AdoptError> for StepError {
 }
 
 impl Orphan {
-    pub(super) fn take(record: Record, target: &Target) -> Result<Self> {
+    pub(super) fn take(mut record: Record, target: &Target) -> Result<Self> {
         let pid = record.pid;
         let failed = |source| AdoptError::Guard { pid, source };
         let guarded = Guarded::fetch(target.as_fd(), &record).map_err(failed)?;
@@ -68,6 +68,10 @@ impl Orphan {
         let at_work = record.state == State::Dropping
             && Borrowed::is_at_work(pid, guarded.parasite()).unwrap_or(false);
         let is_continued = is_continued(pid, at_work);
+        if is_continued {
+            // Who has continued it has called those off.
+            record.owed.retain(|signal| !is_stop(*signal));
+        }
         let orphan = Self {
             was_stopped: record.was_stopped && !is_continued,
             is_continued,

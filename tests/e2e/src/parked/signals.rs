@@ -22,6 +22,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("stop_while_parked", stop_while_parked),
             ("stop_during_the_checkpoint", stop_during_the_checkpoint),
             ("cont_during_the_checkpoint", cont_during_the_checkpoint),
+            ("stop_and_cont", stop_and_cont),
             ("ignored_ones", ignored_ones),
             ("the_parent_sees_a_stop", the_parent_sees_a_stop),
         ],
@@ -177,6 +178,26 @@ fn stop_during_the_checkpoint() -> Result {
         victim.quit()?;
     }
     Ok(())
+}
+
+/// One that is called off while the target is held is not obeyed any more.
+fn stop_and_cont() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=8M", "threads=3"])?;
+    let pid = victim.pid();
+    let memcr = rig.checkpoint(pid).with_fault("checkpoint.drop=stop");
+    let memcr = memcr.start()?;
+    until("memcr to stop itself", || {
+        proc::state(memcr.pid(), memcr.pid()) == Some('T')
+    })?;
+    victim.signal(Signal::STOP)?;
+    memcr.signal(Signal::CONT)?;
+    memcr.finish()?.expect(0)?;
+    victim.signal(Signal::CONT)?;
+    until("the target to go on", || state(&victim) != Some('T'))?;
+    bring_back(&rig, pid)?;
+    victim.verify()?;
+    victim.quit()
 }
 
 /// Handled once, after the restore; and the target stands still until then.
