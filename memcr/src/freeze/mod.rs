@@ -131,6 +131,11 @@ pub fn freeze(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
     let mut frozen = freeze_again(target, cancel)?;
     frozen.look_again()?;
     frozen.was_stopped = frozen.is_stopped_by_job_control();
+    // The first thread stood still already when another one took the signal. Whether the process
+    // comes to be stopped by it nobody can tell yet: it is armed as any other, and told again.
+    if frozen.has_seen_stop && !frozen.was_stopped && !frozen.is_to_continue() {
+        frozen.keep_stop();
+    }
     // Now, and not when they are let go: should we die, nobody else would do it.
     frozen.rewind();
     Ok(frozen)
@@ -370,12 +375,10 @@ impl Frozen {
     }
 
     /// The event stop of a thread that job control has stopped tells the signal that did
-    /// it, that of any other SIGTRAP (ptrace(2), PTRACE_EVENT_STOP). The first thread may have
-    /// stood still already when another one took that signal, which nobody has called off since.
+    /// it, that of any other SIGTRAP (ptrace(2), PTRACE_EVENT_STOP).
     fn is_stopped_by_job_control(&self) -> bool {
         let first = self.tids.first().map(|&tid| ptrace::signal_info(tid));
         matches!(first, Some(Ok(info)) if info.si_signo != libc::SIGTRAP)
-            || self.has_seen_stop && !self.is_to_continue()
     }
 
     /// After a failed freeze: threads that were told to stop must not do so for ever. One

@@ -32,8 +32,12 @@ impl Borrowed<'_> {
                 .map_err(|source| request("resume", tid, source))?;
             let status = self.wait()?;
             let code = ptrace::signal_info(tid).map_or(0, |info| info.si_code);
-            // Ours are for one thread.
-            if status == WaitStatus::SignalStop(libc::SIGSTOP) && code != SI_TKILL {
+            // Ours are for one thread. A target that job control has stopped is not armed by us:
+            // there each counts as it comes.
+            if status == WaitStatus::SignalStop(libc::SIGSTOP)
+                && code != SI_TKILL
+                && !self.frozen.was_stopped()
+            {
                 self.frozen.keep_stop();
                 signal = 0;
                 continue;

@@ -5,7 +5,7 @@ use crate::common::expect_freed;
 use crate::table;
 use libtest_mimic::Trial;
 use memcr_harness::wait::{until, until_some};
-use memcr_harness::{Allow, Context, Result, Rig, Snapshot, Victim, ensure, proc};
+use memcr_harness::{Allow, Context, Finished, Result, Rig, Snapshot, Victim, ensure, proc};
 use rustix::process::{Signal, WaitOptions};
 use std::os::unix::process::ExitStatusExt;
 
@@ -145,6 +145,17 @@ fn stop_while_parked() -> Result {
     victim.quit()
 }
 
+/// Checkpoints with memcr stopping itself as `orders` say, where `signal` is sent to the target.
+fn checkpoint_at(rig: &Rig, victim: &Victim, orders: &str, signal: Signal) -> Result<Finished> {
+    let memcr = rig.checkpoint(victim.pid()).with_fault(orders).start()?;
+    until(&format!("memcr to stop itself ({orders})"), || {
+        proc::state(memcr.pid(), memcr.pid()) == Some('T')
+    })?;
+    victim.signal(signal)?;
+    memcr.signal(Signal::CONT)?;
+    memcr.finish()
+}
+
 /// So does one that comes while a thread of the target works for us.
 fn stop_during_the_checkpoint() -> Result {
     for (point, code) in [
@@ -160,13 +171,7 @@ fn stop_during_the_checkpoint() -> Result {
     ] {
         let rig = Rig::new()?;
         let mut victim = Victim::start("memory", &["size=8M", "threads=3"])?;
-        let memcr = rig.checkpoint(victim.pid()).with_fault(point).start()?;
-        until(&format!("memcr to stop itself ({point})"), || {
-            proc::state(memcr.pid(), memcr.pid()) == Some('T')
-        })?;
-        victim.signal(Signal::STOP)?;
-        memcr.signal(Signal::CONT)?;
-        memcr.finish()?.expect(code)?;
+        checkpoint_at(&rig, &victim, point, Signal::STOP)?.expect(code)?;
         if code == 0 {
             bring_back(&rig, victim.pid())?;
         }
@@ -185,14 +190,7 @@ fn stop_and_cont() -> Result {
     let rig = Rig::new()?;
     let mut victim = Victim::start("memory", &["size=8M", "threads=3"])?;
     let pid = victim.pid();
-    let memcr = rig.checkpoint(pid).with_fault("checkpoint.drop=stop");
-    let memcr = memcr.start()?;
-    until("memcr to stop itself", || {
-        proc::state(memcr.pid(), memcr.pid()) == Some('T')
-    })?;
-    victim.signal(Signal::STOP)?;
-    memcr.signal(Signal::CONT)?;
-    memcr.finish()?.expect(0)?;
+    checkpoint_at(&rig, &victim, "checkpoint.drop=stop", Signal::STOP)?.expect(0)?;
     victim.signal(Signal::CONT)?;
     until("the target to go on", || state(&victim) != Some('T'))?;
     bring_back(&rig, pid)?;
@@ -203,21 +201,14 @@ fn stop_and_cont() -> Result {
 /// Handled once, after the restore; and the target stands still until then.
 fn cont_during_the_checkpoint() -> Result {
     for point in [
-        "checkpoint.stored",
-        "checkpoint.registered",
-        "checkpoint.dropped",
+        "checkpoint.stored=stop",
+        "checkpoint.registered=stop",
+        "checkpoint.dropped=stop",
     ] {
         let rig = Rig::new()?;
         let mut victim = Victim::start("handlers", &["signals=18", "size=8M"])?;
         let pid = victim.pid();
-        let memcr = rig.checkpoint(pid).with_fault(&format!("{point}=stop"));
-        let memcr = memcr.start()?;
-        until(&format!("memcr to stop itself ({point})"), || {
-            proc::state(memcr.pid(), memcr.pid()) == Some('T')
-        })?;
-        victim.signal(Signal::CONT)?;
-        memcr.signal(Signal::CONT)?;
-        memcr.finish()?.expect(0)?;
+        checkpoint_at(&rig, &victim, point, Signal::CONT)?.expect(0)?;
         expect_parked(pid)?;
         bring_back(&rig, pid)?;
         expect_stat(&mut victim, "18=1").context(point)?;
