@@ -11,8 +11,9 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match cli::parse(std::env::args_os()) {
-        Ok(args) => cli::run(&args).into(),
-        Err(error) => cli::answer(&error).into(),
+    let words: Vec<_> = std::env::args_os().collect();
+    match cli::parse(words.iter().cloned()) {
+        Ok(args) => cli::run(&args, &words).into(),
+        Err(error) => cli::answer(&error, &words).into(),
     }
 }

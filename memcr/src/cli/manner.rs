@@ -7,6 +7,7 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::log;
 use memcr_text::Out;
+use memcr_text::usage::{Misuse, in_name_of};
 
 /// What the words say of the form of answers. clap is of no help: it has stopped at the
 /// first mistake, which may stand before them.
@@ -35,7 +36,8 @@ impl Manner {
     /// Says what is wrong with the command line.
     pub(super) fn complain(&self, error: &clap::Error) -> Exit {
         let text = error.to_string();
-        let failure = failure(&text);
+        let Misuse { what, tip } = Misuse::of(&text);
+        let failure = Failure::new(Exit::Usage, what).with_hint(tip.as_deref());
         if self.as_json {
             let mut out = Out::default();
             out.json(&failure.to_json());
@@ -43,33 +45,11 @@ impl Manner {
             let _ = out.finish();
         }
         match self.form {
-            LogFormat::Text => log::line(in_our_name(&text)),
+            LogFormat::Text => log::line(in_name_of("memcr", &text)),
             LogFormat::Json => log::complain(&failure, self.form),
         }
         failure.exit
     }
-}
-
-/// How clap begins a usage error, but not the help that it gives instead of one.
-const CLAPS_PREFIX: &str = "error: ";
-
-/// As all our other lines begin.
-fn in_our_name(text: &str) -> String {
-    let text = text.trim_end();
-    match text.strip_prefix(CLAPS_PREFIX) {
-        Some(what) => format!("memcr: {what}"),
-        None => text.to_owned(),
-    }
-}
-
-/// What clap has put into paragraphs for people.
-fn failure(text: &str) -> Failure {
-    let text = text.strip_prefix(CLAPS_PREFIX).unwrap_or(text);
-    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let mut paragraphs = text.split("\n\n").map(one_line);
-    let what = paragraphs.next().unwrap_or_default();
-    let tip = paragraphs.find_map(|text| text.strip_prefix("tip: ").map(str::to_owned));
-    Failure::new(Exit::Usage, what).with_hint(tip.as_deref())
 }
 
 #[cfg(test)]
@@ -89,18 +69,5 @@ mod tests {
             assert!(!Manner::of(&words).as_json, "{line}");
         }
         assert!(Manner::of(&["memcr".into(), "--json".into()]).as_json);
-    }
-
-    #[test]
-    fn paragraphs_become_a_line_and_a_hint() {
-        let failure = failure(
-            "error: invalid value 'std' for '-z'\n  [possible values: lz4, zstd]\n\n  \
-             tip: a similar value exists: 'zstd'\n\nFor more information, try '--help'.\n",
-        );
-        assert_eq!(
-            failure.message(),
-            "memcr: invalid value 'std' for '-z' [possible values: lz4, zstd]\n\
-             hint: a similar value exists: 'zstd'"
-        );
     }
 }

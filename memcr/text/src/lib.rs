@@ -5,6 +5,7 @@ mod harmless;
 mod out;
 mod table;
 pub mod units;
+pub mod usage;
 
 pub use harmless::harmless;
 pub use out::Out;

@@ -27,26 +27,29 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, c
     Ok(args)
 }
 
-/// Prints what clap has to say. Help and version are answers; the rest are usage errors.
-pub(crate) fn answer(error: &clap::Error) -> Exit {
-    // Who does not read it does not want it.
-    let _ = error.print();
+/// Prints what clap has to say of `words`. Help and version are answers; the rest are usage errors.
+pub(crate) fn answer(error: &clap::Error, words: &[OsString]) -> Exit {
     if error.use_stderr() {
-        Exit::Usage
-    } else {
-        Exit::Done
+        // clap is of no help: it has stopped at the first mistake.
+        let mut words = words.iter().take_while(|word| *word != "--");
+        return tell::misuse(error, words.any(|word| word == "--json"));
+    }
+    match error.print() {
+        // Who does not read it does not want it.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => tell::unwritten(&error),
+        _ => Exit::Done,
     }
 }
 
 /// Does what `args` say, and says how it went.
-pub(crate) fn run(args: &Args) -> Exit {
+pub(crate) fn run(args: &Args, words: &[OsString]) -> Exit {
     let mut out = Out::default();
     let exit = if args.man {
         man::print(&mut out)
     } else {
         match Order::new(args) {
             Ok(order) => follow(&order, &mut out),
-            Err(error) => return answer(&error),
+            Err(error) => return answer(&error, words),
         }
     };
     match out.finish() {

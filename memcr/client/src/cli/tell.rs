@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 
 use memcr_client::{Answer, Ask, ClientError, Code, Command, Subject};
+use memcr_text::usage::{Misuse, in_name_of};
 use memcr_text::{Out, harmless};
 use memcr_wire::answer;
 use memcr_wire::legacy::Version;
@@ -66,6 +67,21 @@ pub(super) fn answer(
             exit
         }
     }
+}
+
+/// Of a command line that is wrong.
+pub(super) fn misuse(error: &clap::Error, as_json: bool) -> Exit {
+    let (text, exit) = (error.to_string(), Exit::Usage);
+    if as_json {
+        let Misuse { what, tip } = Misuse::of(&text);
+        let object = answer::failed(None, exit.code(), exit.meaning(), &[what], tip.as_deref());
+        let mut out = Out::default();
+        out.json(&object);
+        // The code tells of the command line, as it does without --json.
+        let _ = out.finish();
+    }
+    remark(in_name_of("memcr-client", &text));
+    exit
 }
 
 /// That the results did not arrive.

@@ -472,6 +472,23 @@ fn flags_that_do_not_go_together_are_refused() {
 }
 
 #[test]
+fn a_usage_error_is_an_object_too() {
+    for (words, said) in [
+        ("-c -r --json", "-c needs one of"),
+        ("--json --bogus", "unexpected argument"),
+    ] {
+        let ran = run(Path::new("/no/such.sock"), words);
+        let object: Value = serde_json::from_str(&ran.stdout).unwrap();
+        let message = object["error"]["message"].as_str().unwrap();
+        assert_eq!((ran.exit, &object["exit_code"]), (2, &json!(2)), "{words}");
+        assert!(message.contains(said), "{words}\n{message}");
+        assert!(ran.stderr.starts_with("memcr-client: "), "{}", ran.stderr);
+    }
+    let ran = run(Path::new("/no/such.sock"), "-- --json");
+    assert_eq!((ran.exit, &*ran.stdout), (2, ""));
+}
+
+#[test]
 fn a_location_that_is_none_is_refused() {
     let ran = run(Path::new("70000"), "--list");
     assert_eq!(ran.exit, 2);
