@@ -46,7 +46,8 @@ use crate::sys::page_size;
 use as_stored::{Begun, Unfinished};
 use describe::{describe, needed};
 use failed::{forget, let_go, not_frozen, undo, unwanted};
-use prepare::{Prepared, prepare, read_details};
+pub(crate) use prepare::read_details;
+use prepare::{Prepared, prepare};
 use take_away::take_away;
 
 /// What to checkpoint, and how.

@@ -202,7 +202,7 @@ fn end_reading(reading: JoinHandle<io::Result<Details>>) -> io::Result<Details> 
     reading.join().unwrap_or_else(panicked)
 }
 
-pub(super) fn read_details(pid: i32) -> io::Result<Details> {
+pub(crate) fn read_details(pid: i32) -> io::Result<Details> {
     Details::read(BufReader::with_capacity(
         64 * 1024,
         File::open(format!("/proc/{pid}/smaps"))?,

@@ -370,7 +370,7 @@ impl From<AdoptError> for Failure {
     fn from(error: AdoptError) -> Self {
         let exit = match &error {
             AdoptError::Lost { .. } => Exit::ImageCorrupt,
-            AdoptError::TargetExited { .. } => Exit::TargetGone,
+            AdoptError::TargetExited { .. } | AdoptError::AnotherProgram { .. } => Exit::TargetGone,
             AdoptError::Refused {
                 source: Refusal::Permission { .. },
                 ..

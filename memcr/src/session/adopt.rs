@@ -34,6 +34,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::journal::{Journal, Record, State};
 use super::{PhaseClock, put_huge_pages_back};
+use crate::checkpoint::read_details;
 use crate::freeze::{Doom, Refusal, Target, doom_of_parked, freeze_again};
 use crate::inject::{Borrowed, Parasite, Site, leftovers};
 use crate::maps::vma::{self, Vma};
@@ -160,19 +161,47 @@ fn let_die(target: &Target, doom: Doom) {
     tracing::info!("signal {} has ended process {pid}", doom.signal);
 }
 
-/// A process that is being killed answers oddly for a moment before it is gone: then
-/// nothing that it had of us is needed any more.
+/// Of a failure with a target that misses nothing of what it had: then nothing that it had of us
+/// is needed any more.
 fn or_ended(
     error: AdoptError,
     pidfd: BorrowedFd<'_>,
     journal: Journal,
     search: &SearchPath,
 ) -> AdoptError {
-    let pid = journal.record().pid;
-    if !has_ended(pidfd, A_MOMENT) {
-        return error;
+    match end_of(pidfd, journal.record()) {
+        Some(end) => bury(journal, search).map_or_else(|left| left, |()| end),
+        None => error,
     }
-    bury(journal, search).map_or_else(|left| left, |()| AdoptError::TargetExited { pid })
+}
+
+/// The end of the memory that is held of the process behind `pidfd`, should that be what is
+/// behind a failure. A process that is being killed answers oddly for a moment before it is gone.
+fn end_of(pidfd: BorrowedFd<'_>, record: &Record) -> Option<AdoptError> {
+    let pid = record.pid;
+    if has_ended(pidfd, A_MOMENT) {
+        return Some(AdoptError::TargetExited { pid });
+    }
+    if !is_another_program(pid) {
+        return None;
+    }
+    if record.state == State::Restoring {
+        // That it stop until it is whole was said by us, or by who died over it.
+        let _ = pidfd_send_signal(pidfd, Signal::CONT);
+    }
+    Some(AdoptError::AnotherProgram { pid })
+}
+
+/// Whether a process that is held has called execve(2): neither the parasite nor a guard is in
+/// its memory. One of the two would be there but for that, whatever it does with the other.
+fn is_another_program(pid: i32) -> bool {
+    let (Ok(details), Ok(memory)) = (read_details(pid), ProcMem::open(pid)) else {
+        return false;
+    };
+    // A process that ends has no mappings.
+    !details.vmas().is_empty()
+        && !details.iter().any(|(_, details)| details.flags.userfault)
+        && Parasite::find(details.vmas(), &memory).is_none()
 }
 
 /// Waits for the end of the process behind `pidfd`, but not for long.

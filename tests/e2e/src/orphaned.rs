@@ -11,7 +11,14 @@ use memcr_harness::{Allow, Result, Snapshot, Victim, ensure, proc, require};
 use rustix::process::Signal;
 
 pub(crate) fn tests() -> Vec<Trial> {
-    let mut trials = table("orphaned", &[("stopped_before", stopped_before)]);
+    let mut trials = table(
+        "orphaned",
+        &[
+            ("stopped_before", stopped_before),
+            ("another_program", another_program),
+            ("another_program_beside_a_restore", beside_a_restore),
+        ],
+    );
     for (name, mode, args) in TARGETS {
         for continued in [false, true] {
             let how = if continued { "continued" } else { "left_alone" };
@@ -137,4 +144,48 @@ fn held_on() -> Result {
     rig.expect_clean()?;
     victim.verify()?;
     before.still(pid, Allow::default())
+}
+
+/// Continued while it is held, it becomes another program: nobody needs its memory any more.
+fn another_program() -> Result {
+    require("userfaultfd")?;
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("leap", &[])?;
+    rig.checkpoint(victim.pid()).run()?.expect(0)?;
+    victim.signal(Signal::CONT)?;
+    is_another(&mut victim)?;
+    let restored = rig.restore(victim.pid()).run()?;
+    restored.expect(9)?;
+    restored.says("runs another program")?;
+    victim.verify()?;
+    rig.expect_clean()?;
+    victim.quit()
+}
+
+/// The same while its memory comes back.
+fn beside_a_restore() -> Result {
+    require("userfaultfd")?;
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("leap", &[])?;
+    rig.checkpoint(victim.pid()).run()?.expect(0)?;
+    victim.signal(Signal::CONT)?;
+    let restore = rig
+        .restore(victim.pid())
+        .with_fault("pages.populate@5=stop");
+    let restore = restore.start()?;
+    let memcr = restore.pid();
+    until("memcr to stop", || proc::state(memcr, memcr) == Some('T'))?;
+    is_another(&mut victim)?;
+    restore.signal(Signal::CONT)?;
+    let restored = restore.finish()?;
+    restored.expect(9)?;
+    restored.says("runs another program")?;
+    victim.verify()?;
+    rig.expect_clean()?;
+    victim.quit()
+}
+
+fn is_another(victim: &mut Victim) -> Result {
+    let said = victim.ask("leap")?;
+    ensure(said == "ready", || format!("it said: {said}"))
 }

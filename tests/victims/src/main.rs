@@ -56,6 +56,7 @@ const MODES: &[(&str, Mode)] = &[
     ("exits", churn::run_exits),
     ("execs", churn::run_execs),
     ("forks", churn::run_forks),
+    ("leap", churn::run_leap),
     ("strict", seccomp::run_strict),
     ("filter", seccomp::run_filter),
     ("dispatch", seccomp::run_dispatch),

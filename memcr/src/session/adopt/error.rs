@@ -90,6 +90,15 @@ pub enum AdoptError {
         /// The target.
         pid: i32,
     },
+    /// Somebody has continued it, and it has called execve(2).
+    #[error(
+        "process {pid} runs another program since somebody has continued it: \
+         the memory that was held is gone with the one before"
+    )]
+    AnotherProgram {
+        /// The target.
+        pid: i32,
+    },
     /// It could not be frozen, or not be let go.
     #[error("process {pid} is held")]
     Freeze {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::own_drop::{Kept, own_drop};
-use super::{A_MOMENT, AdoptError, Result, has_ended, read_vmas, target};
+use super::{AdoptError, Result, end_of, is_another_program, read_vmas, target};
 use crate::freeze::{Frozen, Missing, Target, freeze_again, is_stop, stop_awake};
 use crate::inject::{Borrowed, Site};
 use crate::pages::guarded::{GuardedMemory, Heed, Watcher};
@@ -229,6 +229,10 @@ impl Orphan {
             return frozen.stop_others().map_err(failed);
         }
         let mut frozen = freeze_again(target(&self.record)?, &Cancel::new()).map_err(failed)?;
+        if is_another_program(pid) {
+            // Which lacks nothing, and is let go.
+            return Err(AdoptError::AnotherProgram { pid });
+        }
         // Should we fail, nothing is let go by us that is not whole.
         frozen.set_missing(Missing::Guarded).map_err(failed)?;
         Borrowed::rescue(&mut frozen, self.guarded.parasite())
@@ -271,14 +275,12 @@ pub(super) struct Fate {
 impl Fate {
     pub(super) fn failed(self, error: StepError, image: OpenImage, journal: Journal) -> AdoptError {
         let pid = self.record.pid;
-        // A process that is being killed answers oddly for a moment before it is gone.
         let pidfd = self.pidfd.as_ref().ok();
-        let ended = pidfd.is_some_and(|pidfd| has_ended(pidfd.as_fd(), A_MOMENT));
+        if let Some(end) = pidfd.and_then(|pidfd| end_of(pidfd.as_fd(), journal.record())) {
+            let _ = remove_all(image, journal);
+            return end;
+        }
         let source = match error {
-            _ if ended => {
-                let _ = remove_all(image, journal);
-                return AdoptError::TargetExited { pid };
-            }
             StepError::Adopt(error) => return error,
             StepError::Pipeline(source) => Box::new(source),
         };

@@ -3,9 +3,11 @@
 
 mod execs;
 mod forks;
+mod leap;
 
 pub(crate) use execs::run_execs;
 pub(crate) use forks::run_forks;
+pub(crate) use leap::run_leap;
 
 use crate::fill::{Content, Rule};
 use crate::opts::Opts;
