@@ -220,6 +220,7 @@ fn no_session(error: &JournalError) -> Exit {
         }
         JournalError::NotHeld { .. } => Exit::NotHeld,
         JournalError::Gone { .. } | JournalError::NoProcess { .. } => Exit::NoProcess,
+        JournalError::Layout { .. } => Exit::RestoreFailed,
         JournalError::Unfit { .. } => Exit::Usage,
         JournalError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
             Exit::Permission
@@ -248,6 +249,10 @@ fn journal_hint(error: &JournalError) -> Option<String> {
         JournalError::Gone { journal } => format!(
             "`memcr recover {}` removes what is left of it",
             journal.record().pid
+        ),
+        JournalError::Layout { pid } => format!(
+            "it stays held, for it would run on wrong memory; `kill -KILL {pid}` ends it, and \
+             `memcr recover {pid}` removes what is left of it"
         ),
         JournalError::Damaged { path, .. } => format!(
             "if the process of this number is not held, {} may be removed",

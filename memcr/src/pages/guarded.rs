@@ -16,16 +16,20 @@
 //! Pages that moved or were given up meanwhile must not get their old bytes at their old
 //! place. An event is read and noted under the lock that a copy holds, and the kernel
 //! refuses copies (EAGAIN) while an event is unread: so no copy slips in between.
+//!
+//! The kernel tells each event once. What a target does to its memory while a restore goes on
+//! that comes to nothing must be known to the next memcr, so it is written down ([`Notebook`]),
+//! and before that, that something is about to be read.
 
 mod changes;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::{ChunkClass, PageRun, PopulatePages, RemoteAddr};
 use crate::fault;
@@ -33,16 +37,46 @@ use crate::sys::page_size;
 use crate::sys::same_cpu::Beside;
 use crate::sys::userfaultfd::{Event, Userfault};
 use changes::Changes;
-pub use changes::OwnDrop;
+pub use changes::{Change, OwnDrop};
 
 /// How long the reader of our own events looks for another one before it falls asleep.
 const LINGER: Duration = Duration::from_micros(50);
+
+/// How long a change may wait to be looked for while threads wait for pages.
+const LOOK_AGAIN: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000,
+};
+
+/// Where changes are written down for whoever comes after us.
+pub trait Notebook: std::fmt::Debug + Send + Sync {
+    /// A change is about to be read: should we die before it is written down, it has happened.
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    fn expect(&self) -> io::Result<()>;
+
+    /// There was none.
+    ///
+    /// # Errors
+    /// As [`Notebook::expect`].
+    fn expect_none(&self) -> io::Result<()>;
+
+    /// This one has happened.
+    ///
+    /// # Errors
+    /// As [`Notebook::expect`].
+    fn note(&self, change: Change) -> io::Result<()>;
+}
 
 /// The guarded memory of one process: the target, or a child that it made meanwhile.
 #[derive(Debug)]
 pub struct GuardedMemory {
     context: Arc<Userfault>,
     changes: RwLock<Changes>,
+    notebook: Option<Arc<dyn Notebook>>,
+    /// Why its events are not read any more.
+    failed: OnceLock<String>,
     /// It may end, and its memory with it: then there is nothing to be given back.
     is_child: bool,
 }
@@ -54,7 +88,24 @@ impl GuardedMemory {
         Self {
             context,
             changes: RwLock::default(),
+            notebook: None,
+            failed: OnceLock::new(),
             is_child: false,
+        }
+    }
+
+    /// Of a target that somebody may continue, or has: `known` has become of it so far, and what
+    /// does from now on is written into `notebook`.
+    #[must_use]
+    pub fn of_another(
+        context: Arc<Userfault>,
+        known: Vec<Change>,
+        notebook: Arc<dyn Notebook>,
+    ) -> Self {
+        Self {
+            changes: RwLock::new(Changes::known(known)),
+            notebook: Some(notebook),
+            ..Self::new(context)
         }
     }
 
@@ -66,13 +117,42 @@ impl GuardedMemory {
     pub fn unguard(&self, ranges: &[PageRun]) -> io::Result<()> {
         for range in ranges {
             for (place, _) in self.pieces(*range) {
-                match self.context.unregister(place) {
-                    Err(error) if !self.is_over(&error) => return Err(error),
-                    _ => {}
-                }
+                self.end_over(place)?;
             }
         }
         Ok(())
+    }
+
+    /// The same, and over all of what `ranges` have grown to be a part of: of `mappings`, which
+    /// are those that are guarded.
+    ///
+    /// # Errors
+    /// As [`GuardedMemory::unguard`].
+    pub fn unguard_grown(&self, ranges: &[PageRun], mappings: &[PageRun]) -> io::Result<()> {
+        let mut places: Vec<PageRun> = ranges
+            .iter()
+            .flat_map(|range| self.pieces(*range).into_iter().map(|(place, _)| place))
+            .collect();
+        places.sort_by_key(|place| place.addr);
+        for mapping in mappings {
+            let before = places.partition_point(|place| place.end() <= mapping.addr);
+            if places
+                .get(before)
+                .is_some_and(|place| place.addr < mapping.end())
+            {
+                self.end_over(*mapping)?;
+            }
+        }
+        places
+            .into_iter()
+            .try_for_each(|place| self.end_over(place))
+    }
+
+    fn end_over(&self, place: PageRun) -> io::Result<()> {
+        match self.context.unregister(place) {
+            Err(error) if !self.is_over(&error) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// There is nothing that could be guarded any more.
@@ -90,9 +170,18 @@ impl GuardedMemory {
         self.change(|changes| changes.expect_drop(own));
     }
 
-    /// That drop is over.
-    pub fn end_drop(&self) {
-        self.change(Changes::end_drop);
+    /// That drop is over: what the target has done meanwhile is known now.
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    pub fn end_drop(&self) -> io::Result<()> {
+        let theirs = self.change(Changes::end_drop);
+        match &self.notebook {
+            Some(notebook) => theirs
+                .into_iter()
+                .try_for_each(|it| notebook.expect().and_then(|()| notebook.note(it))),
+            None => Ok(()),
+        }
     }
 
     /// Pages are stored from now on, and dropped: see [`GuardedMemory::dropping`]. One that the
@@ -112,8 +201,8 @@ impl GuardedMemory {
         self.change(|changes| changes.read_until_dropped(None));
     }
 
-    fn change(&self, how: impl FnOnce(&mut Changes)) {
-        how(&mut self.changes.write().unwrap_or_else(PoisonError::into_inner));
+    fn change<T>(&self, how: impl FnOnce(&mut Changes) -> T) -> T {
+        how(&mut self.changes.write().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Lets the page at `addr` be what it would be if nothing were guarded. False: not yet; an
@@ -169,11 +258,22 @@ impl GuardedMemory {
                 Err((Some(libc::ESRCH), _)) if self.is_child => Ok(run.len_bytes),
                 Err((Some(libc::EAGAIN), _)) => {
                     drop(changes);
+                    self.expect_a_reader()?;
                     rustix::thread::sched_yield();
                     Ok(0)
                 }
                 Err((_, error)) => Err(error),
             };
+        }
+    }
+
+    /// An event that is not read keeps everybody waiting.
+    fn expect_a_reader(&self) -> io::Result<()> {
+        match self.failed.get() {
+            Some(why) => Err(io::Error::other(format!(
+                "what becomes of its memory cannot be followed: {why}"
+            ))),
+            None => Ok(()),
         }
     }
 
@@ -188,6 +288,8 @@ impl GuardedMemory {
         Self {
             context: Arc::new(context),
             changes: RwLock::new(changes.of_child()),
+            notebook: None,
+            failed: OnceLock::new(),
             is_child: true,
         }
     }
@@ -325,12 +427,14 @@ fn watch(
         if !fds[1].revents().is_empty() {
             return;
         }
-        let read = match heed {
-            Heed::Nothing => read_quickly(memory, linger, family),
-            Heed::Everything => read_events(memory, heed, family).map(drop),
+        let read = match (heed, &memory.notebook) {
+            (Heed::Nothing, _) => read_quickly(memory, linger, family),
+            (Heed::Everything, Some(notebook)) => read_changes(memory, &**notebook, stop, family),
+            (Heed::Everything, None) => read_events(memory, heed, family).map(drop),
         };
         if let Err(error) = read {
-            tracing::warn!("cannot read what becomes of the guarded memory: {error}");
+            tracing::warn!("cannot follow what becomes of the guarded memory: {error}");
+            let _ = memory.failed.set(error.to_string());
             return;
         }
         if let Some(beside) = beside {
@@ -389,18 +493,89 @@ fn read_events(memory: &Arc<GuardedMemory>, heed: Heed, family: &Arc<Family>) ->
                 }
             }
             _ if heed == Heed::Nothing => {}
-            Event::Remap { from, to } => changes.moved(from, to),
-            Event::Remove(run) => changes.removed(run),
-            Event::Unmap(run) => changes.unmapped(run),
             Event::Fork(context) => {
                 drop(changes);
-                let child = Arc::new(memory.child(context));
-                let watcher = Watcher::with_family(&child, heed, Arc::clone(family), None)?;
-                let mut family = family.lock();
-                family.0.push(child);
-                family.1.push(watcher);
+                take_in(memory, context, family)?;
             }
-            Event::Fault(_) | Event::Other => {}
+            event => changes.extend(change_of(&event)),
         }
     }
+}
+
+/// Reads what there is, each change after it was written down that one is to be read. Faults alone
+/// are left unread: a copy wakes who waits, and between a fault that is read and the note that
+/// it was nothing else nobody could tell the two apart.
+fn read_changes(
+    memory: &Arc<GuardedMemory>,
+    notebook: &dyn Notebook,
+    stop: &OwnedFd,
+    family: &Arc<Family>,
+) -> io::Result<()> {
+    while memory.context.is_changing() {
+        let mut changes = memory
+            .changes
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if fault::HAS_POINTS && memory.context.has_event() {
+            let _ = fault::point("pages.event");
+        }
+        // Of those of a drop of ours it is not known yet whose they are. Should we die before,
+        // a target that was continued dies with us.
+        let notebook = (!changes.expects_drop()).then_some(notebook);
+        if let Some(notebook) = notebook {
+            notebook.expect()?;
+        }
+        let event = loop {
+            match memory.context.next_event()? {
+                Some(Event::Fault(_) | Event::Other) => {}
+                event => break event,
+            }
+        };
+        let change = event.as_ref().and_then(change_of);
+        changes.extend(change);
+        let written = match (notebook, change) {
+            (None, _) => Ok(()),
+            (Some(notebook), Some(change)) => notebook.note(change),
+            // Who knows the child is we alone.
+            (Some(notebook), None) => notebook.expect_none(),
+        };
+        if let Err(error) = written {
+            // This restore knows it; another one will know that it does not.
+            tracing::warn!("cannot write down what becomes of the guarded memory: {error}");
+        }
+        drop(changes);
+        match event {
+            Some(Event::Fork(context)) => take_in(memory, context, family)?,
+            // Its thread is yet to be woken.
+            None => rustix::thread::sched_yield(),
+            _ => {}
+        }
+    }
+    // A fault that is left unread would end a wait for events at once.
+    let mut fds = [PollFd::new(stop, PollFlags::IN)];
+    let _ = poll(&mut fds, Some(&LOOK_AGAIN));
+    Ok(())
+}
+
+fn change_of(event: &Event) -> Option<Change> {
+    match *event {
+        Event::Remap { from, to } => Some(Change::Moved { from, to }),
+        Event::Remove(run) => Some(Change::Removed(run)),
+        Event::Unmap(run) => Some(Change::Unmapped(run)),
+        Event::Fork(_) | Event::Fault(_) | Event::Other => None,
+    }
+}
+
+/// A child was made, whose memory is that of `memory` at this moment.
+fn take_in(
+    memory: &Arc<GuardedMemory>,
+    context: Userfault,
+    family: &Arc<Family>,
+) -> io::Result<()> {
+    let child = Arc::new(memory.child(context));
+    let watcher = Watcher::with_family(&child, Heed::Everything, Arc::clone(family), None)?;
+    let mut family = family.lock();
+    family.0.push(child);
+    family.1.push(watcher);
+    Ok(())
 }

@@ -79,7 +79,7 @@ pub fn restore(
         bury(journal, search)?;
         return Err(AdoptError::TargetExited { pid });
     }
-    let (mut orphan, image) = match ready(record, &target, pipeline) {
+    let (mut orphan, image) = match ready(&journal, &target, pipeline) {
         Ok(ready) => ready,
         Err(error) => return Err(or_ended(error, pidfd.as_fd(), journal, search)),
     };
@@ -211,8 +211,8 @@ fn has_ended(pidfd: BorrowedFd<'_>, patience: Timespec) -> bool {
 }
 
 /// Fetches the guard, opens the image, and ends a drop that is under way.
-fn ready(record: Record, target: &Target, pipeline: Pipeline) -> Result<(Orphan, OpenImage)> {
-    let mut orphan = Orphan::take(record, target)?;
+fn ready(journal: &Journal, target: &Target, pipeline: Pipeline) -> Result<(Orphan, OpenImage)> {
+    let mut orphan = Orphan::take(journal, target)?;
     let image = open(pipeline, &orphan.record)?;
     if orphan.record.state == State::Dropping {
         orphan.stop_drop()?;
@@ -276,7 +276,7 @@ pub fn hold(mut journal: Journal) -> Result<()> {
         return Ok(());
     }
     let target = target(&record)?;
-    let orphan = Orphan::take(record, &target)?;
+    let orphan = Orphan::take(&journal, &target)?;
     let was_stopped = orphan.was_stopped;
     let frozen = orphan.into_frozen()?;
     let failed = |source| AdoptError::Freeze { pid, source };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::fault;
 use crate::freeze::{FreezeError, Frozen};
 use crate::inject::{Borrowed, Guard, GuardError, InjectError, Parasite, Site};
-use crate::pages::guarded::GuardedMemory;
+use crate::pages::guarded::{Change, GuardedMemory, Notebook};
 use crate::pages::{PageRun, RemoteAddr};
 use crate::sys::collapse::collapse;
 use crate::sys::huge_page_size;
@@ -70,11 +70,17 @@ impl Guarded {
         })
     }
 
-    /// Fetches the guard that `record` tells of from the target behind `pidfd`.
+    /// Fetches the guard that `record` tells of from the target behind `pidfd`, of whose memory
+    /// so much is `known`.
     ///
     /// # Errors
     /// EBADF: there is none any more; `InvalidData`: the journal tells of none.
-    pub(crate) fn fetch(pidfd: BorrowedFd<'_>, record: &Record) -> io::Result<Self> {
+    pub(crate) fn fetch(
+        pidfd: BorrowedFd<'_>,
+        record: &Record,
+        known: Vec<Change>,
+        notebook: Arc<dyn Notebook>,
+    ) -> io::Result<Self> {
         let (Some(guard), Some(parasite)) = (&record.guard, record.parasite) else {
             let what = "the journal tells of no guard";
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
@@ -87,7 +93,11 @@ impl Guarded {
         let ranges = ranges.collect();
         let guard = Guard::fetch(pidfd, guard.fd)?;
         Ok(Self {
-            memory: Arc::new(GuardedMemory::new(Arc::clone(guard.context()))),
+            memory: Arc::new(GuardedMemory::of_another(
+                Arc::clone(guard.context()),
+                known,
+                notebook,
+            )),
             guard,
             parasite: Parasite::at(parasite.address),
             ranges,

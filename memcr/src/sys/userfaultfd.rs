@@ -233,6 +233,19 @@ impl Userfault {
         }
     }
 
+    /// Whether the layout is changing: an event that is no fault is to be read, or was a moment
+    /// ago. While it is the kernel refuses to provide pages before it looks which ones
+    /// (`userfaultfd_zeropage()` of fs/userfaultfd.c, Linux 4.18), and none are asked for.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        let nothing = PageRun {
+            addr: RemoteAddr(0),
+            len_bytes: 0,
+        };
+        let refused = self.zero(nothing).map_err(|error| error.raw_os_error());
+        refused == Err(Some(libc::EAGAIN))
+    }
+
     /// Whether [`Userfault::next_event`] would answer one.
     #[must_use]
     pub fn has_event(&self) -> bool {

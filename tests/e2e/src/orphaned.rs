@@ -30,6 +30,13 @@ pub(crate) fn tests() -> Vec<Trial> {
             goes_on(mode, args)
         }));
     }
+    for habit in ["mremap", "onto", "dontneed", "munmap", "grow"] {
+        for (how, order) in [("killed", "kill"), ("failed", "fail:EIO")] {
+            trials.push(test(format!("orphaned::{habit}_{how}"), move || {
+                is_tried_again(habit, order)
+            }));
+        }
+    }
     trials.push(test("orphaned::held_on", held_on));
     trials
 }
@@ -39,10 +46,11 @@ const N_ROUNDS: usize = 12;
 
 /// What they do when they go on. The many wait in the kernel, for the page of the word that
 /// they sleep on.
-const TARGETS: [(&str, &str, &[&str]); 8] = [
+const TARGETS: [(&str, &str, &[&str]); 9] = [
     ("memory", "patrol", &["size=8M"]),
     ("mremap", "patrol", &["size=8M", "habit=mremap"]),
     ("onto", "patrol", &["size=8M", "habit=onto"]),
+    ("grow", "patrol", &["size=8M", "habit=grow"]),
     ("dontneed", "patrol", &["size=8M", "habit=dontneed"]),
     (
         "pieces",
@@ -108,6 +116,27 @@ fn goes_on(mode: &str, args: &[&str]) -> Result {
         rig.checkpoint(victim.pid()).run()?.expect(0)?;
         victim.signal(Signal::CONT)?;
         rig.restore(victim.pid()).run()?.expect(0)?;
+        victim.verify()?;
+    }
+    rig.expect_clean()?;
+    victim.quit()
+}
+
+/// What it did to its memory while a restore went on that came to nothing is known to the next.
+fn is_tried_again(habit: &str, order: &str) -> Result {
+    require("userfaultfd")?;
+    let rig = Rig::new()?;
+    let habit = format!("habit={habit}");
+    let mut victim = Victim::start("patrol", &["size=8M", &habit])?;
+    let pid = victim.pid();
+    // By how much of it is back.
+    for n_chunks in 1..=N_ROUNDS {
+        rig.checkpoint(pid).run()?.expect(0)?;
+        victim.signal(Signal::CONT)?;
+        let orders = format!("pages.populate@{}={order}", 2 * n_chunks);
+        let restored = rig.restore(pid).with_fault(&orders).run()?;
+        ensure(restored.code != Some(0), || "nothing went wrong".into())?;
+        rig.restore(pid).run()?.expect(0)?;
         victim.verify()?;
     }
     rig.expect_clean()?;

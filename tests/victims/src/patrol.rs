@@ -11,9 +11,9 @@
 //! is another. `seen` is mapped shared: it tells even if the victim is killed in the
 //! moment after.
 //!
-//! Options: `size=64M threads=4 seed=1 dir=DIR habit=none|mremap|onto|dontneed|munmap vmas=1`. A
-//! habit is one more thread, which also moves, drops or unmaps memory of its own without end, `onto`
-//! to where other memory was. With `threads=0`
+//! Options: `size=64M threads=4 seed=1 dir=DIR habit=none|mremap|onto|grow|dontneed|munmap vmas=1`.
+//! A habit is one more thread, which also moves, drops or unmaps memory of its own without end, `onto`
+//! to where other memory was; or lets it `grow`, and the kernel write into what is new. With `threads=0`
 //! the first thread walks alone, and never sleeps. The memory, and that which is dropped, is as
 //! many mappings as `vmas` says.
 #![allow(unsafe_code)]
@@ -25,7 +25,7 @@ use crate::sys::page_len;
 use crate::talk::{Victim, Wrong, die, serve, serve_without_rest};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -72,6 +72,7 @@ pub(crate) fn run(opts: &Opts) -> io::Result<()> {
         "none" => {}
         "mremap" => rounds.push(spawn(mover(rule, seen)?)?),
         "onto" => rounds.push(spawn(settler(rule, seen)?)?),
+        "grow" => rounds.push(spawn(grower(rule, seen)?)?),
         "munmap" => rounds.push(spawn(unmapper(rule, seen, n_vmas)?)?),
         "dontneed" => rounds.push(spawn(dropper(rule, seen, n_vmas)?)?),
         _ => die(&format!("unknown habit `{habit}`")),
@@ -290,6 +291,46 @@ fn settler(rule: Rule, seen: Seen) -> io::Result<impl FnMut() + Send + 'static> 
             die(&format!("map anew: {}", io::Error::last_os_error()));
         }
         third.fill(rule);
+    })
+}
+
+/// Rounds of a thread whose memory grows, has the kernel write into what is new, and shrinks.
+fn grower(rule: Rule, seen: Seen) -> io::Result<impl FnMut() + Send + 'static> {
+    const PART: usize = HABIT_LEN / 2;
+    /// What the kernel maps later comes to the end of a gap.
+    const GAP: usize = 1 << 30;
+    let zeros = Rule {
+        content: Content::Zero,
+        ..rule
+    };
+    let whole = Region::anon(PART + GAP)?;
+    let [mut old, new] = [0, PART].map(|at| whole.part(at, PART));
+    old.fill(rule);
+    let source = File::open("/dev/zero")?;
+    // SAFETY: it is this thread's alone, and no reference leads into it.
+    unsafe { libc::munmap(new.ptr(), GAP) };
+    Ok(move || {
+        std::thread::sleep(NAP);
+        // SAFETY: as above; nothing else is behind it now.
+        let grown = unsafe { libc::mremap(old.ptr(), PART, 2 * PART, 0) };
+        if grown != old.ptr() {
+            die(&format!("mremap: {}", io::Error::last_os_error()));
+        }
+        let mut n_done = 0;
+        while n_done < PART {
+            let rest = new.part(n_done, PART - n_done);
+            // A signal ends it early. SAFETY: as above.
+            match unsafe { libc::read(source.as_raw_fd(), rest.ptr(), rest.len()) } {
+                n_read @ 1.. => n_done += n_read as usize,
+                _ => die(&format!("read: {}", io::Error::last_os_error())),
+            }
+        }
+        let checked = old.check(rule);
+        if let Err(wrong) = checked.and_then(|_| new.check(zeros)) {
+            seen.tell(&wrong);
+        }
+        // SAFETY: as above.
+        unsafe { libc::munmap(new.ptr(), PART) };
     })
 }
 

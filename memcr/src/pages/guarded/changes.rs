@@ -7,10 +7,20 @@ use std::collections::BTreeMap;
 use crate::pages::{PageRun, RemoteAddr};
 
 /// A change of the layout since the image was made.
-#[derive(Debug, Clone, Copy)]
-enum Change {
-    Moved { from: PageRun, to: RemoteAddr },
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Pages were moved.
+    Moved {
+        /// From where.
+        from: PageRun,
+        /// Where to.
+        to: RemoteAddr,
+    },
+    /// Pages were given up: by the target, or by a drop of ours that is expected, which is
+    /// known when it is over.
     Removed(PageRun),
+    /// Mappings are gone: what is there later is another one, which may have been moved or have
+    /// grown to there. Of one that is moved this is told as well, once its pages are elsewhere.
     Unmapped(PageRun),
 }
 
@@ -59,11 +69,21 @@ impl OwnDrop {
 pub(super) struct Changes {
     list: Vec<Change>,
     own: Option<OwnDrop>,
+    /// How many there were before that.
+    n_before: usize,
     /// While pages are read: what was dropped of them already.
     dropped: Option<Vec<PageRun>>,
 }
 
 impl Changes {
+    /// Those that another memcr has heard of.
+    pub(super) fn known(list: Vec<Change>) -> Self {
+        Self {
+            list,
+            ..Self::default()
+        }
+    }
+
     /// Those of before a fork, for the child: no drop of ours is under way in it.
     pub(super) fn of_child(&self) -> Self {
         Self {
@@ -94,36 +114,32 @@ impl Changes {
     /// A drop of ours is under way: the next events that tell of the rest of it, from its part
     /// on, are not the target's.
     pub(super) fn expect_drop(&mut self, own: Option<OwnDrop>) {
-        self.own = own;
+        (self.own, self.n_before) = (own, self.list.len());
     }
 
-    /// Pages were moved by the target.
-    pub(super) fn moved(&mut self, from: PageRun, to: RemoteAddr) {
-        self.list.push(Change::Moved { from, to });
+    /// Whether one is expected.
+    pub(super) fn expects_drop(&self) -> bool {
+        self.own.is_some()
     }
 
-    /// Pages were given up: by the target, or by the drop that is expected, which is known
-    /// when it is over.
-    pub(super) fn removed(&mut self, run: PageRun) {
-        self.list.push(Change::Removed(run));
-    }
-
-    /// Mappings are gone: what is there later is another one, which may have been moved or have
-    /// grown to there. Of one that is moved this is told as well, once its pages are elsewhere.
-    pub(super) fn unmapped(&mut self, run: PageRun) {
-        self.list.push(Change::Unmapped(run));
+    /// The target has changed its layout, or not.
+    pub(super) fn extend(&mut self, change: Option<Change>) {
+        self.list.extend(change);
     }
 
     /// The drop that was expected is over: what was heard of it is none of the target's. It may
-    /// have given up the same pages, so each part counts once.
-    pub(super) fn end_drop(&mut self) {
-        let Some(own) = self.own.take() else { return };
+    /// have given up the same pages, so each part counts once. Answers what it did meanwhile.
+    pub(super) fn end_drop(&mut self) -> Vec<Change> {
+        let Some(own) = self.own.take() else {
+            return Vec::new();
+        };
         let heard = self.heard_of(&own);
         let mut place = 0;
         self.list.retain(|_| {
             place += 1;
             !heard.contains(&(place - 1))
         });
+        self.list[self.n_before..].to_vec()
     }
 
     /// The places of the events of `own`: each begins where the one before it ended, up to its
@@ -140,7 +156,7 @@ impl Changes {
         let mut links: BTreeMap<usize, Link> = BTreeMap::new();
         // By where they begin: those that reach furthest, and of these the first.
         let mut begin: BTreeMap<RemoteAddr, usize> = BTreeMap::new();
-        for (place, change) in self.list.iter().enumerate().rev() {
+        for (place, change) in self.list.iter().enumerate().skip(self.n_before).rev() {
             let range = change.range();
             let within = run.addr <= range.addr && range.end() <= run.end();
             if !within || !matches!(change, Change::Removed(_)) {
@@ -238,10 +254,7 @@ mod tests {
     }
 
     fn of(list: &[Change]) -> Changes {
-        Changes {
-            list: list.to_vec(),
-            ..Changes::default()
-        }
+        Changes::known(list.to_vec())
     }
 
     #[test]
@@ -285,7 +298,9 @@ mod tests {
             own: Some(own.clone()),
             ..Changes::default()
         };
-        events.iter().for_each(|event| changes.removed(*event));
+        events
+            .iter()
+            .for_each(|event| changes.extend(Some(Change::Removed(*event))));
         changes.end_drop();
         changes.list.iter().map(Change::range).collect()
     }
@@ -367,8 +382,10 @@ mod tests {
         assert_eq!(targets(&own, &[PART, LAST]), []);
         let mut changes = Changes::default();
         changes.expect_drop(Some(of_several(&[BEFORE, PART, LAST])));
-        changes.unmapped(NEXT);
-        [PART, LAST].iter().for_each(|run| changes.removed(*run));
+        changes.extend(Some(Change::Unmapped(NEXT)));
+        [PART, LAST]
+            .iter()
+            .for_each(|run| changes.extend(Some(Change::Removed(*run))));
         changes.end_drop();
         assert_eq!(changes.pieces(NEXT), [], "it is told of");
         assert_eq!(changes.pieces(LAST), [(LAST, 0)]);

@@ -8,6 +8,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::own_drop::{Kept, own_drop};
 use super::{AdoptError, Result, end_of, is_another_program, read_vmas, target};
+use crate::checkpoint::read_details;
 use crate::freeze::{Frozen, Missing, Target, freeze_again, is_stop, stop_awake};
 use crate::inject::{Borrowed, Site};
 use crate::pages::guarded::{GuardedMemory, Heed, Watcher};
@@ -60,10 +61,12 @@ impl From<AdoptError> for StepError {
 }
 
 impl Orphan {
-    pub(super) fn take(mut record: Record, target: &Target) -> Result<Self> {
+    pub(super) fn take(journal: &Journal, target: &Target) -> Result<Self> {
+        let mut record = journal.record().clone();
         let pid = record.pid;
         let failed = |source| AdoptError::Guard { pid, source };
-        let guarded = Guarded::fetch(target.as_fd(), &record).map_err(failed)?;
+        let (known, notebook) = journal.layout()?;
+        let guarded = Guarded::fetch(target.as_fd(), &record, known, notebook).map_err(failed)?;
         let pidfd = target.as_fd().try_clone_to_owned().map_err(failed)?;
         let at_work = record.state == State::Dropping
             && Borrowed::is_at_work(pid, guarded.parasite()).unwrap_or(false);
@@ -78,7 +81,7 @@ impl Orphan {
             record,
             guarded,
             pidfd,
-            _ahead: some_run(pid).then(Hurry::ahead).flatten(),
+            _ahead: some(pid, |state| state == 'R').then(Hurry::ahead).flatten(),
             watcher: None,
             frozen: None,
         };
@@ -139,7 +142,8 @@ impl Orphan {
         // Its call ends when the event was read.
         self.watcher = Some(self.watch(Heed::Everything)?);
         frozen.wait_for_first().map_err(freeze)?;
-        memory.end_drop();
+        let known = memory.end_drop();
+        known.map_err(system("write down what it has done to its memory"))?;
         let back = kept.put_back(pid, &memory);
         back.map_err(system("put back what it had written"))?;
         let set = frozen.die_with_us(pid, false);
@@ -162,9 +166,32 @@ impl Orphan {
         self.stop_again(|_| true);
         self.serve_children(image)?;
         // Whoever waits for a page that never was goes on, and can be frozen.
-        let ended = self.guarded.memory().unguard(&ranges(&self.record));
-        ended.map_err(|error| self.not_unguarded(error))?;
+        self.unguard()?;
         Ok(stats)
+    }
+
+    fn unguard(&self) -> Result<()> {
+        let (memory, ranges) = (self.guarded.memory(), ranges(&self.record));
+        let ended = if some(self.record.pid, |state| state != 'T') {
+            memory.unguard_grown(&ranges, &self.guarded_mappings()?)
+        } else {
+            memory.unguard(&ranges)
+        };
+        ended.map_err(|error| self.not_unguarded(error))
+    }
+
+    /// As they are now: of one that has grown in place no event tells.
+    fn guarded_mappings(&self) -> Result<Vec<PageRun>> {
+        let pid = self.record.pid;
+        let details = read_details(pid).map_err(|source| AdoptError::System {
+            pid,
+            what: "read its mappings",
+            source,
+        })?;
+        let guarded = details.iter().filter(|(_, it)| it.flags.userfault);
+        Ok(guarded
+            .map(|(vma, _)| run((vma.start, vma.len_bytes())))
+            .collect())
     }
 
     /// Children that were forked meanwhile lack the pages that their parent lacked then.
@@ -321,12 +348,12 @@ fn is_continued(pid: i32, at_work: bool) -> bool {
     !others.is_empty() && !others.into_iter().any(is_held)
 }
 
-/// Whether some of its threads run, or look for a page without a pause: those that are told
-/// to stop while they wait for it inside of the kernel.
-fn some_run(pid: i32) -> bool {
+/// Whether some of its threads are in such a state. 'R' are those that run, or look for a page
+/// without a pause: those that are told to stop while they wait for it inside of the kernel.
+fn some(pid: i32, is_such: impl Fn(char) -> bool) -> bool {
     let tids = procfs::tids(pid).unwrap_or_default();
     let mut some = tids.iter().step_by(tids.len() / ENOUGH + 1);
-    some.any(|&tid| Status::of_thread(pid, tid).is_ok_and(|it| it.state() == 'R'))
+    some.any(|&tid| Status::of_thread(pid, tid).is_ok_and(|it| is_such(it.state())))
 }
 
 fn populate(

@@ -119,6 +119,7 @@ impl StateDir {
             }
             lock = journal.lock;
         }
+        self.remove_file(layout_name(pid))?;
         self.write(&record)?;
         last_words::say(record.last_words());
         Ok(Journal {
@@ -138,10 +139,8 @@ impl StateDir {
         // Somebody who is about to begin must not find it locked for nothing. What was left
         // behind without a journal goes with our lock.
         let is_there = |name| statat(self, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        if ![name(pid), new_name(pid), lock::name(pid)]
-            .into_iter()
-            .any(is_there)
-        {
+        let names = [name(pid), new_name(pid), layout_name(pid), lock::name(pid)];
+        if !names.into_iter().any(is_there) {
             return Err(not_held());
         }
         let lock = self.lock(pid)?;
@@ -305,15 +304,12 @@ impl StateDir {
             Err(error) => return Err(io_error("open", &path, error.into())),
         };
         let unreadable = |error| io_error("read", &path, error);
-        let meta = fstat(&fd).map_err(|error| unreadable(error.into()))?;
-        if FileType::from_raw_mode(meta.st_mode) != FileType::RegularFile {
-            return Err(damaged("is no regular file".into()));
-        }
-        if let Some(why) = untrusted(&meta) {
+        let file = File::from(fd);
+        if let Some(why) = untrusted_file(&file).map_err(unreadable)? {
             return Err(damaged(why));
         }
         let mut bytes = Vec::new();
-        let mut file = File::from(fd).take(MAX_LEN_BYTES + 1);
+        let mut file = file.take(MAX_LEN_BYTES + 1);
         file.read_to_end(&mut bytes).map_err(unreadable)?;
         if bytes.len() as u64 > MAX_LEN_BYTES {
             return Err(damaged(format!("is longer than {MAX_LEN_BYTES} bytes")));
@@ -379,9 +375,15 @@ impl StateDir {
         let failed = |error| io_error("remove", &self.path.join(name(pid)), error);
         fault::point("journal.remove").map_err(failed)?;
         let _ = unlinkat(self, new_name(pid), AtFlags::empty());
-        match unlinkat(self, name(pid), AtFlags::empty()) {
+        self.remove_file(name(pid))?;
+        // Last: a journal without it would tell of memory that nobody has changed.
+        self.remove_file(layout_name(pid))
+    }
+
+    fn remove_file(&self, name: String) -> Result<()> {
+        match unlinkat(self, &name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(failed(error.into())),
+            Err(error) => Err(io_error("remove", &self.path.join(name), error.into())),
         }
     }
 }
@@ -409,6 +411,15 @@ pub(super) fn untrusted(meta: &Stat) -> Option<String> {
         .then(|| format!("is refused: others than its owner may write it (mode {mode:04o})"))
 }
 
+/// The same of a file that was opened, and whether it is one.
+pub(super) fn untrusted_file(file: &File) -> io::Result<Option<String>> {
+    let meta = fstat(file)?;
+    if FileType::from_raw_mode(meta.st_mode) != FileType::RegularFile {
+        return Ok(Some("is no regular file".into()));
+    }
+    Ok(untrusted(&meta))
+}
+
 /// Nobody reads a longer one.
 fn check_len(pid: i32, len_bytes: u64) -> Result<()> {
     if len_bytes <= MAX_LEN_BYTES {
@@ -429,6 +440,11 @@ fn new_name(pid: i32) -> String {
     format!("{pid}.json.new")
 }
 
+/// The name of the file that tells what a target has done to its memory.
+pub(super) fn layout_name(pid: i32) -> String {
+    format!("{pid}.layout")
+}
+
 /// The pid that a name says which we would have written.
 fn pid_of(file: &str, suffix: &str) -> Option<i32> {
     let pid: i32 = file.strip_suffix(suffix)?.parse().ok()?;
@@ -437,7 +453,8 @@ fn pid_of(file: &str, suffix: &str) -> Option<i32> {
 
 /// The pid of a file that may have been left without a journal.
 fn leftover_pid(file: &str) -> Option<i32> {
-    pid_of(file, ".lock").or_else(|| pid_of(file, ".json.new"))
+    let names = [".lock", ".json.new", ".layout"];
+    names.into_iter().find_map(|suffix| pid_of(file, suffix))
 }
 
 fn unfit(path: &Path, why: String) -> JournalError {

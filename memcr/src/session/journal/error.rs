@@ -76,6 +76,15 @@ pub enum JournalError {
         /// Its version.
         version: u32,
     },
+    /// It has changed its memory, and nobody knows how.
+    #[error(
+        "a memcr died in the moment in which it heard what process {pid}, which somebody has \
+         continued, did to its memory: what of it belongs where is not known"
+    )]
+    Layout {
+        /// The target.
+        pid: i32,
+    },
     /// A directory in which journals would not be safe.
     #[error("the state directory {} {why}", .path.display())]
     Unfit {

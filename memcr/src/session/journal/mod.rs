@@ -4,6 +4,8 @@
 //! state directory (0700)      /run/memcr, $XDG_RUNTIME_DIR/memcr, /tmp/memcr-UID
 //!   4711.json   (0600)        the record; replaced as a whole by renameat2(2), but for the lines
 //!                             behind it that tell how far an unfinished image is written
+//!   4711.layout (0600)        what the target has done to its memory while it was held, if it
+//!                             was continued (`layout`)
 //!   4711.lock   (0600)        locked by the memcr that works on process 4711
 //!
 //!            begin                 update …                  remove
@@ -19,6 +21,7 @@
 
 mod dir;
 mod error;
+mod layout;
 mod lock;
 mod record;
 #[cfg(test)]
@@ -31,8 +34,12 @@ pub use record::{
     StageRecord, Standing, State, VERSION,
 };
 
+use std::sync::Arc;
+
+use crate::pages::guarded::{Change, Notebook};
 use crate::sink::Mark;
 use crate::sys::last_words;
+use layout::Layout;
 use lock::Lock;
 use record::Reached;
 
@@ -82,6 +89,16 @@ impl Journal {
         self.dir.append(self.record.pid, &reached)?;
         self.record.reach(reached);
         Ok(())
+    }
+
+    /// What the target, which somebody has continued, is known to have done to its memory since
+    /// it was taken away, and where more of it is to be written.
+    ///
+    /// # Errors
+    /// [`JournalError::Layout`]: not all of it is known; `Damaged`, `Io`.
+    pub fn layout(&self) -> Result<(Vec<Change>, Arc<dyn Notebook>), JournalError> {
+        let (changes, layout) = Layout::open(&self.dir, self.record.pid)?;
+        Ok((changes, Arc::new(layout)))
     }
 
     /// The session is over: nothing of the journal stays behind.
