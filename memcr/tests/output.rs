@@ -1,7 +1,9 @@
 //! Where results go, and what happens when they cannot go there.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::ffi::OsStr;
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
 fn memcr(args: &[&str]) -> Command {
@@ -61,6 +63,33 @@ fn a_full_disk_is_a_failure_for_help_too() {
         said.starts_with("memcr: cannot write to stdout: "),
         "{said}"
     );
+}
+
+/// JSON is UTF-8; names of files are what they are.
+#[test]
+fn paths_that_are_no_text_are_shown_all_the_same() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join(OsStr::from_bytes(b"no\xfftext"));
+    std::fs::create_dir(&dir).unwrap();
+    let config = dir.join("c.toml");
+    std::fs::write(&config, "").unwrap();
+    let list = memcr(&["list", "--json", "--state-dir"]).arg(&dir).output();
+    let check = memcr(&["--check-config", "--json", "--config"])
+        .arg(&config)
+        .output();
+    let stages = memcr(&["stages", "--json"])
+        .env("MEMCR_STAGE_PATH", &dir)
+        .output();
+    for done in [list, check, stages] {
+        let done = done.unwrap();
+        let said: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        assert!(
+            said.is_object(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        assert_ne!(done.status.code(), Some(101));
+    }
 }
 
 /// Neither panics nor fails differently when nobody reads what went wrong.

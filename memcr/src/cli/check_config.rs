@@ -42,7 +42,7 @@ pub(super) fn run(
     match (args.common.json, is_whole) {
         (true, true) => {
             let pipeline = parts.first().and_then(|part| part.done.as_ref().ok());
-            let path = &config.path;
+            let path = config.path.as_ref().map(|path| path.to_string_lossy());
             out.json(
                 &json!({ "ok": true, "config": path, "pipeline": pipeline, "checked": checked }),
             );

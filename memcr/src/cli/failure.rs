@@ -246,6 +246,10 @@ fn journal_hint(error: &JournalError) -> Option<String> {
             "the memcr that held it has died: `memcr recover {}` finishes what it began",
             record.pid
         ),
+        JournalError::Busy { pid, by: Some(by) } => format!(
+            "process {by} gives it its memory back: a `memcr -p` with Enter, or by \
+             `kill -INT {by}`, a daemon by `memcr-client -l PORT|PATH -p {pid} -r`"
+        ),
         JournalError::Gone { journal } => format!(
             "`memcr recover {}` removes what is left of it",
             journal.record().pid
@@ -256,6 +260,11 @@ fn journal_hint(error: &JournalError) -> Option<String> {
         ),
         JournalError::Damaged { path, .. } => format!(
             "if the process of this number is not held, {} may be removed",
+            path.display()
+        ),
+        JournalError::Untrusted { path, .. } => format!(
+            "give it back to its owner alone (chown, chmod 600 {}) if nobody has changed it: \
+             without it the process it is of stays held",
             path.display()
         ),
         JournalError::Daemon { .. } => "a daemon of its own takes a --state-dir of its own".into(),

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::args::{Args, Whom};
 use super::exit::Exit;
 use super::failure::Failure;
+use super::sessions::CLEANED;
 use super::{compat, config, home, load, search};
 use crate::daemon::alone::{self, Wish};
 use crate::pipeline::{ParamType, Plugin};
@@ -135,7 +136,7 @@ fn processes(n: usize) -> String {
 /// A member that ended while it was held is no failure: the others run.
 fn has_ended(member: &Value) -> bool {
     let is = |exit: Exit| member["exit_code"] == exit.code();
-    is(Exit::TargetGone) || is(Exit::NoProcess)
+    is(Exit::TargetGone) || is(Exit::NoProcess) || member["outcome"] == CLEANED
 }
 
 #[cfg(test)]
@@ -164,11 +165,12 @@ mod tests {
             { "pid": 7, "ok": true, "exit_code": 0, "outcome": "restored", "restore": report },
             { "pid": 8, "ok": false, "exit_code": 9 },
             { "pid": 9, "ok": true, "exit_code": 0, "outcome": "nothing missing" },
+            { "pid": 10, "ok": true, "exit_code": 0, "outcome": "cleaned" },
         ]});
         assert_eq!(
             describe(&answer, Wish::Restore),
-            "tree:7 is restored: 2 processes; 1 process ended while held\n\
-             PID  RSS AFTER\n7    4.0 KiB\n8    ended\n9    -"
+            "tree:7 is restored: 2 processes; 2 processes ended while held\n\
+             PID  RSS AFTER\n7    4.0 KiB\n8    ended\n9    -\n10   ended"
         );
     }
 }

@@ -34,7 +34,7 @@ pub(super) fn verify(
     let image = Pipeline::open_file(path, search, overrides)?.with_workers(workers);
     let stats = image.verify(Cancel::new(), Arc::new(Progress::default()))?;
     if as_json {
-        out.json(&json!({ "ok": true, "image": path, "verified": stats }));
+        out.json(&json!({ "ok": true, "image": path.to_string_lossy(), "verified": stats }));
     } else {
         out.line(format_args!(
             "{}: ok, {} in {} chunks, {} stored",

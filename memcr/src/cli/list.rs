@@ -24,7 +24,7 @@ pub(super) fn run(dir: &Path, as_json: bool, out: &mut Out) -> Result<(), Failur
     };
     if as_json {
         let sessions: Vec<Value> = entries.iter().map(entry_json).collect();
-        out.json(&json!({ "ok": true, "state_dir": dir, "sessions": sessions }));
+        out.json(&json!({ "ok": true, "state_dir": dir.to_string_lossy(), "sessions": sessions }));
         return Ok(());
     }
     if entries.is_empty() {

@@ -97,7 +97,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if let (Err(failure), true) = (&done, args.common.json) {
         out.json(&failure.to_json());
     }
-    done.and(out.finish().map_err(unwritten))
+    // Of a checkpoint more is left than what nobody could read.
+    let hint = matches!(args.verb, Some(Verb::Checkpoint(_)))
+        .then_some("it is held all the same: see `memcr list`");
+    done.and(
+        out.finish()
+            .map_err(|error| unwritten(error).with_hint(hint)),
+    )
 }
 
 fn unwritten(error: std::io::Error) -> Failure {

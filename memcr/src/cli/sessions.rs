@@ -49,6 +49,9 @@ pub(crate) struct Sessions<'a> {
     pub(crate) as_json: bool,
 }
 
+/// The word for [`Outcome::Cleaned`].
+pub(crate) const CLEANED: &str = "cleaned";
+
 /// What became of a session.
 pub(crate) enum Outcome {
     /// The target has its memory back and runs.
@@ -128,12 +131,7 @@ pub(super) fn with(
 impl Sessions<'_> {
     /// `restore PID`.
     pub(super) fn restore(&self, pid: i32, out: &mut Out) -> Result<(), Failure> {
-        let outcome = self.bring_back(pid).map_err(|failure| match failure.exit {
-            Exit::Held => failure.or_hint(&format!(
-                "a daemon gives back what it holds when it is asked to: `memcr-client -p {pid} -r`"
-            )),
-            _ => failure,
-        })?;
+        let outcome = self.bring_back(pid)?;
         outcome.tell(pid, self.as_json, out);
         Ok(())
     }
@@ -329,7 +327,7 @@ impl Outcome {
             }
             Self::NothingMissing => "nothing missing",
             Self::Held => "held",
-            Self::Cleaned => "cleaned",
+            Self::Cleaned => CLEANED,
             Self::Killed => "killed",
         };
         json!({ "pid": pid, "outcome": word })

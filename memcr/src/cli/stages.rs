@@ -41,7 +41,7 @@ pub(crate) fn describe(search: &SearchPath) -> Value {
     let found = find_all(search);
     json!({
         "stages": found.iter().map(found_json).collect::<Vec<_>>(),
-        "searched": search.dirs(),
+        "searched": search.dirs().iter().map(|dir| dir.to_string_lossy()).collect::<Vec<_>>(),
     })
 }
 
@@ -89,7 +89,9 @@ pub(super) fn help(
 
 fn found_json(found: &FoundStage) -> serde_json::Value {
     match &found.stage {
-        Ok(stage) => json!({ "path": found.path, "shadowed": found.shadowed, "stage": stage }),
+        Ok(stage) => {
+            json!({ "path": found.path.to_string_lossy(), "shadowed": found.shadowed, "stage": stage })
+        }
         Err(error) => json!({
             "path": found.path,
             "shadowed": found.shadowed,

@@ -1,8 +1,8 @@
 //! What the host knows of a plugin: a copy of its table's words and numbers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// What a stage does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -109,6 +109,7 @@ pub struct StageDescription {
     /// Its parameters.
     pub params: Vec<ParamDescription>,
     /// The file it was loaded from.
+    #[serde(serialize_with = "shown")]
     pub path: PathBuf,
     /// How it was entered.
     pub door: Door,
@@ -131,5 +132,11 @@ pub struct LinkDescription {
     /// Names of its capabilities.
     pub capabilities: Vec<&'static str>,
     /// The file it was loaded from.
+    #[serde(serialize_with = "shown")]
     pub path: PathBuf,
+}
+
+/// A path need not be UTF-8, which JSON has to be.
+fn shown<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&path.to_string_lossy())
 }

@@ -305,9 +305,7 @@ impl StateDir {
         };
         let unreadable = |error| io_error("read", &path, error);
         let file = File::from(fd);
-        if let Some(why) = untrusted_file(&file).map_err(unreadable)? {
-            return Err(damaged(why));
-        }
+        check_file(&file, &path)?;
         let mut bytes = Vec::new();
         let mut file = file.take(MAX_LEN_BYTES + 1);
         file.read_to_end(&mut bytes).map_err(unreadable)?;
@@ -412,12 +410,17 @@ pub(super) fn untrusted(meta: &Stat) -> Option<String> {
 }
 
 /// The same of a file that was opened, and whether it is one.
-pub(super) fn untrusted_file(file: &File) -> io::Result<Option<String>> {
-    let meta = fstat(file)?;
+pub(super) fn check_file(file: &File, path: &Path) -> Result<()> {
+    let meta = fstat(file).map_err(|error| io_error("read", path, error.into()))?;
+    let path = path.to_owned();
     if FileType::from_raw_mode(meta.st_mode) != FileType::RegularFile {
-        return Ok(Some("is no regular file".into()));
+        let why = "is no regular file".into();
+        return Err(JournalError::Damaged { path, why });
     }
-    Ok(untrusted(&meta))
+    match untrusted(&meta) {
+        Some(why) => Err(JournalError::Untrusted { path, why }),
+        None => Ok(()),
+    }
 }
 
 /// Nobody reads a longer one.

@@ -68,6 +68,14 @@ pub enum JournalError {
         /// What is wrong with it, as a predicate.
         why: String,
     },
+    /// A file that somebody else could have written.
+    #[error("the journal {} {why}", .path.display())]
+    Untrusted {
+        /// The file.
+        path: PathBuf,
+        /// Why, as a predicate.
+        why: String,
+    },
     /// A journal of a later version than ours.
     #[error("the journal {} was written by a newer memcr (version {version} of the journal, this memcr knows {VERSION})", .path.display())]
     Newer {

@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::dir::{layout_name, untrusted_file};
+use super::dir::{check_file, layout_name};
 use super::{JournalError, StateDir};
 use crate::pages::guarded::{Change, Notebook};
 use crate::pages::{PageRun, RemoteAddr};
@@ -113,9 +113,7 @@ impl Layout {
             Err(Errno::NOENT) => return Ok((Vec::new(), layout(Inner::default()))),
             Err(error) => return Err(unreadable(error.into())),
         };
-        if let Some(why) = untrusted_file(&file).map_err(unreadable)? {
-            return Err(damaged(why));
-        }
+        check_file(&file, &path)?;
         let mut text = String::new();
         let read = (&file).take(MAX_LEN_BYTES).read_to_string(&mut text);
         read.map_err(unreadable)?;

@@ -95,7 +95,7 @@ impl Journal {
     /// it was taken away, and where more of it is to be written.
     ///
     /// # Errors
-    /// [`JournalError::Layout`]: not all of it is known; `Damaged`, `Io`.
+    /// [`JournalError::Layout`]: not all of it is known; `Damaged`, `Untrusted`, `Io`.
     pub fn layout(&self) -> Result<(Vec<Change>, Arc<dyn Notebook>), JournalError> {
         let (changes, layout) = Layout::open(&self.dir, self.record.pid)?;
         Ok((changes, Arc::new(layout)))

@@ -256,11 +256,12 @@ impl Record {
         self.rss_held_bytes = rss_held_bytes;
     }
 
-    /// How much less of it is resident while held.
+    /// How much less of it is resident while held; 0: not known yet.
     #[must_use]
     pub fn saved_bytes(&self) -> u64 {
         match self.state {
             State::Storing => 0,
+            State::Dropping if self.rss_held_bytes == 0 => 0,
             _ => self.rss_before_bytes.saturating_sub(self.rss_held_bytes),
         }
     }

@@ -73,7 +73,11 @@ impl World {
 
     fn damage(&self) -> String {
         let error = self.dir().adopt(self.pid()).unwrap_err();
-        assert!(matches!(error, JournalError::Damaged { .. }), "{error:?}");
+        let is_refused = matches!(
+            error,
+            JournalError::Damaged { .. } | JournalError::Untrusted { .. }
+        );
+        assert!(is_refused, "{error:?}");
         let listed = self.dir().list().unwrap().pop().unwrap().record;
         assert_eq!(listed.unwrap_err().to_string(), error.to_string());
         let begun = self.dir().begin(self.record()).unwrap_err();
