@@ -201,7 +201,7 @@ impl Frozen {
             return Ok(());
         }
         let kill = if on { super::EXITKILL } else { 0 };
-        ptrace::set_options(tid, self.options | kill)
+        self.set_options(tid, kill)
     }
 
     /// Lets an armed target go: it stands still without us.

@@ -14,6 +14,7 @@
 mod arm;
 mod busy;
 mod doom;
+mod filter;
 mod orphan;
 mod rest;
 mod restart;
@@ -106,6 +107,8 @@ pub struct Frozen {
     /// No thread has run since the target was examined.
     has_slept: bool,
     options: i32,
+    /// The thread whose seccomp filter is off, as it makes calls for us.
+    suspended: Option<i32>,
     missing: Missing,
     /// Job control had stopped it.
     was_stopped: bool,
@@ -148,7 +151,7 @@ pub fn freeze(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
 /// With the target as before.
 pub fn freeze_again(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeError> {
     let witness = Witness::call().map_err(FreezeError::NoThread)?;
-    let mut frozen = Frozen::none_of(target);
+    let mut frozen = Frozen::none_of(target)?;
     // On any failure `frozen` is dropped, which lets go of whatever was stopped.
     frozen.freeze_others(cancel, &witness)?;
     Ok(frozen)
@@ -156,13 +159,13 @@ pub fn freeze_again(target: Target, cancel: &Cancel) -> Result<Frozen, FreezeErr
 
 impl Frozen {
     /// No thread was told to stop yet.
-    fn none_of(target: Target) -> Self {
+    ///
+    /// # Errors
+    /// [`Refusal::Seccomp`], where it is known beforehand.
+    fn none_of(target: Target) -> Result<Self, FreezeError> {
+        filter::check(target.pid)?;
         let sleepers = Sleepers::note(target.pid);
-        let mut options = (Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACESYSGOOD).bits();
-        if target.has_seccomp {
-            options |= ptrace::SUSPEND_SECCOMP;
-        }
-        Self {
+        Ok(Self {
             target,
             since: Instant::now(),
             tids: Vec::new(),
@@ -170,7 +173,8 @@ impl Frozen {
             stopping: Vec::new(),
             sleepers,
             has_slept: false,
-            options,
+            options: (Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACESYSGOOD).bits(),
+            suspended: None,
             missing: Missing::Nothing,
             was_stopped: false,
             has_seen_stop: false,
@@ -179,13 +183,13 @@ impl Frozen {
             exit_signal: None,
             swallowed: Vec::new(),
             not_send: PhantomData,
-        }
+        })
     }
 
     fn freeze_others(&mut self, cancel: &Cancel, witness: &Witness) -> Result<(), FreezeError> {
         self.stop_all(cancel, witness)?;
         self.sleepers.threads_stopped(self.target.pid);
-        Ok(())
+        self.suspend_filter()
     }
 
     /// The target.
@@ -234,7 +238,7 @@ impl Frozen {
         };
         if kill(missing) != kill(self.missing) {
             for &tid in &self.tids {
-                ptrace::set_options(tid, self.options | kill(missing))
+                self.set_options(tid, kill(missing))
                     .map_err(|source| self.request("set options of", tid, source))?;
             }
         }
@@ -322,18 +326,7 @@ impl Frozen {
             "the target has slept since it was examined: {}",
             self.has_slept
         );
-        self.target.check_frozen(self.has_slept)?;
-        if self.has_slept || self.target.has_seccomp || !target::has_seccomp(self.target.pid) {
-            return Ok(());
-        }
-        self.target.has_seccomp = true;
-        self.options |= ptrace::SUSPEND_SECCOMP;
-        for &tid in &self.tids {
-            if ptrace::set_options(tid, self.options).is_err() {
-                return Err(Refusal::Seccomp(self.target.pid).into());
-            }
-        }
-        Ok(())
+        Ok(self.target.check_frozen(self.has_slept)?)
     }
 
     fn kill_now(&mut self) {

@@ -35,7 +35,7 @@ const SOON: Duration = Duration::from_millis(300);
 /// # Errors
 /// With the target as before.
 pub fn stop_awake(target: Target) -> Result<Frozen, FreezeError> {
-    let mut frozen = Frozen::none_of(target);
+    let mut frozen = Frozen::none_of(target)?;
     frozen.stop_awake()?;
     Ok(frozen)
 }

@@ -172,9 +172,6 @@ impl Frozen {
         if let Some(what) = busy::worker(self.target.pid, tid) {
             return Err(busy::under_way(self.target.pid, what).into());
         }
-        if self.target.has_seccomp && !may_suspend_seccomp() {
-            return Err(Refusal::Seccomp(self.target.pid).into());
-        }
         Err(target::gone_or_forbidden(self.target.pid, error).into())
     }
 
@@ -271,13 +268,4 @@ fn does_not_stop(pid: i32, tid: i32) -> Refusal {
         state,
         wchan,
     }
-}
-
-/// CAP_SYS_ADMIN, bit 21 of the effective set (capabilities(7)), and no filter of our own,
-/// such as a service manager's: PTRACE_O_SUSPEND_SECCOMP takes both (ptrace(2)).
-fn may_suspend_seccomp() -> bool {
-    let own = Status::of_process(std::process::id().cast_signed());
-    own.is_ok_and(|status| {
-        status.signals("CapEff") & 1 << 21 != 0 && status.number("Seccomp") == Some(0)
-    })
 }

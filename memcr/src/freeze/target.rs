@@ -148,8 +148,6 @@ pub struct Target {
     pub pid: i32,
     /// When it started, in clock ticks since boot.
     pub start_time: u64,
-    /// A seccomp filter or strict mode is on.
-    pub has_seccomp: bool,
     /// All processes that there were when it was examined.
     others: HashSet<i32>,
     rest: Rest,
@@ -216,7 +214,6 @@ impl Target {
         let target = Self {
             pid,
             start_time: stat.start_time,
-            has_seccomp: has_seccomp(pid),
             others: others.into_iter().collect(),
             rest,
             io: Io::look(pid)?,
@@ -245,7 +242,6 @@ impl Target {
         Ok(Self {
             pid,
             start_time,
-            has_seccomp: has_seccomp(pid),
             others: HashSet::new(),
             rest: Rest::default(),
             io: Io::default(),
@@ -302,12 +298,6 @@ impl Target {
     pub(super) fn check_idle(&self) -> Result<(), Refusal> {
         self.io.look_again(self.pid)
     }
-}
-
-/// Of the first thread, the one that makes calls for us.
-pub(super) fn has_seccomp(pid: i32) -> bool {
-    let status = Status::of_process(pid);
-    status.is_ok_and(|status| status.number("Seccomp").is_some_and(|mode| mode != 0))
 }
 
 /// ESRCH and ENOENT mean that it is gone; the rest, that we may not.

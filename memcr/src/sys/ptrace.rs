@@ -21,7 +21,8 @@ const GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4211;
 const GETSIGMASK: libc::c_uint = 0x420a;
 const SETSIGMASK: libc::c_uint = 0x420b;
 
-/// Attaches without stopping. `options` are bits of [`Options`] and [`SUSPEND_SECCOMP`].
+/// Attaches without stopping. `options` are bits of [`Options`]: not [`SUSPEND_SECCOMP`], which
+/// would switch the filter off for calls that the thread makes before it stops.
 ///
 /// # Errors
 /// ESRCH: no such thread; EPERM: not allowed, already traced, or exiting.

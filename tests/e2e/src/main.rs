@@ -17,6 +17,7 @@
 //! | `blocked`   | 7                                                                   |
 //! | `signals`   | 5, 8, 9, 10                                                         |
 //! | `registers` | 13, 14                                                              |
+//! | `filters`   | seccomp: what passes a filter, and when                             |
 //! | `races`     | 1, 2, 3, 6                                                          |
 //! | `refusals`  | 4, 6, 11, 12, 16, 30, 36, and who may not                           |
 //! | `undo`      | failures of every kind that must cost the target nothing            |
@@ -36,6 +37,7 @@ mod blocked;
 mod common;
 mod daemon;
 mod disk;
+mod filters;
 mod guard;
 mod held;
 mod idle;
@@ -76,6 +78,7 @@ fn main() {
         blocked::tests(),
         signals::tests(),
         registers::tests(),
+        filters::tests(),
         races::tests(),
         refusals::tests(),
         undo::tests(),

@@ -59,6 +59,7 @@ const MODES: &[(&str, Mode)] = &[
     ("leap", churn::run_leap),
     ("strict", seccomp::run_strict),
     ("filter", seccomp::run_filter),
+    ("answers", seccomp::run_answers),
     ("dispatch", seccomp::run_dispatch),
     ("rseq", rseq::run),
     ("uring", busy::run_uring),

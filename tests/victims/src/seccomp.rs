@@ -5,8 +5,8 @@ use crate::fill::{Content, Rule};
 use crate::opts::Opts;
 use crate::region::Region;
 use crate::signals::handle;
-use crate::sys::prctl;
-use crate::talk::{Victim, Wrong, say, serve, verdict};
+use crate::sys::{errno, prctl};
+use crate::talk::{Victim, Wrong, say, serve, serve_beside, verdict};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -96,22 +96,22 @@ fn install_deadly() -> io::Result<()> {
         libc::SYS_munmap,
         libc::SYS_madvise,
     ];
-    install(&deadly)
+    install(&deadly, libc::SECCOMP_RET_KILL_PROCESS)
 }
 
-/// A classic BPF program: kill on any of `deadly`, allow the rest.
-fn install(deadly: &[libc::c_long]) -> io::Result<()> {
+/// A classic BPF program: `action` on any of `calls`, allow the rest.
+fn install(calls: &[libc::c_long], action: u32) -> io::Result<()> {
     const LOAD_NUMBER: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS, offset 0: seccomp_data.nr
     const JUMP_IF_EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
     let word = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
     let mut program = vec![word(LOAD_NUMBER, 0, 0)];
-    for (i, &number) in deadly.iter().enumerate() {
+    for (i, &number) in calls.iter().enumerate() {
         // Over the rest of the list and the "allow" behind it.
-        program.push(word(JUMP_IF_EQUAL, (deadly.len() - i) as u8, number as u32));
+        program.push(word(JUMP_IF_EQUAL, (calls.len() - i) as u8, number as u32));
     }
     program.push(word(RETURN, 0, libc::SECCOMP_RET_ALLOW));
-    program.push(word(RETURN, 0, libc::SECCOMP_RET_KILL_PROCESS));
+    program.push(word(RETURN, 0, action));
     let header = libc::sock_fprog {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
@@ -125,6 +125,51 @@ fn install(deadly: &[libc::c_long]) -> io::Result<()> {
         0,
     )
     .map(drop)
+}
+
+/// What the filter of mode `answers` answers: no call ends so by itself.
+const ANSWER: i32 = 77;
+
+/// Mode `answers`: the filter answers one call itself, which the first thread and `threads=4`
+/// others make without a rest. Each answer of the kernel's own is counted.
+pub(crate) fn run_answers(opts: &Opts) -> io::Result<()> {
+    let n_threads = opts.len("threads", 4);
+    let (region, rule) = filled(opts)?;
+    opts.done();
+    install(
+        &[libc::SYS_getppid],
+        libc::SECCOMP_RET_ERRNO | ANSWER as u32,
+    )?;
+    for _ in 0..n_threads {
+        std::thread::spawn(ask);
+    }
+    let answers = Answers(Plain { region, rule });
+    serve_beside(Box::new(answers), ask)
+}
+
+static N_ASKED: AtomicU64 = AtomicU64::new(0);
+static N_UNFILTERED: AtomicU64 = AtomicU64::new(0);
+
+fn ask() {
+    loop {
+        // SAFETY: getppid has no preconditions, and no answer of it means anything here.
+        let answer = unsafe { libc::syscall(libc::SYS_getppid) };
+        if (answer, errno()) != (-1, ANSWER) {
+            N_UNFILTERED.fetch_add(1, SeqCst);
+        }
+        N_ASKED.fetch_add(1, SeqCst);
+    }
+}
+
+struct Answers(Plain);
+
+impl Victim for Answers {
+    fn verify(&mut self) -> Result<u64, Wrong> {
+        match (N_UNFILTERED.load(SeqCst), N_ASKED.load(SeqCst)) {
+            (0, _) => self.0.verify(),
+            (n, of) => Err(Wrong::state(format!("{n} of {of} calls were not filtered"))),
+        }
+    }
 }
 
 struct Plain {
