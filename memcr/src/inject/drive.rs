@@ -31,6 +31,11 @@ impl Borrowed<'_> {
             how.resume(tid, signal)
                 .map_err(|source| request("resume", tid, source))?;
             let status = self.wait()?;
+            // First of all: where the queue of the target's user is full (RLIMIT_SIGPENDING), the
+            // kernel delivers a signal of ours without saying that it was for one thread.
+            if is_end(status) {
+                return Ok(());
+            }
             let code = ptrace::signal_info(tid).map_or(0, |info| info.si_code);
             // Ours are for one thread. A target that job control has stopped is not armed by us:
             // there each counts as it comes.
@@ -41,9 +46,6 @@ impl Borrowed<'_> {
                 self.frozen.keep_stop();
                 signal = 0;
                 continue;
-            }
-            if is_end(status) {
-                return Ok(());
             }
             signal = self.pass_over(status, code)?;
         }

@@ -425,7 +425,9 @@ impl<'a> Borrowed<'a> {
             .map_err(|source| request("read the table of", self.tid, source))
     }
 
-    /// Lets the thread run to one of the stops behind `n_entries` of the table.
+    /// Lets the thread run to one of the stops behind `n_entries` of the table: that is, behind
+    /// the call by which it sends itself the signal. Of those that are pending then a thread takes
+    /// its own before those of the process, so it is that one, and not somebody else's SIGSTOP.
     fn until_end(&mut self, parasite: Parasite, n_entries: usize) -> Result<()> {
         let tid = self.tid;
         let ends = [(0, libc::SIGSTOP), (1, self.ids.nudge)].map(|(i, signal)| {
@@ -438,7 +440,10 @@ impl<'a> Borrowed<'a> {
             let at = || ptrace::registers(tid).ok().flatten();
             ends.iter().any(|(end, _)| status == *end)
                 && at().is_some_and(|regs| {
-                    parasite.is_in(regs.pc()) && ends.contains(&(status, regs.entry()))
+                    let has_called = regs.interrupted_call().is_some();
+                    parasite.is_in(regs.pc())
+                        && has_called
+                        && ends.contains(&(status, regs.entry()))
                 })
         })
     }

@@ -8,11 +8,13 @@ use crate::sys::{check, page_len, prctl, set_soft_limit};
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// The options of this kind: `nofile=1 as=1 nproc=1 chroot=DIR uid=N mdwe=1 nothp=1`.
+/// The options of this kind: `nofile=1 as=1 nproc=1 sigpending=1 chroot=DIR uid=N mdwe=1
+/// nothp=1`.
 pub(crate) struct Hardship {
     fill_fds: bool,
     tight_space: bool,
     no_processes: bool,
+    no_signal_queue: bool,
     jail: String,
     uid: u64,
     no_new_code: bool,
@@ -25,6 +27,7 @@ impl Hardship {
             fill_fds: opts.flag("nofile"),
             tight_space: opts.flag("as"),
             no_processes: opts.flag("nproc"),
+            no_signal_queue: opts.flag("sigpending"),
             jail: opts.text("chroot", ""),
             uid: opts.number("uid", 0),
             no_new_code: opts.flag("mdwe"),
@@ -65,6 +68,9 @@ impl Hardship {
         }
         if self.no_processes {
             set_soft_limit(libc::RLIMIT_NPROC, 0)?;
+        }
+        if self.no_signal_queue {
+            set_soft_limit(libc::RLIMIT_SIGPENDING, 0)?;
         }
         let fds = if self.fill_fds {
             exhaust_fds()?
