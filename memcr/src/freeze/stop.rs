@@ -208,6 +208,10 @@ impl Frozen {
             // Gone; the count tells.
             Err(_) => {}
         }
+        // Nobody gets the number of a thread that we trace. Until now somebody else may have.
+        if tid == pid && self.target.has_ended() {
+            return Err(FreezeError::TargetExited(pid));
+        }
         Ok(())
     }
 

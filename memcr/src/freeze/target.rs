@@ -285,6 +285,12 @@ impl Target {
         Ok(())
     }
 
+    /// Whether the process has ended, whoever has its number now.
+    pub(super) fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
+    }
+
     /// There is something by which the kernel may still change pages while it stands still.
     #[must_use]
     pub fn may_wake(&self) -> bool {

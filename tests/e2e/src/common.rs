@@ -1,6 +1,7 @@
 //! What most tests do: a target, a place for its image, one cycle, everything compared.
 
 pub(crate) use memcr_harness::Rig;
+use memcr_harness::require::lacking;
 use memcr_harness::snapshot::Allow;
 use memcr_harness::{
     Context, Finished, Held, Memcr, Result, Snapshot, Victim, ensure, place, proc,
@@ -84,6 +85,21 @@ pub(crate) fn unharmed(rig: &Rig, victim: &mut Victim, before: &Snapshot, allow:
         },
     )?;
     Ok(())
+}
+
+/// A target with this pid, which is free; others may take it first.
+pub(crate) fn heir_of(pid: u32) -> Result<Victim> {
+    for _ in 0..100 {
+        let last = "/proc/sys/kernel/ns_last_pid";
+        let set = std::fs::write(last, (pid - 1).to_string());
+        set.map_err(|error| lacking("checkpoint_restore", &format!("{last}: {error}")))?;
+        let victim = Victim::start("memory", &["size=4M"])?;
+        if victim.pid() == pid {
+            return Ok(victim);
+        }
+        victim.quit()?;
+    }
+    Err(format!("somebody else has pid {pid}").into())
 }
 
 /// The user without rights.

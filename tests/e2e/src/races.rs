@@ -1,9 +1,11 @@
 //! Rows 1, 2, 3: threads and processes that come and go under our hands.
 
-use crate::common::{Rig, hold};
+use crate::common::{Rig, heir_of, hold};
 use crate::table;
 use libtest_mimic::Trial;
-use memcr_harness::{Allow, Result, Snapshot, Trouble, Victim, ensure};
+use memcr_harness::wait::until;
+use memcr_harness::{Allow, Result, Snapshot, Trouble, Victim, ensure, proc, require};
+use rustix::process::Signal;
 
 pub(crate) fn tests() -> Vec<Trial> {
     table(
@@ -24,6 +26,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("two_at_once", two_at_once),
             ("exit_during_the_checkpoint", exit_during_the_checkpoint),
             ("leader_exited", leader_exited),
+            ("number_used_again", number_used_again),
         ],
     )
 }
@@ -104,6 +107,30 @@ fn leader_exited() -> Result {
     rig.expect_clean()?;
     victim.verify()?;
     victim.quit()
+}
+
+/// The target has ended between the first look and the freeze, and another process has its
+/// number, whose memory is nobody's to take.
+fn number_used_again() -> Result {
+    require("root")?;
+    let rig = Rig::new()?;
+    let mut meant = Victim::start("memory", &["size=4M"])?;
+    let pid = meant.pid();
+    let memcr = rig.memcr(pid).arg("-n").with_fault("sink.open=stop");
+    let memcr = memcr.start()?;
+    until("memcr to stop", || {
+        proc::state(memcr.pid(), memcr.pid()) == Some('T')
+    })?;
+    meant.signal(Signal::KILL)?;
+    meant.exit_status()?;
+    let mut heir = heir_of(pid)?;
+    let before = Snapshot::take(pid)?;
+    memcr.signal(Signal::CONT)?;
+    memcr.finish()?.expect(9)?;
+    before.still(pid, Allow::default())?;
+    heir.verify()?;
+    rig.expect_clean()?;
+    heir.quit()
 }
 
 /// Children all the time, each of which looks at the memory it shares or has copied.

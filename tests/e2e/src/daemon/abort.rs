@@ -2,13 +2,13 @@
 //! middle, so that nothing depends on who is faster.
 
 use super::{Scene, runs, small};
+use crate::common::heir_of;
 use crate::table;
 use libtest_mimic::Trial;
 use memcr_client::{Ask, Subject};
 use memcr_harness::daemon::{abort_of, checkpoint_of, restore_of};
-use memcr_harness::require::lacking;
 use memcr_harness::{
-    Allow, Context, Daemon, Result, Rig, Setup, Snapshot, Victim, Wire, ensure, proc, require,
+    Allow, Context, Daemon, Result, Rig, Setup, Snapshot, Wire, ensure, proc, require,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -265,21 +265,6 @@ fn pid_used_again() -> Result {
     scene.expect_free()?;
     scene.quit()?;
     heir.quit()
-}
-
-/// A target with this pid, which is free; others may take it first.
-fn heir_of(pid: u32) -> Result<Victim> {
-    for _ in 0..100 {
-        let last = "/proc/sys/kernel/ns_last_pid";
-        let set = std::fs::write(last, (pid - 1).to_string());
-        set.map_err(|error| lacking("checkpoint_restore", &format!("{last}: {error}")))?;
-        let victim = small()?;
-        if victim.pid() == pid {
-            return Ok(victim);
-        }
-        victim.quit()?;
-    }
-    Err(format!("somebody else has pid {pid}").into())
 }
 
 /// There is a limit, which what is held counts for.
