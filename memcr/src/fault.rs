@@ -50,6 +50,10 @@ pub const POINTS: &[(&str, &str)] = &[
         "the parasite is in place, the first thread at its entry; it is about to run",
     ),
     (
+        "inject.outlives",
+        "the first thread would not die with memcr any more; it is about to run, or is given back",
+    ),
+    (
         "checkpoint.guard_made",
         "the guard is made; the journal is about to be told",
     ),

@@ -479,14 +479,18 @@ impl<'a> Borrowed<'a> {
     }
 
     /// As long as the thread's state is saved nowhere but here. That is not to last longer
-    /// because others want the CPU too.
+    /// because others want the CPU too. It ends with that: a thread that outlives us is
+    /// scheduled as it was.
     fn die_with_us(&mut self, on: bool) -> Result<()> {
+        self.hurry = [None, None];
         let set = self.frozen.die_with_us(self.tid, on);
         set.map_err(|source| request("set options of", self.tid, source))?;
-        self.hurry = match on {
-            true => [Hurry::of(0), Hurry::of(self.tid)],
-            false => [None, None],
-        };
+        if on {
+            self.hurry = [Hurry::of(0), Hurry::of(self.tid)];
+        } else {
+            // Nothing is done here that could fail.
+            let _ = fault::point("inject.outlives");
+        }
         Ok(())
     }
 }

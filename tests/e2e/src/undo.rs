@@ -28,6 +28,10 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("timeout", timeout),
             ("killed_memcr_before_the_drop", killed_before_the_drop),
             ("killed_memcr_at_any_moment", killed_at_any_moment),
+            (
+                "killed_memcr_leaves_nobody_in_a_hurry",
+                leaves_nobody_in_a_hurry,
+            ),
         ],
     );
     // What a failing stage does to the checkpoint, and the exit code that says so.
@@ -264,6 +268,28 @@ fn recover(rig: &Rig, victim: &mut Victim) -> Result {
     })?;
     rig.expect_clean()?;
     victim.verify().map(drop)
+}
+
+/// For some calls the thread that makes them goes before all others. One that outlives memcr is
+/// scheduled as it was.
+fn leaves_nobody_in_a_hurry() -> Result {
+    // The parasite is in place, and later gone.
+    for n in [1, 2] {
+        let rig = Rig::new()?;
+        let mut victim = Victim::start("memory", &["size=4M", "threads=2"])?;
+        let pid = victim.pid();
+        let orders = format!("inject.outlives@{n}=kill");
+        let finished = rig.memcr(pid).arg("-n").with_fault(&orders).run()?;
+        ensure(finished.code.is_none(), || finished.to_string())?;
+        let policy = proc::policy(pid)?;
+        // SCHED_OTHER.
+        ensure(policy == 0, || {
+            format!("round {n}: the first thread has the policy {policy}")
+        })?;
+        recover(&rig, &mut victim)?;
+        victim.quit()?;
+    }
+    Ok(())
 }
 
 /// SIGKILL at any moment, and then the recovery: the target is right. In three calls of some

@@ -54,6 +54,17 @@ pub fn state(pid: u32, tid: u32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
+/// The scheduling policy of a process's first thread (sched(7)): field 41 of proc_pid_stat(5).
+///
+/// # Errors
+/// When the process is gone.
+pub fn policy(pid: u32) -> Result<i32> {
+    let stat = text(pid, "stat")?;
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let policy = fields.split_whitespace().nth(41 - 3).unwrap_or_default();
+    policy.parse().context(format!("policy in {stat}"))
+}
+
 /// The threads of a process; empty if it is gone.
 #[must_use]
 pub fn threads(pid: u32) -> Vec<u32> {
