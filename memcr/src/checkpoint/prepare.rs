@@ -63,6 +63,12 @@ pub(super) fn prepare(
     clock.done("examine");
 
     let guarded = has_guard(options)?;
+    if guarded && target.suspends_filter() {
+        tracing::warn!(
+            "process {pid} has a seccomp filter, which may end it if memcr is killed while it \
+             takes its memory away or gives it back"
+        );
+    }
     let drops_as_stored = guarded && !may_wake && drops_as_stored(&pipeline, options);
     let plan = PlanOptions {
         policy: Policy {

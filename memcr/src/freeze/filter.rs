@@ -11,9 +11,17 @@
 
 use std::io;
 
-use super::{FreezeError, Frozen, Refusal};
+use super::{FreezeError, Frozen, Refusal, Target};
 use crate::sys::procfs::Status;
 use crate::sys::ptrace;
+
+impl Target {
+    /// It has a filter, which is suspended while it makes calls for us, and as long as we live.
+    #[must_use]
+    pub fn suspends_filter(&self) -> bool {
+        has_seccomp(self.pid) && may_suspend_seccomp()
+    }
+}
 
 impl Frozen {
     /// Switches the filter of the first thread off. All stand still.

@@ -3,10 +3,16 @@
 use crate::common::Rig;
 use crate::table;
 use libtest_mimic::Trial;
-use memcr_harness::{Allow, Result, Snapshot, Victim, require};
+use memcr_harness::{Allow, Result, Snapshot, Victim, ensure, require};
 
 pub(crate) fn tests() -> Vec<Trial> {
-    table("filters", &[("no_call_gets_past", no_call_gets_past)])
+    table(
+        "filters",
+        &[
+            ("no_call_gets_past", no_call_gets_past),
+            ("its_risk_is_told", its_risk_is_told),
+        ],
+    )
 }
 
 /// Threads that do nothing but make a call that the filter answers; each time they are stopped
@@ -26,4 +32,21 @@ fn no_call_gets_past() -> Result {
     rig.expect_clean()?;
     before.still(pid, Allow::default())?;
     victim.quit()
+}
+
+/// With memcr ends what keeps the filter off its calls.
+fn its_risk_is_told() -> Result {
+    require("root")?;
+    let rig = Rig::new()?;
+    for (mode, is_told) in [("filter", true), ("memory", false)] {
+        let mut victim = Victim::start(mode, &["size=4M"])?;
+        let finished = rig.memcr(victim.pid()).cycle()?;
+        let told = finished
+            .err
+            .contains("has a seccomp filter, which may end it");
+        ensure(told == is_told, || format!("{mode}: {finished}"))?;
+        victim.verify()?;
+        victim.quit()?;
+    }
+    rig.expect_clean()
 }
