@@ -64,7 +64,7 @@ pub(super) fn prepare(
 
     let guarded = has_guard(options)?;
     if guarded && target.suspends_filter() {
-        tracing::warn!(
+        tracing::info!(
             "process {pid} has a seccomp filter, which may end it if memcr is killed while it \
              takes its memory away or gives it back"
         );

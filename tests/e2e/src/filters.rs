@@ -40,7 +40,7 @@ fn its_risk_is_told() -> Result {
     let rig = Rig::new()?;
     for (mode, is_told) in [("filter", true), ("memory", false)] {
         let mut victim = Victim::start(mode, &["size=4M"])?;
-        let finished = rig.memcr(victim.pid()).cycle()?;
+        let finished = rig.memcr(victim.pid()).arg("-v").cycle()?;
         let told = finished
             .err
             .contains("has a seccomp filter, which may end it");
