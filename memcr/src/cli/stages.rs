@@ -88,12 +88,11 @@ pub(super) fn help(
 }
 
 fn found_json(found: &FoundStage) -> serde_json::Value {
+    let path = found.path.to_string_lossy();
     match &found.stage {
-        Ok(stage) => {
-            json!({ "path": found.path.to_string_lossy(), "shadowed": found.shadowed, "stage": stage })
-        }
+        Ok(stage) => json!({ "path": path, "shadowed": found.shadowed, "stage": stage }),
         Err(error) => json!({
-            "path": found.path,
+            "path": path,
             "shadowed": found.shadowed,
             "error": { "what": error.what, "detail": error.detail, "hint": error.hint },
         }),
