@@ -178,7 +178,7 @@ fn check_before(held: &Held) -> Result<(), RestoreError> {
     if let Some(cgroup) = frozen_by(pid) {
         return Err(RestoreError::CgroupFrozen { pid, cgroup });
     }
-    let room = expect_room(pid, &held.image);
+    let room = expect_room(held.journal.record(), &held.image);
     room.map_err(|source| RestoreError::NoRoom { pid, source })
 }
 

@@ -83,7 +83,7 @@ pub fn restore(
         Ok(ready) => ready,
         Err(error) => return Err(or_ended(error, pidfd.as_fd(), journal, search)),
     };
-    expect_room(pid, &image).map_err(|source| AdoptError::NoRoom { pid, source })?;
+    expect_room(journal.record(), &image).map_err(|source| AdoptError::NoRoom { pid, source })?;
     clock.done("open image");
     if let Err(error) = journal.update(|record| record.state = State::Restoring) {
         // It says that the target is held, and what follows from that is the same.

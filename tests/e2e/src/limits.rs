@@ -19,6 +19,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("heavy_cycles_200", || cycles(200)),
             ("memory_cgroup", memory_cgroup),
             ("no_room_to_come_back", no_room_to_come_back),
+            ("no_room_beside_what_stayed", no_room_beside_what_stayed),
             ("ordinary_user", ordinary_user),
             ("odd_umask", odd_umask),
             ("name_is_taken", name_is_taken),
@@ -189,6 +190,25 @@ fn ordinary_user() -> Result {
     let mut victim = Victim::talk(command, "a victim of an ordinary user")?;
     let before = Snapshot::take(victim.pid())?;
     for _ in 0..2 {
+/// Memory that never left does not count as back: it takes room, and gives none.
+fn no_room_beside_what_stayed() -> Result {
+    require("root")?;
+    let group = MemoryGroup::new(96 << 20)?;
+    let rig = Rig::new()?;
+    let parts = ["parts=anon,shared", "size=32M", "content=random"];
+    let mut victim = group.victim_of("maps", &parts)?;
+    let (pid, before) = (victim.pid(), Snapshot::take(victim.pid())?);
+    rig.checkpoint(pid).run()?.expect(0)?;
+    group.set(48 << 20)?;
+    let finished = rig.restore(pid).run()?;
+    finished.expect(12)?;
+    finished.says("what is missing of its memory are ")?;
+    group.set(96 << 20)?;
+    rig.restore(pid).run()?.expect(0)?;
+    unharmed(&rig, &mut victim, &before, Allow::default())?;
+    victim.quit()
+}
+
         let memcr = public.memcr(victim.pid(), "lz4,crc32,file");
         let held = memcr.hold()?;
         crate::common::expect_freed(&before, victim.pid(), 8 << 10)?;

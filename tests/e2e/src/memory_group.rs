@@ -42,11 +42,16 @@ impl MemoryGroup {
         command
             .args(["-c", &self.enter(), "sh"])
             .arg(place::victim()?)
-            .arg("memory")
+            .arg(mode)
             .args(args);
-        Victim::talk(command, "memory in a cgroup")
+        Victim::talk(command, "a victim in a cgroup")
     }
 
+        self.victim_of("memory", args)
+    }
+
+    /// A victim within it.
+    pub(crate) fn victim_of(&self, mode: &str, args: &[&str]) -> Result<Victim> {
     /// Runs memcr within it.
     pub(crate) fn run(&self, memcr: Memcr) -> Result<Finished> {
         memcr.via(&["sh", "-c", &self.enter(), "sh"]).run()
