@@ -4,8 +4,10 @@
 //! So room in a tmpfs is not enough: the machine must have the memory, and so must the
 //! cgroup that memcr runs in, because pages of a tmpfs are charged to who writes them.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Longer than the usual file that is read here, bytes: the kernel makes each of them anew for
@@ -16,16 +18,16 @@ const USUAL_LEN: usize = 4096;
 /// memory cgroups has left); `u64::MAX` where nothing tells.
 #[must_use]
 pub fn available() -> u64 {
-    available_within(&read(OWN_CGROUPS).unwrap_or_default())
+    available_within(&read_bytes(OWN_CGROUPS).unwrap_or_default())
 }
 
 /// The same for this process and the process `pid` alike.
 #[must_use]
 pub fn available_beside(pid: u32) -> u64 {
-    let mut cgroups = read(OWN_CGROUPS).unwrap_or_default();
-    let of_pid = read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let mut cgroups = read_bytes(OWN_CGROUPS).unwrap_or_default();
+    let of_pid = read_bytes(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     if of_pid != cgroups {
-        cgroups.push_str(&of_pid);
+        cgroups.extend(of_pid);
     }
     available_within(&cgroups)
 }
@@ -37,7 +39,7 @@ pub fn obtainable_by(pid: u32) -> u64 {
     let meminfo = read("/proc/meminfo").unwrap_or_default();
     let swap = mem_field(&meminfo, "SwapFree:").unwrap_or(0);
     let machine = mem_available(&meminfo).map(|bytes| bytes.saturating_add(swap));
-    let cgroups = read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let cgroups = read_bytes(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let within = cgroup_dirs(&cgroups, Path::new("/sys/fs/cgroup"));
     let groups = within
         .iter()
@@ -48,7 +50,7 @@ pub fn obtainable_by(pid: u32) -> u64 {
 const OWN_CGROUPS: &str = "/proc/self/cgroup";
 
 /// `cgroups`: lines of `/proc/PID/cgroup`.
-fn available_within(cgroups: &str) -> u64 {
+fn available_within(cgroups: &[u8]) -> u64 {
     let meminfo = read("/proc/meminfo").and_then(|text| mem_available(&text));
     let within = cgroup_dirs(cgroups, Path::new("/sys/fs/cgroup"));
     let groups = within.iter().filter_map(|(dir, files)| files.headroom(dir));
@@ -105,20 +107,25 @@ const V2: Files = Files {
 };
 
 /// The directories of the memory cgroups that a line of `/proc/PID/cgroup` puts it in,
-/// innermost first: each may have a limit.
-fn cgroup_dirs(cgroups: &str, root: &Path) -> Vec<(PathBuf, Files)> {
+/// innermost first: each may have a limit. Their names are bytes, not always UTF-8.
+fn cgroup_dirs(cgroups: &[u8], root: &Path) -> Vec<(PathBuf, Files)> {
     let mut dirs = Vec::new();
-    for line in cgroups.lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
+    for line in cgroups.split(|byte| *byte == b'\n') {
+        let mut parts = line.splitn(3, |byte| *byte == b':').skip(1);
         let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else {
             continue;
         };
         let (top, files) = match controllers {
-            "" => (root.to_owned(), V2),
-            list if list.split(',').any(|name| name == "memory") => (root.join("memory"), V1),
+            b"" => (root.to_owned(), V2),
+            list if list
+                .split(|byte| *byte == b',')
+                .any(|name| name == b"memory") =>
+            {
+                (root.join("memory"), V1)
+            }
             _ => continue,
         };
-        let inner = top.join(path.trim_start_matches('/'));
+        let inner = top.join(OsStr::from_bytes(path.strip_prefix(b"/").unwrap_or(path)));
         dirs.extend(
             inner
                 .ancestors()
@@ -168,9 +175,13 @@ fn number(dir: &Path, name: &str) -> Option<u64> {
 }
 
 fn read(path: impl AsRef<Path>) -> Option<String> {
-    let mut text = String::with_capacity(USUAL_LEN);
-    File::open(path).ok()?.read_to_string(&mut text).ok()?;
-    Some(text)
+    String::from_utf8(read_bytes(path)?).ok()
+}
+
+fn read_bytes(path: impl AsRef<Path>) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(USUAL_LEN);
+    File::open(path).ok()?.read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 #[cfg(test)]
@@ -198,13 +209,8 @@ mod tests {
     #[test]
     fn every_group_up_to_the_root_counts() {
         let root = Path::new("/cg");
-        let of = |text| {
-            cgroup_dirs(text, root)
-                .into_iter()
-                .map(|(dir, files)| (dir.to_str().unwrap().to_owned(), files))
-                .collect::<Vec<_>>()
-        };
-        let dir = |path: &str, files| (path.to_owned(), files);
+        let of = |text: &str| cgroup_dirs(text.as_bytes(), root);
+        let dir = |path: &str, files| (PathBuf::from(path), files);
         assert_eq!(
             of("0::/a/b c\n"),
             [dir("/cg/a/b c", V2), dir("/cg/a", V2), dir("/cg", V2)]
@@ -214,6 +220,9 @@ mod tests {
             [dir("/cg/memory/x", V1), dir("/cg/memory", V1)]
         );
         assert_eq!(of("nonsense\n"), []);
+        let not_text = cgroup_dirs(b"0::/x\xff\n", root);
+        let name = OsStr::from_bytes(b"/cg/x\xff");
+        assert_eq!(not_text, [(name.into(), V2), dir("/cg", V2)]);
     }
 
     #[test]

@@ -5,9 +5,11 @@
 //! what may have changed in between.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
@@ -374,27 +376,33 @@ fn check_cgroup(pid: i32) -> Result<(), Refusal> {
 /// above it, is frozen; one of v1 (cgroup-v1/freezer-subsystem.rst) in `freezer.state`.
 #[must_use]
 pub(crate) fn frozen_by(pid: i32) -> Option<String> {
-    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    groups.lines().find_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
+    // Bytes: whoever makes a cgroup may give it a name that is not UTF-8.
+    let groups = fs::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    groups.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = line.splitn(3, |byte| *byte == b':').skip(1);
         let (controllers, cgroup) = (fields.next()?, fields.next()?);
-        is_frozen(controllers, cgroup).then(|| cgroup.to_owned())
+        is_frozen(controllers, cgroup).then(|| String::from_utf8_lossy(cgroup).into_owned())
     })
 }
 
-fn is_frozen(controllers: &str, cgroup: &str) -> bool {
-    let read = |path: String| fs::read_to_string(path).unwrap_or_default();
+fn is_frozen(controllers: &[u8], cgroup: &[u8]) -> bool {
+    let read = |top: &str, name: &str| {
+        let path = [top.as_bytes(), cgroup, name.as_bytes()].concat();
+        fs::read_to_string(OsStr::from_bytes(&path)).unwrap_or_default()
+    };
     if controllers.is_empty() {
         // Beside hierarchies of v1 it has a directory of its own.
-        return ["", "/unified"].iter().any(|top| {
-            let events = read(format!("/sys/fs/cgroup{top}{cgroup}/cgroup.events"));
-            events.lines().any(|line| line == "frozen 1")
-        });
+        return ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+            .iter()
+            .any(|top| {
+                let events = read(top, "/cgroup.events");
+                events.lines().any(|line| line == "frozen 1")
+            });
     }
-    if controllers != "freezer" {
+    if controllers != b"freezer" {
         return false;
     }
-    let state = read(format!("/sys/fs/cgroup/freezer{cgroup}/freezer.state"));
+    let state = read("/sys/fs/cgroup/freezer", "/freezer.state");
     matches!(state.trim(), "FROZEN" | "FREEZING")
 }
 

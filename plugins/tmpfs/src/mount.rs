@@ -46,10 +46,17 @@ pub(crate) fn is_seen_by_all() -> bool {
 /// The number of the mount at the root of `process`: those of another mount namespace are others
 /// (proc_pid_mountinfo(5)). `/proc/PID/ns/mnt` takes more rights.
 fn root_mount(process: &str) -> Option<u32> {
-    let mountinfo = std::fs::read_to_string(format!("/proc/{process}/mountinfo")).ok()?;
+    let mountinfo = read_mountinfo(process).ok()?;
     let at_root = |line: &&str| line.split(' ').nth(4) == Some("/");
     let line = mountinfo.lines().rfind(at_root)?;
     line.split(' ').next()?.parse().ok()
+}
+
+/// The mounts that `process` sees, those of anybody among them: what is not UTF-8 in their paths
+/// is replaced, and so is none of ours.
+fn read_mountinfo(process: &str) -> std::io::Result<String> {
+    let bytes = std::fs::read(format!("/proc/{process}/mountinfo"))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Whether a file that grows has huge pages by their length, as far as writes reach: since Linux
@@ -170,7 +177,7 @@ pub(crate) fn is_ours(dir: &Directory) -> Result<bool> {
 /// Where the tmpfs of ours was mounted whose root `dir` is. `None`: it is none of ours.
 fn find(dir: &Directory) -> Result<Option<Origin>> {
     let failed = |e: std::io::Error| StageError::io("read /proc/self/mountinfo", &e);
-    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(failed)?;
+    let mountinfo = read_mountinfo("self").map_err(failed)?;
     let stat = rustix::fs::fstat(dir)
         .map_err(|e| StageError::io(format!("stat {}", dir.path()), &e.into()))?;
     let device = format!(

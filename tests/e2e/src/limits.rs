@@ -19,6 +19,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("heavy_cycles_200", || cycles(200)),
             ("memory_cgroup", memory_cgroup),
             ("no_room_to_come_back", no_room_to_come_back),
+            ("no_room_in_a_cgroup_of_an_odd_name", no_room_in_odd_name),
             ("no_room_beside_what_stayed", no_room_beside_what_stayed),
             ("ordinary_user", ordinary_user),
             ("odd_umask", odd_umask),
@@ -158,8 +159,16 @@ fn memory_cgroup() -> Result {
 /// Too little room for what is to come back: the OOM killer would take the target for it, so it
 /// is held on until there is enough.
 fn no_room_to_come_back() -> Result {
+    no_room_in(MemoryGroup::new(64 << 20)?)
+}
+
+/// A cgroup may have any name.
+fn no_room_in_odd_name() -> Result {
+    no_room_in(MemoryGroup::named(64 << 20, b"\xff")?)
+}
+
+fn no_room_in(group: MemoryGroup) -> Result {
     require("root")?;
-    let group = MemoryGroup::new(64 << 20)?;
     let rig = Rig::new()?;
     let mut victim = group.victim(&["size=32M", "content=random"])?;
     let (pid, before) = (victim.pid(), Snapshot::take(victim.pid())?);
@@ -180,16 +189,6 @@ fn no_room_to_come_back() -> Result {
     victim.quit()
 }
 
-/// Neither memcr nor its target have any privilege.
-fn ordinary_user() -> Result {
-    require("root")?;
-    let public = PublicCopy::make()?;
-    let mut command = Command::new(public.dir().join("victim"));
-    command.args(["memory", "size=8M", "threads=2"]);
-    std::os::unix::process::CommandExt::uid(&mut command, NOBODY);
-    let mut victim = Victim::talk(command, "a victim of an ordinary user")?;
-    let before = Snapshot::take(victim.pid())?;
-    for _ in 0..2 {
 /// Memory that never left does not count as back: it takes room, and gives none.
 fn no_room_beside_what_stayed() -> Result {
     require("root")?;
@@ -209,6 +208,16 @@ fn no_room_beside_what_stayed() -> Result {
     victim.quit()
 }
 
+/// Neither memcr nor its target have any privilege.
+fn ordinary_user() -> Result {
+    require("root")?;
+    let public = PublicCopy::make()?;
+    let mut command = Command::new(public.dir().join("victim"));
+    command.args(["memory", "size=8M", "threads=2"]);
+    std::os::unix::process::CommandExt::uid(&mut command, NOBODY);
+    let mut victim = Victim::talk(command, "a victim of an ordinary user")?;
+    let before = Snapshot::take(victim.pid())?;
+    for _ in 0..2 {
         let memcr = public.memcr(victim.pid(), "lz4,crc32,file");
         let held = memcr.hold()?;
         crate::common::expect_freed(&before, victim.pid(), 8 << 10)?;

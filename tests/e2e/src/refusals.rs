@@ -10,6 +10,8 @@ use memcr_harness::{
     Allow, Context, Finished, Memcr, Result, Snapshot, Victim, ensure, place, proc, require,
 };
 use rustix::process::Signal;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -345,7 +347,7 @@ fn elf32() -> Vec<u8> {
 /// A cgroup that can be frozen: its directory, the file, and what means frozen and thawed there.
 type Freezer = (PathBuf, &'static str, &'static str, &'static str);
 
-/// Of every hierarchy that has a freezer.
+/// Two of every hierarchy that has a freezer: a cgroup may have any name.
 fn freezers() -> Vec<Freezer> {
     let root = Path::new("/sys/fs/cgroup");
     let v1 = root.join("freezer");
@@ -358,8 +360,13 @@ fn freezers() -> Vec<Freezer> {
             all.push((v2, "cgroup.freeze", "1", "0"));
         }
     }
-    all.iter_mut().for_each(|it| it.0.push("memcr-e2e"));
-    all
+    let named = |name: &[u8]| {
+        let below = |(top, file, frozen, thaw): &Freezer| {
+            (top.join(OsStr::from_bytes(name)), *file, *frozen, *thaw)
+        };
+        all.iter().map(below).collect::<Vec<_>>()
+    };
+    [named(b"memcr-e2e"), named(b"memcr-e2e-\xff")].concat()
 }
 
 /// Code of ours would never run in it: neither on the way out nor on the way back.

@@ -5,8 +5,10 @@ use crate::common::unharmed;
 use crate::{table, test};
 use libtest_mimic::Trial;
 use memcr_harness::wait::until;
-use memcr_harness::{Allow, Memcr, Result, Rig, Snapshot, Victim, ensure, place, proc};
+use memcr_harness::{Allow, Memcr, Result, Rig, Snapshot, Victim, ensure, place, proc, require};
 use rustix::process::Signal;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -27,6 +29,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("other_image", other_image),
             ("corrupt_kills", corrupt_kills),
             ("corrupt_holds", corrupt_holds),
+            ("beside_an_odd_mount", beside_an_odd_mount),
             ("relative_paths", relative_paths),
             ("stopped_before", stopped_before),
         ],
@@ -350,6 +353,22 @@ fn corrupt_holds() -> Result {
     // The same bit again: repaired.
     damage(&rig, victim.pid())?;
     rig.restore(victim.pid()).run()?.expect(0)?;
+    unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// Somebody has mounted something where the path is not UTF-8.
+fn beside_an_odd_mount() -> Result {
+    require("mount")?;
+    let (rig, mut victim) = (Rig::with("lz4,tmpfs")?, victim()?);
+    let before = Snapshot::take(victim.pid())?;
+    rig.checkpoint(victim.pid()).run()?.expect(0)?;
+    let point = rig.dir().join(OsStr::from_bytes(b"odd-\xff"));
+    std::fs::create_dir(&point)?;
+    let mount = format!("mount -t tmpfs x {}/odd-* && exec \"$@\"", rig.dir_text());
+    let restore = rig.restore(victim.pid());
+    let finished = restore.via(&["unshare", "--mount", "sh", "-c", &mount, "sh"]);
+    finished.run()?.expect(0)?;
+    std::fs::remove_dir(&point)?;
     unharmed(&rig, &mut victim, &before, Allow::default())
 }
 
