@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use memcr_filestore::{Cache, Directory, ImageFile, room};
+use memcr_filestore::{Cache, Directory, ImageFile, Reserve, room};
 use memcr_plugin_api::Host;
 use memcr_plugin_api::abi::{capability, code};
 use memcr_plugin_api::sink::{NewImage, Sink};
@@ -27,6 +27,8 @@ struct FileSink {
     durable: bool,
     cache: Cache,
     host: Host,
+    /// For an image that takes RAM, because `dir` does: `/tmp` is a tmpfs on many a machine.
+    reserve: Option<Reserve>,
     image: Option<ImageFile>,
 }
 
@@ -77,6 +79,7 @@ impl Sink for FileSink {
             durable: params.parse("sync")?.unwrap_or(false),
             cache,
             host,
+            reserve: None,
             image: None,
         })
     }
@@ -85,6 +88,10 @@ impl Sink for FileSink {
         let dir = Directory::open(&self.dir)?;
         if let Some(free_len) = dir.free_len()? {
             room::check(dir.path(), free_len, image, self.host)?;
+        }
+        self.reserve = dir.medium()?.is_ram().then(Reserve::default);
+        if let Some(reserve) = &self.reserve {
+            reserve.check(image, self.host)?;
         }
         self.image = Some(ImageFile::create(dir, image, self.cache)?);
         Ok(())
@@ -96,7 +103,11 @@ impl Sink for FileSink {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.image()?.write_at(offset, data)
+        let image = self.image()?;
+        self.reserve
+            .as_ref()
+            .map_or(Ok(()), |reserve| reserve.write(data.len()))?;
+        image.write_at(offset, data)
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {

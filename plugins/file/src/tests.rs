@@ -67,6 +67,27 @@ fn space_is_checked_before_anything_is_written() {
 }
 
 #[test]
+fn ram_is_checked_where_the_image_takes_some() {
+    let Some(unlimited) = TestTmpfs::mount("size=0") else {
+        return;
+    };
+    let dir = ("dir", unlimited.path().to_str().unwrap());
+    let error = sink(&[dir]).open_new(&image(1 << 50, false)).unwrap_err();
+    assert_eq!(error.code, code::NO_SPACE);
+    assert!(error.message.contains("the RAM has"), "{}", error.message);
+    let mut sink = sink(&[dir]);
+    sink.open_new(&image(1, false)).unwrap();
+    sink.reserve = Some(Reserve::of(u64::MAX)); // More than any machine has left.
+    let error = sink.write_at(0, b"x").unwrap_err();
+    assert_eq!(error.code, code::NO_SPACE);
+    assert!(
+        error.message.contains("must stay free"),
+        "{}",
+        error.message
+    );
+}
+
+#[test]
 fn a_missing_directory_is_named() {
     let error = sink(&[("dir", "/nowhere/at/all")])
         .open_new(&image(0, false))

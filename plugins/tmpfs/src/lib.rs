@@ -14,15 +14,13 @@ mod mount;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use memcr_filestore::{Cache, Directory, ImageFile, room};
+use memcr_filestore::{Cache, Directory, ImageFile, Medium, Reserve, room};
 use memcr_plugin_api::abi::{capability, code};
 use memcr_plugin_api::sink::{NewImage, Sink};
 use memcr_plugin_api::stage::{
     ParamKind, ParamSpec, Params, Result, StageError, StageInfo, Threads,
 };
-use memcr_plugin_api::{Host, ram};
+use memcr_plugin_api::Host;
 
 use mount::{MountOptions, OwnMount};
 
@@ -37,18 +35,6 @@ memcr_plugin_api::conformance!(|suite| suite
 const SHARED_DIR: &str = "/dev/shm";
 /// Where root mounts its own: /run is gone after a reboot, as the image is.
 const OWN_DIR: &str = "/run/memcr/tmpfs";
-/// `f_type` of a tmpfs (linux/magic.h).
-const TMPFS_MAGIC: u64 = 0x0102_1994;
-/// `f_type` of a ramfs (linux/magic.h).
-const RAMFS_MAGIC: u64 = 0x8584_58f6;
-/// Stays free while an image is written, bytes: what memcr itself and the rest of the
-/// machine need to go on at all.
-const RESERVE: u64 = 16 << 20;
-/// Bytes between two looks at the memory that is left: some 10 ms of writing, while a
-/// look takes a tenth of a millisecond. Less where less is left: see [`next_look`].
-const LOOK_EVERY: u64 = 32 << 20;
-/// At least that many.
-const LOOK_SOON: u64 = 1 << 20;
 /// An image shorter than this is not worth a refusal, bytes: most of it is headers and
 /// tables, and it may stand for any amount of zeros, which were never stored.
 const SMALL_IMAGE: u64 = 1 << 20;
@@ -59,11 +45,7 @@ struct TmpfsSink {
     place: Place,
     allow_plain: bool,
     host: Host,
-    /// RAM to leave free while writing, bytes.
-    reserve: u64,
-    written: AtomicU64,
-    /// When so much is written, the memory that is left is looked at.
-    look_at: AtomicU64,
+    reserve: Reserve,
     /// A commit is to come before the image is complete.
     keeps: bool,
     // In this order: an open image keeps its tmpfs busy.
@@ -101,9 +83,7 @@ impl Sink for TmpfsSink {
             place: place(params)?,
             allow_plain: params.parse("allow_plain")?.unwrap_or(false),
             host,
-            reserve: RESERVE,
-            written: AtomicU64::new(0),
-            look_at: AtomicU64::new(0),
+            reserve: Reserve::default(),
             keeps: false,
             image: None,
             own: None,
@@ -124,12 +104,7 @@ impl Sink for TmpfsSink {
         }
         // One to keep takes the place of memory that is given back meanwhile, if it is smaller.
         if !(image.keep && image.compressed) {
-            room::check(
-                "the RAM",
-                ram::available().saturating_sub(self.reserve),
-                image,
-                self.host,
-            )?;
+            self.reserve.check(image, self.host)?;
         }
         self.keeps = image.keep;
         // Nothing to drop from the page cache: on a tmpfs it is the file.
@@ -148,13 +123,7 @@ impl Sink for TmpfsSink {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         let image = self.image()?;
-        let len = data.len() as u64;
-        let written = self.written.fetch_add(len, Ordering::Relaxed) + len;
-        if written >= self.look_at.load(Ordering::Relaxed) {
-            let left = self.check_reserve()?;
-            self.look_at
-                .store(written + next_look(left), Ordering::Relaxed);
-        }
+        self.reserve.write(data.len())?;
         image.write_at(offset, data)
     }
 
@@ -262,29 +231,9 @@ impl TmpfsSink {
         Directory::open(SHARED_DIR)
     }
 
-    /// Answers how much is left beside the reserve.
-    fn check_reserve(&self) -> Result<u64> {
-        let available = ram::available();
-        if let Some(left) = available.checked_sub(self.reserve) {
-            return Ok(left);
-        }
-        let message = format!(
-            "only {} of RAM are left, {} must stay free: the image does not fit",
-            room::mib(available),
-            room::mib(self.reserve)
-        );
-        Err(StageError::new(code::NO_SPACE, message).hint("keep it with the sink file"))
-    }
-
     fn image(&self) -> Result<&ImageFile> {
         self.image.as_ref().ok_or_else(not_open)
     }
-}
-
-/// How many bytes may be written until the memory that is left is looked at again: half of
-/// what there is, so that the reserve is not written into unseen.
-fn next_look(left: u64) -> u64 {
-    (left / 2).clamp(LOOK_SOON, LOOK_EVERY)
 }
 
 fn place(params: &Params) -> Result<Place> {
@@ -317,17 +266,10 @@ fn place(params: &Params) -> Result<Place> {
 }
 
 fn check_tmpfs(dir: &Directory) -> Result<()> {
-    let stat = rustix::fs::fstatfs(dir).map_err(|e| {
-        StageError::io(
-            format!("ask for the file system of {}", dir.path()),
-            &e.into(),
-        )
-    })?;
-    // The type of `f_type` differs between architectures; magic numbers are 32 bits.
-    let what = match u64::from(stat.f_type as u32) {
-        TMPFS_MAGIC => return Ok(()),
-        RAMFS_MAGIC => "is a ramfs, which has no limit and would take all of the RAM".to_owned(),
-        other => format!("is not on a tmpfs (its file system is {other:#x})"),
+    let what = match dir.medium()? {
+        Medium::Tmpfs => return Ok(()),
+        Medium::Ramfs => "is a ramfs, which has no limit and would take all of the RAM".to_owned(),
+        Medium::Other(other) => format!("is not on a tmpfs (its file system is {other:#x})"),
     };
     Err(
         StageError::new(code::INVALID_CONFIG, format!("{} {what}", dir.path()))

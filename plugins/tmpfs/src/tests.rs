@@ -220,7 +220,7 @@ fn writing_stops_before_the_ram_is_used_up() {
     };
     let mut sink = sink(&[("dir", tmpfs.path().to_str().unwrap())]);
     sink.open_new(&image(1, 1, true)).unwrap();
-    sink.reserve = u64::MAX; // More than any machine has left.
+    sink.reserve = Reserve::of(u64::MAX); // More than any machine has left.
     let piece = vec![1; 1 << 20];
     let error = (0..64_u64)
         .find_map(|n| sink.write_at(n << 20, &piece).err())

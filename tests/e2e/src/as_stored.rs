@@ -10,6 +10,7 @@ use memcr_harness::{
     Allow, Context, Finished, Memcr, Result, Running, Snapshot, Victim, ensure, proc, require,
 };
 use rustix::process::Signal;
+use std::path::Path;
 
 pub(crate) fn tests() -> Vec<Trial> {
     table(
@@ -38,6 +39,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             }),
             ("no_ram_for_the_image", little_ram),
             ("nothing_compresses", nothing_compresses),
+            ("file_where_it_takes_ram", file_in_ram),
         ],
     )
 }
@@ -306,7 +308,8 @@ fn little_ram() -> Result {
     let mut victim = group.victim(&["size=256M", "content=heap"])?;
     let memcr = || rig.memcr(victim.pid()).arg("-n");
     does_not_fit(&group.run(memcr().arg("--verify"))?)?;
-    group.run(memcr())?.expect(0)?;
+    let finished = group.run(memcr())?;
+    finished.expect(0)?;
     victim.verify()?;
     rig.expect_clean()
 }
@@ -323,6 +326,25 @@ fn nothing_compresses() -> Result {
     victim.verify()?;
     before.still(victim.pid(), Allow::default())?;
     rig.expect_clean()
+}
+
+/// An image of the sink `file` on a tmpfs comes on top of its target.
+fn file_in_ram() -> Result {
+    require("root")?;
+    let group = MemoryGroup::new(340 << 20)?;
+    let mut victim = group.victim(&["size=256M", "content=random"])?;
+    let (pid, before) = (victim.pid(), Snapshot::take(victim.pid())?);
+    let rig = |pipeline| Rig::below(Path::new("/dev/shm"), pipeline);
+    let plain = rig("file")?;
+    let finished = group.run(plain.memcr(pid).arg("-n"))?;
+    finished.expect(3)?;
+    finished.says("the RAM has ")?;
+    let packed = rig("lz4,file")?;
+    does_not_fit(&group.run(packed.memcr(pid).arg("-n"))?)?;
+    victim.verify()?;
+    before.still(pid, Allow::default())?;
+    plain.expect_clean()?;
+    packed.expect_clean()
 }
 
 fn does_not_fit(finished: &Finished) -> Result {

@@ -7,6 +7,30 @@ use memcr_plugin_api::stage::{Result, StageError};
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+/// `f_type` of a tmpfs (linux/magic.h).
+const TMPFS_MAGIC: u32 = 0x0102_1994;
+/// `f_type` of a ramfs (linux/magic.h).
+const RAMFS_MAGIC: u32 = 0x8584_58f6;
+
+/// A kind of file system, by where it keeps its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// In RAM and swap.
+    Tmpfs,
+    /// In RAM, without any limit.
+    Ramfs,
+    /// Elsewhere, as far as this number (`f_type` of statfs(2)) tells.
+    Other(u32),
+}
+
+impl Medium {
+    /// Whether what is written there takes RAM for as long as it is there.
+    #[must_use]
+    pub fn is_ram(self) -> bool {
+        matches!(self, Self::Tmpfs | Self::Ramfs)
+    }
+}
+
 /// An open directory. All names are looked up in it, not along its path: replacing the
 /// path meanwhile moves nothing.
 #[derive(Debug)]
@@ -75,6 +99,25 @@ impl Directory {
             stat.f_bavail
         };
         Ok((stat.f_blocks != 0).then(|| blocks.saturating_mul(stat.f_frsize)))
+    }
+
+    /// What is written here is kept in.
+    ///
+    /// # Errors
+    /// `IO`.
+    pub fn medium(&self) -> Result<Medium> {
+        let stat = rustix::fs::fstatfs(&self.fd).map_err(|e| {
+            StageError::io(
+                format!("ask for the file system of {}", self.path),
+                &e.into(),
+            )
+        })?;
+        // The type of `f_type` differs between architectures; magic numbers are 32 bits.
+        Ok(match stat.f_type as u32 {
+            TMPFS_MAGIC => Medium::Tmpfs,
+            RAMFS_MAGIC => Medium::Ramfs,
+            other => Medium::Other(other),
+        })
     }
 
     /// What is known of `name` itself, a symbolic link included; `None` if it is absent.

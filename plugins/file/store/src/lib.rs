@@ -4,6 +4,7 @@
 //!            Directory::open      the place; free space, replaceable name
 //!                   │
 //!   room::check ────┤             refuses what cannot fit, while the target runs
+//!   Reserve ────────┤             the same for RAM, here and at every write, if it takes some
 //!                   ▼
 //!        ImageFile::create        O_TMPFILE: no name, so nobody finds it and a crash
 //!                   │             leaves nothing (elsewhere a hidden temporary name)
@@ -23,6 +24,7 @@ mod directory;
 mod existing;
 mod image_file;
 mod make;
+mod reserve;
 pub mod room;
 mod sweep;
 mod sys;
@@ -30,6 +32,7 @@ mod sys;
 pub mod testing;
 mod write_out;
 
-pub use directory::Directory;
+pub use directory::{Directory, Medium};
 pub use image_file::ImageFile;
+pub use reserve::Reserve;
 pub use write_out::{Cache, wait_for_disk};
