@@ -39,6 +39,8 @@ pub struct ImageFile {
     identity: (u64, u64),
     link: Link,
     is_committed: bool,
+    /// Of one that is committed, bytes.
+    len_bytes: u64,
     ahead: Ahead,
     write_out: WriteOut,
     /// Length at which the kernel would answer a write with SIGXFSZ, bytes.
@@ -91,6 +93,7 @@ impl ImageFile {
             identity,
             link,
             is_committed: true,
+            len_bytes: stat.st_size as u64,
             ahead: Ahead::none(),
             write_out,
             max_len: 0,
@@ -146,6 +149,10 @@ impl ImageFile {
                     return Err(StageError::io(what, &e));
                 }
             }
+        }
+        if self.is_committed {
+            let end = offset.saturating_add(len as u64);
+            self.write_out.read(&self.file, len, end, self.len_bytes);
         }
         Ok(len)
     }
@@ -208,6 +215,7 @@ impl ImageFile {
         self.publish()
             .map_err(|e| failed("put the image in place as", &e.into()))?;
         self.is_committed = true;
+        self.len_bytes = len;
         if durable {
             rustix::fs::fsync(&self.dir).map_err(|e| failed("write out the name", &e.into()))?;
         }
@@ -268,6 +276,7 @@ impl ImageFile {
             identity,
             link,
             is_committed: false,
+            len_bytes: 0,
             ahead,
             write_out,
             max_len,

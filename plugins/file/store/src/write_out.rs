@@ -12,11 +12,15 @@
 //! always covers the whole file: writers come in any order, and pages that are gone
 //! already cost nothing.
 //!
+//! Reading brings them back: of `--verify`, behind which the target is held for as long as
+//! its user likes. So readers drop what they have passed, every window too.
+//!
 //! What is waited for is that the disk has taken everything, or says that it cannot: before
 //! that nothing may be dropped. See [`wait_for_disk`].
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -49,11 +53,12 @@ const WRITE_OUT_BY_RANGE: [FsWord; 2] = [
     0x5846_5342, // xfs
 ];
 
-/// Follows how much was written to one file.
+/// Follows how much was written to one file, and read of it.
 #[derive(Debug)]
 pub(crate) struct WriteOut {
     cache: Cache,
     written: AtomicU64,
+    read: AtomicU64,
     /// One thread waits for the disk; others that reach a bound queue behind it, which
     /// is what holds the writers back.
     waiting: Mutex<()>,
@@ -64,6 +69,7 @@ impl WriteOut {
         Self {
             cache,
             written: AtomicU64::new(0),
+            read: AtomicU64::new(0),
             waiting: Mutex::new(()),
         }
     }
@@ -94,6 +100,21 @@ impl WriteOut {
             advise(file, Advice::DontNeed);
         }
         Ok(())
+    }
+
+    /// `len` more bytes of a finished `file` were read, up to `end`. Who reads one does so once
+    /// and from its start, if in many threads; what lies behind is not dropped but at the end of
+    /// the file, because the kernel has read ahead.
+    pub(crate) fn read(&self, file: &File, len: usize, end: u64, file_len: u64) {
+        if self.cache == Cache::Keep {
+            return;
+        }
+        let before = self.read.fetch_add(len as u64, Ordering::Relaxed);
+        if end.saturating_add(WINDOW) >= file_len {
+            advise(file, Advice::DontNeed);
+        } else if step(before, before + len as u64) != Step::None {
+            let _ = rustix::fs::fadvise(file, 0, NonZeroU64::new(end), Advice::DontNeed);
+        }
     }
 
     /// Drops what reading brought into the cache.

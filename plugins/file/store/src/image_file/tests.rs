@@ -450,6 +450,19 @@ fn the_page_cache_is_given_back() {
     image.commit(80 << 20, false).unwrap();
     let late = cached(&image, 80);
     assert!(late < 4, "{late} of 80 MiB are cached after the commit");
+    // Read as by --verify: some at first, then all the rest.
+    let mut out = vec![0; PIECE];
+    let mut read =
+        |n: usize| assert_eq!(image.read_at((n * PIECE) as u64, &mut out).unwrap(), PIECE);
+    (0..40).for_each(&mut read);
+    // What lies ahead the measure itself has brought in.
+    let early = cached(&image, 40);
+    assert!(
+        early < 16,
+        "{early} of 40 MiB are cached once they are read"
+    );
+    (40..80).for_each(read);
+    assert_eq!(cached(&image, 80), 0, "after they were read");
     // The measure itself sees what is there.
     let kept = ImageFile::create(directory(dir.path()), &new_image(8), Cache::Keep).unwrap();
     kept.write_at(0, &vec![1; 8 * PIECE]).unwrap();
