@@ -29,7 +29,8 @@ pub const DEFAULT_CHUNK_LEN: u64 = 256 * 1024;
 const BUFFER_BUDGET: usize = 8 << 20;
 
 /// What a compressing stage keeps per worker, bytes: zstd takes most, at its default
-/// level 300 KiB to encode and 500 KiB to decode a chunk of 256 KiB (measured).
+/// level 300 KiB to encode and 500 KiB to decode a chunk of 256 KiB (measured). A stage does
+/// not tell, and at higher levels of zstd it is more than what memcr promises: see its README.
 const COMPRESSOR_LEN: usize = 512 << 10;
 
 /// One stage as the user asked for it.
