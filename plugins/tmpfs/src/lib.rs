@@ -20,7 +20,7 @@ use memcr_plugin_api::sink::{NewImage, Sink};
 use memcr_plugin_api::stage::{
     ParamKind, ParamSpec, Params, Result, StageError, StageInfo, Threads,
 };
-use memcr_plugin_api::Host;
+use memcr_plugin_api::{Host, ram};
 
 use mount::{MountOptions, OwnMount};
 
@@ -103,7 +103,9 @@ impl Sink for TmpfsSink {
             room::check(dir.path(), free_len, image, self.host)?;
         }
         // One to keep takes the place of memory that is given back meanwhile, if it is smaller.
-        if !(image.keep && image.compressed) {
+        if image.keep && image.compressed {
+            self.warn_of_the_way_back(image);
+        } else {
             self.reserve.check(image, self.host)?;
         }
         self.keeps = image.keep;
@@ -229,6 +231,21 @@ impl TmpfsSink {
             }
         }
         Directory::open(SHARED_DIR)
+    }
+
+    /// A target comes back while its image is still there. Where there is no room for both it
+    /// stays held, until somebody makes some.
+    fn warn_of_the_way_back(&self, image: &NewImage) {
+        // Who has no pid that fits has none of this machine.
+        let pid = u32::try_from(image.pid).unwrap_or_default();
+        let free_len = ram::available_beside(pid);
+        if room::usual_len(image) > free_len {
+            self.host.warn(format_args!(
+                "{} of RAM are free beside the target: if the image of its {} takes more, it can only be restored when there is room for both",
+                room::mib(free_len),
+                room::mib(image.expected_len)
+            ));
+        }
     }
 
     fn image(&self) -> Result<&ImageFile> {

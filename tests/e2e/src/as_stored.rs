@@ -310,6 +310,7 @@ fn little_ram() -> Result {
     does_not_fit(&group.run(memcr().arg("--verify"))?)?;
     let finished = group.run(memcr())?;
     finished.expect(0)?;
+    finished.says("it can only be restored when there is room for both")?;
     victim.verify()?;
     rig.expect_clean()
 }

@@ -43,13 +43,23 @@ pub fn check(place: &str, free_len: u64, image: &NewImage, host: Host) -> Result
         return Err(StageError::new(code::NO_SPACE, message)
             .hint("make room, set another `dir`, or put a compressing stage before the sink"));
     }
-    if image.compressed && image.expected_len / USUAL_RATIO > free_len {
+    if usual_len(image) > free_len {
         host.warn(format_args!(
             "{place} has {free} free for {} before compression: if they do not fit, the checkpoint is undone",
             mib(image.expected_len)
         ));
     }
     Ok(())
+}
+
+/// How much an image takes as a rule, bytes: what takes more is worth a warning where there is
+/// no more.
+#[must_use]
+pub fn usual_len(image: &NewImage) -> u64 {
+    match image.compressed {
+        true => image.expected_len / USUAL_RATIO,
+        false => image.expected_len,
+    }
 }
 
 /// A length for people.
