@@ -38,6 +38,7 @@ use crate::pages::give_back::GivenBack;
 use crate::pages::remote::RemoteMemory;
 use crate::pages::table::KernelPageTable;
 use crate::pipeline::{Cancel, Encoder, OpenImage, Pipeline, Priority, Progress, SearchPath};
+use crate::restore::OnCorrupt;
 pub use crate::session::CheckpointReport;
 use crate::session::gate::{Gate, Step};
 use crate::session::journal::{GroupRecord, Journal, StateDir};
@@ -72,6 +73,8 @@ pub struct CheckpointOptions {
     /// Without a guard nothing is to be dropped. Otherwise the kernel is told to kill the
     /// target should we die.
     pub needs_guard: bool,
+    /// What becomes of a target whose bytes are lost when a failure behind the first drop is undone.
+    pub on_corrupt: OnCorrupt,
     /// Which group of processes it is a member of, if it is checkpointed as one with others.
     pub group: Option<GroupRecord>,
     /// Where it waits for these others.
@@ -134,7 +137,7 @@ pub fn checkpoint(
     let mut held = stored.hold(frozen, memory, journal);
     let given_back = match take_away(&mut held, &drops, &mappings, options.needs_guard) {
         Ok(given_back) => given_back,
-        Err(error) => return Err(undo(held, error)),
+        Err(error) => return Err(undo(held, options.on_corrupt, error)),
     };
     clock.done("drop");
     finish_report(&mut held, given_back, &clock);

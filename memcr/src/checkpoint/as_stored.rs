@@ -50,7 +50,7 @@ use crate::pages::remote::RemoteMemory;
 use crate::pipeline::{
     Encoder, OpenImage, Pipeline, PipelineError, PipelineSpec, SearchPath, causes, panic_text,
 };
-use crate::restore::RestoreError;
+use crate::restore::{OnCorrupt, RestoreError};
 use crate::session::gate::Step;
 use crate::session::journal::{ImageRecord, Journal, State};
 use crate::session::{Guarded, Held, PhaseClock};
@@ -80,6 +80,8 @@ pub(super) struct Unfinished {
     image: Option<OpenImage>,
     /// Finds the stages again, should those that store have to be left behind.
     search: SearchPath,
+    /// As [`CheckpointOptions::on_corrupt`].
+    on_corrupt: OnCorrupt,
 }
 
 /// The target under its guard, and what gives it its memory back, beside an image.
@@ -142,6 +144,7 @@ impl Unfinished {
             watcher: None,
             image: None,
             search: options.search.clone(),
+            on_corrupt: options.on_corrupt,
         };
         match failure {
             None => Ok(Begun::Guarded(Box::new(this))),
@@ -237,7 +240,8 @@ impl Unfinished {
                 };
             }
         };
-        undo(self.target.hold(image, PlanSummary::default(), 0), error)
+        let held = self.target.hold(image, PlanSummary::default(), 0);
+        undo(held, self.on_corrupt, error)
     }
 }
 

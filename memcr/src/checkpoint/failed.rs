@@ -4,7 +4,7 @@ use std::io;
 
 use crate::freeze::{FreezeError, Frozen};
 use crate::pipeline::{OpenImage, PipelineError, causes};
-use crate::restore::{self, RestoreOptions};
+use crate::restore::{self, OnCorrupt, RestoreOptions};
 use crate::session::Held;
 use crate::session::gate::Barred;
 use crate::session::journal::Journal;
@@ -52,9 +52,10 @@ pub(super) fn let_go(mut frozen: Frozen, error: StepError) -> CheckpointError {
 
 /// A failure behind the commit: what is gone comes back from the image, and what stands
 /// in the target is taken out again.
-pub(super) fn undo(held: Held, error: StepError) -> CheckpointError {
+pub(super) fn undo(held: Held, on_corrupt: OnCorrupt, error: StepError) -> CheckpointError {
     let pid = held.pid();
     let options = RestoreOptions {
+        on_corrupt,
         is_undo: true,
         ..RestoreOptions::default()
     };

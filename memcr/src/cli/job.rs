@@ -148,6 +148,7 @@ impl Order<'_> {
                 false => self.priority,
             },
             needs_guard: parks,
+            on_corrupt: self.args.job.on_corrupt.into(),
             group: self.group.clone(),
             gate: self.gate.clone(),
             cancel: cancel.clone(),

@@ -61,7 +61,7 @@ const MEANINGFUL: &[(&str, &[Mode])] = {
         ("verify", &[Job, Daemon, Checkpoint]),
         ("idle", &[Job, Daemon, Checkpoint]),
         ("timeout", &[Job, Daemon, Checkpoint]),
-        ("on_corrupt", &[Job, Daemon, Restore, Recover]),
+        ("on_corrupt", &[Job, Daemon, Checkpoint, Restore, Recover]),
         ("check_config", &[CheckConfig]),
         ("stages", &[Stages]),
         ("stage_help", &[StageHelp]),

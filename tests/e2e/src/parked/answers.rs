@@ -29,6 +29,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("other_image", other_image),
             ("corrupt_kills", corrupt_kills),
             ("corrupt_holds", corrupt_holds),
+            ("corrupt_in_an_undo", corrupt_in_an_undo),
             ("beside_an_odd_mount", beside_an_odd_mount),
             ("relative_paths", relative_paths),
             ("stopped_before", stopped_before),
@@ -370,6 +371,29 @@ fn beside_an_odd_mount() -> Result {
     finished.run()?.expect(0)?;
     std::fs::remove_dir(&point)?;
     unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// The image is damaged before a checkpoint that fails is undone from it.
+fn corrupt_in_an_undo() -> Result {
+    require("userfaultfd")?;
+    for pipeline in ["lz4,crc32,file", "lz4,crc32,tmpfs"] {
+        let (rig, mut victim) = (Rig::with(pipeline)?, victim()?);
+        let (pid, before) = (victim.pid(), Snapshot::take(victim.pid())?);
+        let checkpoint = rig.checkpoint(pid).args(["--on-corrupt", "hold"]);
+        let orders = "checkpoint.dropped=stop;checkpoint.held=fail:EIO";
+        let memcr = checkpoint.with_fault(orders).start()?;
+        let stopped = || proc::state(memcr.pid(), memcr.pid()) == Some('T');
+        until("memcr to stop", stopped)?;
+        damage(&rig, pid)?;
+        memcr.signal(Signal::CONT)?;
+        let finished = memcr.finish()?;
+        finished.expect(12)?;
+        finished.says("damaged")?;
+        damage(&rig, pid)?;
+        rig.restore(pid).run()?.expect(0)?;
+        unharmed(&rig, &mut victim, &before, Allow::default())?;
+    }
+    Ok(())
 }
 
 /// Paths are those of the checkpoint, wherever the restore is started.
