@@ -8,15 +8,14 @@
 //!   file after it was loaded;
 //! * where memcr has more rights than its caller (file capabilities), root alone is
 //!   trusted: the caller's own plugin would get rights that the caller has not;
-//! * no directory above it is writable by everybody, unless sticky (`/tmp`): a file in
-//!   such a directory could be swapped between check and load.
+//! * the same goes for every directory above it, but that a sticky one (`/tmp`) may be
+//!   writable by all: what is in it can be taken away by its owner and that of the directory
+//!   alone. Who owns a directory, or may write it, could swap what is in it between check and
+//!   load, and code runs as soon as a file is loaded, before it can be looked at again.
 //!
-//! Not refused: directories that a group may write or that somebody else owns. Whoever
-//! can swap the file there must still come up with one that root or the caller owns,
-//! and win a race against two system calls. Rejected: loading through
-//! `/proc/self/fd/N`, which has no race at all, but names every plugin so in `maps` of
-//! debuggers, breaks `$ORIGIN`, and lets the loader take two plugins for one when a
-//! descriptor number comes again.
+//! Rejected: loading through `/proc/self/fd/N`, which needs no trust in directories, but names
+//! every plugin so in `maps` of debuggers, breaks `$ORIGIN`, and lets the loader take two
+//! plugins for one when a descriptor number comes again.
 
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -26,7 +25,6 @@ use crate::pipeline::LoadError;
 use crate::sys;
 
 const GROUP_OR_OTHERS_WRITE: u32 = 0o022;
-const OTHERS_WRITE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 
 /// Device and inode of a file.
@@ -34,8 +32,9 @@ pub(super) type FileId = (u64, u64);
 
 /// Checks an absolute path without links in it, and answers which file it led to.
 pub(super) fn check(path: &Path) -> Result<FileId, LoadError> {
+    let is_secure = sys::is_secure();
     for dir in path.ancestors().skip(1) {
-        check_dir(path, dir)?;
+        check_dir(path, dir, is_secure)?;
     }
     // O_PATH: nothing is opened that could block (a FIFO) or act (a device).
     let meta = File::options()
@@ -47,7 +46,7 @@ pub(super) fn check(path: &Path) -> Result<FileId, LoadError> {
     if !meta.is_file() {
         return Err(refuse(path, "it is not a regular file", ""));
     }
-    check_owner(meta.uid(), sys::is_secure())
+    check_owner(meta.uid(), is_secure)
         .map_err(|detail| refuse(path, detail, "install a copy that root owns"))?;
     if meta.mode() & GROUP_OR_OTHERS_WRITE != 0 {
         let detail = format!(
@@ -83,21 +82,28 @@ pub(super) fn identify(path: &Path) -> Option<FileId> {
     path.metadata().ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
-fn check_dir(path: &Path, dir: &Path) -> Result<(), LoadError> {
+fn check_dir(path: &Path, dir: &Path, is_secure: bool) -> Result<(), LoadError> {
+    let refuse = |detail: String, hint| {
+        let detail = format!("its directory {}: {detail}", dir.display());
+        refuse(path, detail, hint)
+    };
+    // Not through a link: there was none when the path was found, and who can make one could
+    // let it lead elsewhere at any time.
     let meta = dir
-        .metadata()
-        .map_err(|e| refuse(path, format!("{}: {e}", dir.display()), ""))?;
-    if meta.mode() & OTHERS_WRITE != 0 && meta.mode() & STICKY == 0 {
-        let detail = format!(
-            "everybody may write its directory {} (mode {:04o})",
-            dir.display(),
-            meta.mode() & 0o7777
-        );
-        return Err(refuse(
-            path,
-            detail,
-            "chmod o-w the directory, or install the plugin elsewhere",
-        ));
+        .symlink_metadata()
+        .map_err(|e| refuse(e.to_string(), ""))?;
+    if !meta.is_dir() {
+        return Err(refuse("it is no directory any more".into(), "try again"));
+    }
+    check_owner(meta.uid(), is_secure).map_err(|detail| {
+        let hint = "install the plugin in a directory that root owns, as are all above it";
+        refuse(detail, hint)
+    })?;
+    if meta.mode() & GROUP_OR_OTHERS_WRITE != 0 && meta.mode() & STICKY == 0 {
+        let mode = meta.mode() & 0o7777;
+        let detail = format!("its mode {mode:04o} lets group or others write it");
+        let hint = "chmod go-w the directory, or install the plugin elsewhere";
+        return Err(refuse(detail, hint));
     }
     Ok(())
 }
@@ -142,16 +148,23 @@ mod tests {
     }
 
     #[test]
-    fn directories_that_everybody_writes_are_refused_unless_sticky() {
+    fn directories_that_others_write_are_refused_unless_sticky() {
         let dir = tempfile::tempdir().unwrap();
         let outer = dir.path().canonicalize().unwrap().join("outer");
         let inner = outer.join("inner");
         create_dir(&outer).unwrap();
         create_dir(&inner).unwrap();
+        mode(&inner, 0o755);
         let file = inner.join("plugin.so");
         write(&file, b"").unwrap();
         mode(&file, 0o644);
-        for (outer_mode, refused) in [(0o755, false), (0o777, true), (0o1777, false)] {
+        let modes = [
+            (0o755, false),
+            (0o777, true),
+            (0o775, true),
+            (0o1777, false),
+        ];
+        for (outer_mode, refused) in modes {
             mode(&outer, outer_mode);
             assert_eq!(check(&file).is_err(), refused, "{outer_mode:o}");
         }
@@ -176,6 +189,21 @@ mod tests {
                 .detail
                 .contains("not a regular file")
         );
+    }
+
+    #[test]
+    fn a_directory_that_leads_elsewhere_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        create_dir(top.join("there")).unwrap();
+        mode(&top.join("there"), 0o755);
+        let file = top.join("there/plugin.so");
+        write(&file, b"").unwrap();
+        mode(&file, 0o644);
+        check(&file).unwrap();
+        std::os::unix::fs::symlink("there", top.join("swapped")).unwrap();
+        let error = check(&top.join("swapped/plugin.so")).unwrap_err();
+        assert!(error.detail.ends_with("no directory any more"), "{error}");
     }
 
     #[test]
@@ -208,5 +236,30 @@ mod tests {
             error.detail,
             "it is owned by uid 12345, neither root nor the caller (uid 0)"
         );
+    }
+    #[test]
+    fn directories_of_somebody_else_are_refused() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let outer = dir.path().canonicalize().unwrap().join("outer");
+        let inner = outer.join("inner");
+        std::fs::create_dir_all(&inner).unwrap();
+        mode(&outer, 0o755);
+        mode(&inner, 0o755);
+        let file = inner.join("plugin.so");
+        write(&file, b"").unwrap();
+        mode(&file, 0o644);
+        check(&file).unwrap();
+        // Sticky or not: its owner may take away what is in it.
+        for bits in [0o755, 0o1777] {
+            chown(&outer, Some(12345), None).unwrap();
+            mode(&outer, bits);
+            let error = check(&file).unwrap_err();
+            let owned = "outer: it is owned by uid 12345, neither root nor the caller (uid 0)";
+            assert!(error.detail.ends_with(owned), "{error}");
+            assert!(error.hint.contains("that root owns"), "{error}");
+        }
     }
 }
