@@ -5,18 +5,31 @@
 //! every one of [pipelines] ─────────┤
 //! each [stage.NAME] of the file that┼─▶ Part ──▶ a line, or an entry of `checked`
 //!   is in none of them ─────────────┤      └──▶ Failure
-//! group and dirs of [daemon] ───────┘
+//! stage_path, state_dir ────────────┤
+//! what [daemon] names ──────────────┘
 //! ```
+//!
+//! Of a pipeline an image is begun and removed again: what it takes to open its sink is asked
+//! of the sink. A stage that is in no pipeline is only made, as nobody knows what it is for.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rustix::fs::{Access, access};
 use serde_json::{Value, json};
 
 use super::args::Args;
 use super::config::{self, Choice, Config};
+use super::exit::Exit;
 use super::failure::Failure;
 use super::log;
-use crate::pipeline::{LinkDescription, Pipeline, SearchPath};
+use crate::pages::{ChunkPlan, FetchPages};
+use crate::pipeline::{
+    Cancel, EncodeSetup, LinkDescription, Pipeline, PipelineError, Priority, Progress, SearchPath,
+};
+use crate::session::journal::StateDir;
+use crate::sys::page_size;
 use memcr_text::Out;
 
 /// Something that works or does not.
@@ -126,7 +139,19 @@ fn parts(args: &Args, config: &Config, search: &SearchPath) -> Vec<Part> {
             },
         });
     }
-    if settings.daemon.dirs.is_some() || settings.daemon.group.is_some() {
+    if let Some(dirs) = settings.stage_path.as_ref().filter(|dirs| !dirs.is_empty()) {
+        parts.push(Part {
+            name: Some("stage_path".into()),
+            done: look_at_stage_path(dirs).map(|()| Vec::new()),
+        });
+    }
+    if let Some(dir) = &settings.state_dir {
+        parts.push(Part {
+            name: Some("state_dir".into()),
+            done: look_at_state_dir(dir).map(|()| Vec::new()),
+        });
+    }
+    if settings.daemon.names_something() {
         parts.push(Part {
             name: Some("daemon".into()),
             done: settings
@@ -145,10 +170,59 @@ fn aliases(choice: &Choice) -> impl Iterator<Item = String> + use<> {
 }
 
 fn try_out(choice: &Choice, search: &SearchPath) -> Result<Vec<LinkDescription>, Failure> {
-    match Pipeline::load(&choice.spec, search) {
-        Ok(pipeline) => Ok(pipeline.describe().to_vec()),
-        Err(error) => Err(Failure::of_choice(error, choice)),
+    let loaded = Pipeline::load(&choice.spec, search);
+    let pipeline = loaded.map_err(|error| Failure::of_choice(error, choice))?;
+    let links = pipeline.describe().to_vec();
+    begin_image(pipeline).map_err(Failure::not_begun)?;
+    Ok(links)
+}
+
+/// Does with `pipeline` what a checkpoint does before the freeze, and lets it go.
+fn begin_image(pipeline: Pipeline) -> Result<(), PipelineError> {
+    let setup = EncodeSetup {
+        // For the name of an image, which it never gets.
+        pid: std::process::id(),
+        page_size: page_size() as u32,
+        expected_len_bytes: 0,
+        fetch: Arc::new(NoPages),
+        keep: false,
+        priority: Priority::Normal,
+        cancel: Cancel::new(),
+        progress: Arc::new(Progress::default()),
+    };
+    pipeline.prepare_encode(setup)?.abort()
+}
+
+/// Where nothing is to be had.
+struct NoPages;
+
+impl FetchPages for NoPages {
+    fn fetch(&self, _: &ChunkPlan, _: &mut [u8]) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
     }
+}
+
+fn look_at_stage_path(dirs: &[PathBuf]) -> Result<(), Failure> {
+    match dirs.iter().find(|dir| !dir.is_dir()) {
+        None => Ok(()),
+        Some(dir) => {
+            let what = format!("stage_path: there is no directory {}", dir.display());
+            Err(Failure::new(Exit::Usage, what))
+        }
+    }
+}
+
+/// One that is not there is made by the first checkpoint, if it can be.
+fn look_at_state_dir(dir: &Path) -> Result<(), Failure> {
+    if StateDir::find(Some(dir))?.is_some() {
+        return Ok(());
+    }
+    let parent = dir.parent().unwrap_or(dir);
+    let may_be_made = access(parent, Access::WRITE_OK | Access::EXEC_OK);
+    may_be_made.map_err(|error| {
+        let what = format!("state_dir: cannot make {}: {error}", dir.display());
+        Failure::new(Exit::Usage, what)
+    })
 }
 
 impl Part {

@@ -67,6 +67,12 @@ impl Failure {
         }
     }
 
+    /// Of a pipeline that no image can be begun with.
+    pub(crate) fn not_begun(error: PipelineError) -> Self {
+        let hint = error.hint().map(str::to_owned);
+        Self::new(not_ready(&error), error).with_hint(hint.as_deref())
+    }
+
     /// The failure that an answer tells of, as [`Failure::to_json`] has put it; `None`: it
     /// tells of none.
     pub(crate) fn of_answer(answer: &Value) -> Option<Self> {

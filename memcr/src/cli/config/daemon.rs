@@ -17,7 +17,7 @@ use toml::{Spanned, Value};
 
 use super::error::ConfigError;
 use super::file::{Given, absolute, entry, number, scalar};
-use super::origin::Text;
+use super::origin::{Origin, Text};
 
 /// Whom the daemon takes a TCP peer for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub struct DaemonFile {
     /// What becomes of held targets when the daemon is told to end.
     pub on_stop: Option<OnStop>,
     /// The file that the counters are written to.
-    pub metrics: Option<PathBuf>,
+    pub metrics: Option<Given<PathBuf>>,
 }
 
 /// The section as it is in force, before flags.
@@ -159,6 +159,13 @@ impl DaemonFile {
         }
     }
 
+    /// Whether it names anything that a machine may not have.
+    #[must_use]
+    pub fn names_something(&self) -> bool {
+        let listens = self.listen.iter().flatten().next().is_some();
+        listens || self.group.is_some() || self.dirs.is_some() || self.metrics.is_some()
+    }
+
     /// Whether this machine has what is named: directories may come later and groups too, so
     /// that only who asks is told.
     ///
@@ -166,13 +173,18 @@ impl DaemonFile {
     /// The first that is not there.
     pub fn look(&self) -> Result<(), ConfigError> {
         self.group.as_ref().map(gid).transpose()?;
-        let is_missing = |given: &&Given<PathBuf>| !given.value.is_dir();
-        match self.dirs.iter().flatten().find(is_missing) {
-            None => Ok(()),
-            Some(given) => {
-                let message = format!("dirs: there is no directory {}", given.value.display());
-                Err(entry(given.origin.clone(), message))
+        for dir in self.dirs.iter().flatten() {
+            expect_dir("dirs", &dir.origin, Some(&dir.value))?;
+        }
+        for given in self.listen.iter().flatten() {
+            let path = Path::new(&given.value);
+            if path.is_absolute() {
+                expect_dir("listen", &given.origin, path.parent())?;
             }
+        }
+        match &self.metrics {
+            Some(file) => expect_dir("metrics", &file.origin, file.value.parent()),
+            None => Ok(()),
         }
     }
 
@@ -195,7 +207,18 @@ impl DaemonFile {
             max_sessions: self.max_sessions.unwrap_or(1000),
             timeout: self.timeout.filter(|limit| !limit.is_zero()),
             on_stop: self.on_stop.unwrap_or(OnStop::Hold),
-            metrics: self.metrics.clone(),
+            metrics: self.metrics.as_ref().map(|given| given.value.clone()),
+        }
+    }
+}
+
+/// `dir`: `None` of the root, which is always there.
+fn expect_dir(key: &str, origin: &Origin, dir: Option<&Path>) -> Result<(), ConfigError> {
+    match dir.filter(|dir| !dir.is_dir()) {
+        None => Ok(()),
+        Some(dir) => {
+            let message = format!("{key}: there is no directory {}", dir.display());
+            Err(entry(origin.clone(), message))
         }
     }
 }
@@ -282,7 +305,11 @@ impl Raw {
                 ];
                 word(places, "on_stop", value, &names)
             })?,
-            metrics: one(self.metrics, |path| absolute(places, "metrics", path))?,
+            metrics: one(self.metrics, |path| {
+                let origin = places.place(path.span());
+                let value = absolute(places, "metrics", path)?;
+                Ok(Given { value, origin })
+            })?,
         })
     }
 }
