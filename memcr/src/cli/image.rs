@@ -1,5 +1,6 @@
 //! `inspect` and `verify`: what an image holds, and whether it holds together.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ pub(super) fn inspect(path: &Path, as_json: bool, out: &mut Out) -> Result<(), F
     if as_json {
         out.json(&summary);
     } else {
-        out.line(describe(&summary));
+        out.line(Description(&summary));
     }
     Ok(())
 }
@@ -47,11 +48,23 @@ pub(super) fn verify(
     Ok(())
 }
 
-/// The summary for people. What an image says, somebody else may have written.
-fn describe(image: &ImageSummary) -> String {
+/// The summary for people, line by line: there may be many mappings.
+struct Description<'a>(&'a ImageSummary);
+
+impl fmt::Display for Description<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head = head(self.0).map(|line| harmless(&line));
+        f.write_str(&head.join("\n"))?;
+        let mut vmas = self.0.vmas.iter();
+        vmas.try_for_each(|vma| write!(f, "\n{}", harmless(&format!("  {vma}"))))
+    }
+}
+
+/// What stands before the mappings. What an image says, somebody else may have written.
+fn head(image: &ImageSummary) -> [String; 7] {
     let facts = &image.facts;
     let stages: Vec<String> = image.pipeline.iter().map(stage).collect();
-    let head = [
+    [
         format!(
             "image     {} (format {}.{})",
             facts.image_id, facts.version.0, facts.version.1
@@ -74,10 +87,7 @@ fn describe(image: &ImageSummary) -> String {
             units::bytes(facts.image_bytes)
         ),
         format!("mappings  {}", facts.n_vmas),
-    ];
-    let vmas = image.vmas.iter().map(|vma| format!("  {vma}"));
-    let lines = head.into_iter().chain(vmas).map(|line| harmless(&line));
-    lines.collect::<Vec<_>>().join("\n")
+    ]
 }
 
 fn stage(stage: &StageSummary) -> String {
@@ -90,10 +100,21 @@ fn stage(stage: &StageSummary) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::describe;
-    use crate::sink::{ImageFacts, ImageSummary, StageSummary};
+    use super::Description;
+    use crate::sink::{ImageFacts, ImageSummary, Protection, StageSummary, VmaRecord, VmaTable};
 
     fn summary(text: &str) -> ImageSummary {
+        let mut vmas = VmaTable::new();
+        vmas.push(&VmaRecord {
+            start: 0x1000,
+            end: 0x2000,
+            protection: Protection::default(),
+            offset: 0,
+            dev_major: 0,
+            dev_minor: 0,
+            inode: 0,
+            name: text.as_bytes(),
+        });
         ImageSummary {
             facts: ImageFacts::default(),
             writer: text.into(),
@@ -108,7 +129,7 @@ mod tests {
             boot_id: text.into(),
             comm: text.into(),
             exe: text.into(),
-            vmas: vec![text.into()],
+            vmas,
             ratio: 0.0,
         }
     }
@@ -116,8 +137,8 @@ mod tests {
     #[test]
     fn no_image_gives_the_terminal_orders() {
         let orders = "a\u{1b}]0;b\u{7}\r\n\u{9b}2J";
-        let said = describe(&summary(orders));
-        let plain = describe(&summary("a"));
+        let said = Description(&summary(orders)).to_string();
+        let plain = Description(&summary("a")).to_string();
         assert_eq!(said.lines().count(), plain.lines().count(), "{said:?}");
         let is_order = |c: char| c.is_control() && c != '\n';
         assert!(!said.contains(is_order), "{said:?}");

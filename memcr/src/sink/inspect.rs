@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::sink::error::Result;
 use crate::sink::layout::{Footer, Header};
-use crate::sink::{FileImage, ImageError, ImageReader, ReadImage};
+use crate::sink::{FileImage, ImageError, ImageReader, ReadImage, VmaTable};
 
 /// Totals and lengths of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -73,7 +73,8 @@ pub struct ImageSummary {
     /// Executable of the target, lossy UTF-8.
     pub exe: String,
     /// Mappings as lines of `maps`, lossy UTF-8.
-    pub vmas: Vec<String>,
+    #[serde(serialize_with = "lines")]
+    pub vmas: VmaTable,
     /// Raw bytes over stored bytes; 0 when nothing is stored.
     pub ratio: f64,
 }
@@ -137,14 +138,15 @@ fn summary(reader: &ImageReader) -> Result<ImageSummary> {
         boot_id: uuid(&target.boot_id),
         comm: String::from_utf8_lossy(&target.comm).into_owned(),
         exe: String::from_utf8_lossy(&target.exe).into_owned(),
-        vmas: reader
-            .read_vmas()?
-            .iter()
-            .map(|vma| vma.to_string())
-            .collect(),
+        vmas: reader.read_vmas()?,
         ratio,
         facts,
     })
+}
+
+/// One at a time: all of them take a multiple of the table, which anybody may have made long.
+fn lines<S: Serializer>(vmas: &VmaTable, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_seq(vmas.iter().map(|vma| vma.to_string()))
 }
 
 /// Digits of an id, as it is shown and named everywhere.

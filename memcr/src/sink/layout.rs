@@ -55,8 +55,9 @@ pub(crate) mod limit {
     pub(crate) const PIPE_LEN: u64 = 1 << 20;
     /// Longest target identity, bytes.
     pub(crate) const TARGET_LEN: u64 = 256 << 10;
-    /// Longest VMA table, bytes: some ten million mappings.
-    pub(crate) const VMAS_LEN: u64 = 1 << 30;
+    /// Longest VMA table, bytes: twice the million mappings that distributions allow, each with
+    /// a name. It is read as a whole.
+    pub(crate) const VMAS_LEN: u64 = 256 << 20;
     /// Longest trailers, bytes: 16 stages of 4096 with their lengths.
     pub(crate) const TRAILERS_LEN: u64 = 128 << 10;
     /// Most stages of a pipeline, its sink included.

@@ -227,7 +227,7 @@ fn a_committed_image_is_found_again() {
         [("with".to_owned(), "7".to_owned())]
     );
     assert_eq!(
-        summary.vmas[1],
+        summary.vmas.iter().nth(1).unwrap().to_string(),
         "1000-2000 r--p 00000000 08:01 1 /lib/some thing\n"
     );
     assert_eq!((summary.pid, summary.comm.as_str()), (4711, "victim"));
