@@ -30,6 +30,8 @@ pub(super) fn init(args: &Args) {
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(io::stderr)
+        // A line that cannot be written would be told of with `eprintln!`.
+        .log_internal_errors(false)
         .event_format(Line(args.common.log_format))
         .finish();
     // It fails only where one is set already, as in tests: that one does.

@@ -2,14 +2,15 @@
 //! sd_watchdog_enabled(3)), the log, and the file for Prometheus.
 
 use super::family::command_line;
-use super::{Scene, small};
+use super::{Scene, expect_code, small};
 use crate::table;
 use libtest_mimic::Trial;
+use memcr_client::Location;
 use memcr_harness::daemon::Setup;
-use memcr_harness::wait::DEADLINE;
-use memcr_harness::{Context, Daemon, Result, Rig, Victim, ensure};
+use memcr_harness::wait::{DEADLINE, until_some};
+use memcr_harness::{Context, Daemon, Memcr, Result, Rig, Victim, Wire, ensure};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::os::unix::net::UnixDatagram;
 use std::sync::mpsc::{Receiver, channel};
 
@@ -23,6 +24,7 @@ pub(crate) fn tests() -> Vec<Trial> {
                 "logs_one_object_for_each_event",
                 logs_one_object_for_each_event,
             ),
+            ("log_that_cannot_be_written", log_that_cannot_be_written),
             ("counts_for_prometheus", counts_for_prometheus),
         ],
     )
@@ -80,6 +82,32 @@ fn logs_one_object_for_each_event() -> Result {
         of_target[0]["rss_before_bytes"].as_u64() > Some(4 << 20),
         || format!("no number: {}", of_target[0]),
     )
+}
+
+/// The disk that the log is on is full: what cannot be said is done all the same.
+fn log_that_cannot_be_written() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = small()?;
+    let pid = victim.pid();
+    let mute = |memcr: Memcr| memcr.via(&["sh", "-c", "exec \"$@\" 2> /dev/full", "sh"]);
+    mute(rig.memcr(pid)).args(["-n", "-vv"]).run()?.expect(0)?;
+    rig.expect_clean()?;
+    victim.verify()?;
+    let at = Location::Path(rig.dir().join("socket"));
+    let set = format!("file.dir={}", rig.dir_text());
+    let memcr = Memcr::new().args(["daemon", "--pipeline", rig.pipeline(), "--set", &set]);
+    let memcr = memcr.args(["--listen", &at.to_string(), "--state-dir"]);
+    let running = mute(memcr.arg(rig.state_dir())).start()?;
+    let mut wire = until_some("the daemon to listen", || Wire::open(&at).ok())?;
+    for verb in ["checkpoint", "restore"] {
+        let answer = wire.ask(&json!({ "memcr": 1, "do": verb, "pid": pid }))?;
+        expect_code(&answer, 0)?;
+    }
+    running.signal(Signal::TERM)?;
+    running.finish()?.expect(0)?;
+    rig.expect_clean()?;
+    victim.verify()?;
+    victim.quit()
 }
 
 /// The file is written at the end at the latest, as a whole.
