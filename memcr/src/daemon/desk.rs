@@ -23,6 +23,7 @@
 mod ending;
 mod events;
 mod groups;
+mod pause;
 mod recent;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ use crate::cli::failure::Failure;
 use crate::cli::list;
 use crate::session::journal::GroupRecord;
 use groups::Working;
+use pause::Pauses;
 use recent::Recent;
 
 /// How long the first checkpoint in the queue lets restores go before it.
@@ -81,6 +83,17 @@ pub(crate) struct Limits {
     pub(crate) n_restores: usize,
     /// Sessions.
     pub(crate) n_sessions: usize,
+}
+
+/// What a journal that somebody else has left is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// A process that is held, so that nothing is to be done.
+    Parked,
+    /// One whose session is to be settled.
+    Interrupted,
+    /// None any more.
+    Gone,
 }
 
 /// How far a session is.
@@ -123,6 +136,8 @@ struct Session {
     has_crashed: bool,
     /// Its child was told to park it.
     parks: bool,
+    /// There is no such process any more: what is left is to remove what its session has left.
+    is_gone: bool,
     /// What its child has said last.
     last_word: Option<(How, Value)>,
 }
@@ -150,6 +165,8 @@ pub(super) struct Desk {
     effects: VecDeque<Effect>,
     counters: Counters,
     recent: Recent,
+    /// What has failed, and is not tried again without being asked for before that.
+    pauses: Pauses,
     /// Nothing new is begun.
     is_stopping: bool,
     /// What was to be restored since, whether it could be or not.
@@ -171,6 +188,7 @@ impl Desk {
             effects: VecDeque::new(),
             counters: Counters::default(),
             recent: Recent::default(),
+            pauses: Pauses::default(),
             is_stopping: false,
             tried: BTreeSet::new(),
             is_alone: false,
@@ -254,19 +272,19 @@ impl Desk {
         }
     }
 
-    /// A session that somebody else has begun, and that stands in a journal: parked, so that
-    /// nothing is to be done, or to be settled.
+    /// A session that somebody else has begun, and that stands in a journal.
     pub(super) fn adopt(
         &mut self,
         pid: i32,
         facts: Facts,
         group: Option<GroupRecord>,
-        is_parked: bool,
+        found: Found,
         now: Instant,
     ) {
         if self.sessions.contains_key(&pid) {
             return;
         }
+        let is_parked = found == Found::Parked;
         let stage = if is_parked {
             Stage::Parked
         } else {
@@ -275,10 +293,16 @@ impl Desk {
         let mut session = Session::new(pid, stage, now);
         session.facts = facts;
         session.group = group;
+        session.is_gone = found == Found::Gone;
         self.sessions.insert(pid, session);
         if !is_parked {
             self.in_turn(pid, Work::Start(Task::Settle { pid }));
         }
+    }
+
+    /// Whether what has failed with process `pid` may be tried again by itself.
+    pub(super) fn may_try(&self, pid: i32, now: Instant) -> bool {
+        self.pauses.are_over(pid, now)
     }
 
     /// The journal of a parked session is gone: somebody else has finished it.
@@ -288,9 +312,10 @@ impl Desk {
         }
     }
 
-    /// A parked process has ended, or is about to: what is left of it is removed.
+    /// A parked process has ended: what is left of it is removed.
     pub(super) fn has_ended(&mut self, pid: i32, now: Instant) {
         if self.is_parked(pid) {
+            self.session(pid, |session| session.is_gone = true);
             self.set_stage(pid, Stage::Settling, now);
             self.in_turn(pid, Work::Start(Task::Settle { pid }));
         }
@@ -298,7 +323,7 @@ impl Desk {
 
     /// A signal that would end a parked process is pending: the restore lets it die.
     pub(super) fn is_doomed(&mut self, pid: i32, now: Instant) {
-        if self.is_parked(pid) {
+        if self.is_parked(pid) && self.may_try(pid, now) {
             self.bring_back(pid, false, now);
         }
     }
@@ -419,6 +444,7 @@ impl Session {
             abort: Vec::new(),
             has_crashed: false,
             parks: false,
+            is_gone: false,
             last_word: None,
         }
     }

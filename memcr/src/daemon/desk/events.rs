@@ -45,7 +45,10 @@ impl Desk {
         });
         match last_word {
             Some((How::Parked, answer)) => self.is_parked_now(pid, &answer, now),
-            Some((how, answer)) => self.finish(pid, how, &answer),
+            Some((how, answer)) => {
+                self.pauses.forget(pid);
+                self.finish(pid, how, &answer);
+            }
             None => self.crashed(pid, fate, now),
         }
         self.pump(now);
@@ -113,7 +116,9 @@ impl Desk {
         let stage = self.sessions.get(&pid).map(|session| &session.stage);
         let was_to_restore = matches!(stage, Some(Stage::Restoring));
         self.set_stage(pid, Stage::Parked, now);
-        if answer["ok"] == true {
+        let is_gone = self.sessions.get(&pid).is_some_and(|it| it.is_gone);
+        if answer["ok"] == true && !is_gone {
+            self.pauses.forget(pid);
             tracing::info!(pid, "process {pid} is held by itself");
             match self.group_of(pid) {
                 // It was told to park before it was told to restore, and heard no more.
@@ -129,6 +134,21 @@ impl Desk {
         } else {
             self.counters.restores_failed += 1;
             self.warn(pid, answer);
+            self.stays(pid, answer, now);
+        }
+    }
+
+    /// What was to be done with a parked process has failed. Of one that is there it can be
+    /// tried again; of one that has ended something is left, which the journal tells.
+    fn stays(&mut self, pid: i32, answer: &Value, now: Instant) {
+        self.pauses.begin(pid, now);
+        if self.sessions.get(&pid).is_some_and(|it| it.is_gone) {
+            tracing::warn!(
+                pid,
+                "`memcr recover {pid}` removes what is left of process {pid}"
+            );
+            self.finish(pid, How::Exited, answer);
+        } else {
             self.restore_failed(pid, answer);
         }
     }
@@ -243,7 +263,7 @@ impl Desk {
         } else {
             // It is not to crash for ever; the next who asks may try again.
             self.set_stage(pid, Stage::Parked, now);
-            self.restore_failed(pid, &answer);
+            self.stays(pid, &answer, now);
         }
     }
 

@@ -289,7 +289,8 @@ fn a_restore_that_fails_may_be_asked_for_again() {
 fn very_many_restores_wait_for_each_other() {
     let mut room = Room::new(1);
     for pid in [10, 20, 30] {
-        room.desk.adopt(pid, Facts::default(), None, true, room.now);
+        room.desk
+            .adopt(pid, Facts::default(), None, Found::Parked, room.now);
         room.desk.restore(pid, pid.cast_unsigned().into(), room.now);
     }
     assert_eq!(room.said(), ["1: restore 10 false", "2: restore 20 false"]);
@@ -309,8 +310,10 @@ fn a_target_that_ends_is_forgotten_and_remembered() {
 #[test]
 fn what_a_daemon_left_is_taken_over() {
     let mut room = Room::new(1);
-    room.desk.adopt(10, Facts::default(), None, true, room.now);
-    room.desk.adopt(20, Facts::default(), None, false, room.now);
+    room.desk
+        .adopt(10, Facts::default(), None, Found::Parked, room.now);
+    room.desk
+        .adopt(20, Facts::default(), None, Found::Interrupted, room.now);
     assert_eq!(room.said(), ["1: settle 20"]);
     room.desk.restore(20, 1, room.now);
     assert!(room.said().is_empty(), "it is not known yet what it is");
@@ -320,6 +323,64 @@ fn what_a_daemon_left_is_taken_over() {
     assert_eq!(room.said(), ["3: settle 10"]);
     room.end(3, How::Exited, 5);
     assert!(!room.desk.has(10));
+}
+
+#[test]
+fn what_fails_is_tried_again_after_a_pause_or_when_it_is_asked_for() {
+    let mut room = Room::new(1);
+    room.desk
+        .adopt(10, Facts::default(), None, Found::Parked, room.now);
+    room.desk.is_doomed(10, room.now);
+    assert_eq!(room.said(), ["1: restore 10 false"]);
+    room.end(1, How::Parked, 12);
+    room.desk.is_doomed(10, room.now);
+    assert!(room.said().is_empty(), "at once");
+    room.desk.restore(10, 1, room.now);
+    assert_eq!(room.said(), ["2: restore 10 false"]);
+    room.end(2, How::Parked, 12);
+    room.now += Duration::from_millis(1500);
+    room.desk.is_doomed(10, room.now);
+    assert!(room.said().is_empty(), "the second pause is longer");
+    room.now += Duration::from_secs(1);
+    room.desk.is_doomed(10, room.now);
+    assert_eq!(room.said(), ["3: restore 10 false"]);
+    // Its process crashes, and again that of the look at it.
+    room.desk.child_gone(3, "crashed", room.now);
+    assert_eq!(room.said(), ["4: settle 10"]);
+    room.desk.child_gone(4, "crashed", room.now);
+    room.desk.is_doomed(10, room.now);
+    assert!(room.said().is_empty());
+}
+
+#[test]
+fn one_that_has_ended_is_not_kept_because_something_of_it_is_left() {
+    let mut room = Room::new(1);
+    room.desk
+        .adopt(10, Facts::default(), None, Found::Parked, room.now);
+    room.desk.has_ended(10, room.now);
+    room.desk.restore(10, 1, room.now);
+    assert_eq!(room.said(), ["1: settle 10"]);
+    room.end(1, How::Parked, 10);
+    assert_eq!(room.code(1), Some(10));
+    assert!(!room.desk.has(10) && !room.desk.is_working());
+    assert_eq!(room.desk.status_of(10)["ended"]["how"], "exited");
+    // Its journal is found again at the next request.
+    assert!(!room.desk.may_try(10, room.now));
+    room.now += Duration::from_secs(1);
+    assert!(room.desk.may_try(10, room.now));
+    room.desk
+        .adopt(10, Facts::default(), None, Found::Gone, room.now);
+    assert_eq!(room.said(), ["2: settle 10"]);
+    room.end(2, How::Parked, 10);
+    room.now += Duration::from_secs(1);
+    assert!(
+        !room.desk.may_try(10, room.now),
+        "the second pause is longer"
+    );
+    room.desk
+        .adopt(10, Facts::default(), None, Found::Gone, room.now);
+    room.end(3, How::Exited, 0);
+    assert!(room.desk.may_try(10, room.now));
 }
 
 #[test]
@@ -344,7 +405,8 @@ fn at_the_end_work_is_stopped_and_targets_are_left() {
 #[test]
 fn at_the_end_a_restore_that_fails_is_not_begun_again() {
     let mut room = Room::with_held(1);
-    room.desk.adopt(20, Facts::default(), None, true, room.now);
+    room.desk
+        .adopt(20, Facts::default(), None, Found::Parked, room.now);
     room.desk.stop_all();
     assert_eq!(room.desk.restore_some(1, room.now), 2);
     assert_eq!(room.said(), ["1! Restore { gated: false }"]);

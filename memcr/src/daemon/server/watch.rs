@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::Server;
+use super::{Server, TICK};
 use crate::cli::exit::Exit;
 use crate::cli::failure::Failure;
 use crate::cli::list;
-use crate::daemon::desk::Desk;
+use crate::daemon::desk::{Desk, Found};
 use crate::daemon::link::Facts;
 use crate::daemon::peer::Peer;
 use crate::daemon::poller::{Poller, Source};
@@ -53,8 +53,9 @@ struct Later {
 pub(super) struct Watch {
     /// The descriptors of parked targets.
     parked: BTreeMap<i32, OwnedFd>,
-    /// The parked target that was looked at last.
+    /// The parked target that was looked at last, and when.
     last: i32,
+    looked_at_parked: Option<Instant>,
     /// Journals that somebody else has locked.
     others: BTreeSet<i32>,
     looked: Option<Instant>,
@@ -126,12 +127,20 @@ impl Server {
         if let Standing::Unknown(why) = &entry.standing {
             return tracing::warn!(pid, "a session with process {pid} is left alone: {why}");
         }
-        let is_parked = record.parked && entry.standing == Standing::Same;
+        let found = match entry.standing {
+            Standing::Same if record.parked => Found::Parked,
+            Standing::Same => Found::Interrupted,
+            _ => Found::Gone,
+        };
+        // What could not be removed is not begun with again at each request.
+        if found == Found::Gone && !self.desk.may_try(pid, now) {
+            return;
+        }
         let facts = facts(record);
         let word = list::state(&entry);
         tracing::info!(pid, "a session with process {pid} is taken over: {word}");
         self.desk
-            .adopt(pid, facts, record.group.clone(), is_parked, now);
+            .adopt(pid, facts, record.group.clone(), found, now);
     }
 
     /// What somebody else may have begun or finished with process `pid`.
@@ -229,17 +238,18 @@ impl Server {
         }
     }
 
-    /// Looks at what tells nothing by itself.
+    /// Looks at what tells nothing by itself. At the end only who waits for an answer matters:
+    /// what would be begun is for the next daemon.
     pub(super) fn watch_sessions(&mut self, now: Instant) {
         self.look_at_later(now);
+        if self.ending.has_begun() {
+            return;
+        }
         self.watch_parked(now);
-        self.look_at_parked(now);
-        let is_time = self
-            .watch
-            .looked
-            .is_none_or(|last| now.duration_since(last) >= LOOK_AGAIN);
-        if is_time && !self.watch.others.is_empty() {
-            self.watch.looked = Some(now);
+        if is_time(&mut self.watch.looked_at_parked, TICK, now) {
+            self.look_at_parked(now);
+        }
+        if !self.watch.others.is_empty() && is_time(&mut self.watch.looked, LOOK_AGAIN, now) {
             self.look_at_others(now);
         }
     }
@@ -307,6 +317,15 @@ impl Server {
             }
         }
     }
+}
+
+/// Whether `pause` has passed since the `last` time, which then is `now`.
+fn is_time(last: &mut Option<Instant>, pause: Duration, now: Instant) -> bool {
+    let is_time = last.is_none_or(|last| now.duration_since(last) >= pause);
+    if is_time {
+        *last = Some(now);
+    }
+    is_time
 }
 
 fn facts(record: &Record) -> Facts {

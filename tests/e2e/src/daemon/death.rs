@@ -19,6 +19,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("held_target_handles_a_signal", held_handler),
             ("parked_target_is_killed", || parked(Signal::KILL)),
             ("parked_target_is_told_to_end", || parked(Signal::TERM)),
+            ("parked_target_leaves_something", parked_leaves_something),
             ("target_dies_while_nobody_looks", nobody_looks),
             ("target_dies_while_it_is_stored", while_stored),
         ],
@@ -102,6 +103,34 @@ fn parked(signal: Signal) -> Result {
     scene.expect_held()?;
     ends(&scene.daemon, &scene.rig, &mut scene.victim, signal)?;
     scene.daemon.stop().map(drop)
+}
+
+/// What is at the place of its image is none: that stays, and so does its journal, for
+/// `recover`. The daemon is done with it.
+fn parked_leaves_something() -> Result {
+    let mut scene = parked_scene()?;
+    let pid = scene.pid();
+    let image = scene.rig.image(pid);
+    std::fs::write(&image, "")?;
+    scene.victim.signal(Signal::KILL)?;
+    scene.victim.exit_status()?;
+    let status = scene.daemon.await_state(pid, "none")?;
+    ensure(status["ended"]["how"] == "exited", || status.to_string())?;
+    // Each of them finds the journal.
+    for _ in 0..50 {
+        scene.daemon.list()?;
+    }
+    let Scene { daemon, rig, .. } = scene;
+    let finished = daemon.stop()?;
+    let n_tried = finished.err.matches("is taken over").count();
+    ensure(n_tried < 10, || {
+        format!("tried {n_tried} times\n{finished}")
+    })?;
+    finished.says(&format!("`memcr recover {pid}`"))?;
+    ensure(rig.left().len() == 2, || format!("left: {:?}", rig.left()))?;
+    std::fs::remove_file(&image)?;
+    rig.recover(pid).run()?.expect(5)?;
+    rig.expect_clean()
 }
 
 /// It ends between two daemons.
