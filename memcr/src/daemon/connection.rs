@@ -9,6 +9,9 @@
 //!
 //! Whatever passes its time, or leaves more unread than [`MAX_UNREAD`], is closed. What
 //! the client has asked for goes on.
+//!
+//! Requests are taken out [`MAX_AT_ONCE`] at a time, whether the client is there still or has
+//! hung up: the others are served in between.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -26,8 +29,12 @@ use super::peer::Peer;
 const MAX_UNREAD: usize = MAX_ANSWER_LEN;
 /// How long the client may take to end the connection once everything is said.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
-/// How much is read at once: nobody holds the others up.
+/// How much is read at once, and how many requests are taken: nobody holds the others up.
 const READ_LEN: usize = 16 << 10;
+const MAX_AT_ONCE: usize = 16;
+/// How much of what a client has sent is read once it has hung up: what a UNIX socket keeps by
+/// default (net.core.wmem_default), and some more.
+const MAX_BEHIND: usize = 256 << 10;
 /// How much is read and thrown away behind the last request: closed with something unread,
 /// a TCP connection would be reset and the client might lose its answer.
 const MAX_JUNK: usize = 64 << 10;
@@ -48,6 +55,12 @@ pub(super) struct Connection {
     n_junk: usize,
     /// The client sends nothing more that is of interest.
     has_ended: bool,
+    /// The client has hung up: nobody hears the answers.
+    has_hung_up: bool,
+    /// Read since then, bytes.
+    n_behind: usize,
+    /// There may be requests that have come in and were not taken out yet.
+    has_more: bool,
     /// When the client was heard or answered last.
     since: Instant,
 }
@@ -81,22 +94,63 @@ impl Connection {
             is_leaving: false,
             n_junk: 0,
             has_ended: false,
+            has_hung_up: false,
+            n_behind: 0,
+            has_more: false,
             since: now,
         }
     }
 
-    /// Takes in what there is, or a part of it; answers the requests that are complete.
-    /// `to_the_end`: the client is gone, and what it has sent before that counts.
-    pub(super) fn read(&mut self, to_the_end: bool, now: Instant) -> Vec<Incoming> {
-        let mut incoming = Vec::new();
-        while self.read_some(now) {
-            incoming.extend(self.reader.by_ref());
-            self.is_closing |= self.reader.is_done();
-            if !to_the_end {
+    /// The next requests, up to [`MAX_AT_ONCE`], from what was read or can be. Not from a client
+    /// that does not read its answers.
+    pub(super) fn read(&mut self, now: Instant) -> Vec<Incoming> {
+        if self.unread.len() > READ_LEN {
+            return Vec::new();
+        }
+        let mut incoming = self.take(MAX_AT_ONCE);
+        // Where some are left over nothing more is read, so that they do not pile up.
+        while incoming.len() < MAX_AT_ONCE && self.read_some(now) {
+            incoming.extend(self.take(MAX_AT_ONCE - incoming.len()));
+            // Of one that is there we are told again.
+            if !self.has_hung_up {
                 break;
             }
         }
+        self.has_more = incoming.len() == MAX_AT_ONCE;
+        if !incoming.is_empty() {
+            self.since = now;
+        }
         incoming
+    }
+
+    fn take(&mut self, n: usize) -> Vec<Incoming> {
+        let incoming = self.reader.by_ref().take(n).collect();
+        self.is_closing |= self.reader.is_done();
+        incoming
+    }
+
+    /// The client has hung up. What it has sent before that counts.
+    pub(super) fn hang_up(&mut self) {
+        if !self.has_hung_up {
+            self.has_hung_up = true;
+            self.has_more = true;
+            self.unread = Vec::new();
+        }
+    }
+
+    /// Whether requests may be left that can be served without waiting for the client.
+    pub(super) fn has_more(&self) -> bool {
+        self.has_more && self.unread.len() <= READ_LEN
+    }
+
+    /// Whether the client has hung up.
+    pub(super) fn has_hung_up(&self) -> bool {
+        self.has_hung_up
+    }
+
+    /// Whether it has, and all that it had sent is taken out.
+    pub(super) fn is_over(&self) -> bool {
+        self.has_hung_up && !self.has_more
     }
 
     /// False: there is nothing more now.
@@ -118,6 +172,10 @@ impl Connection {
                 if self.reader.is_empty() {
                     self.since = now;
                 }
+                if self.has_hung_up {
+                    self.n_behind += n;
+                    self.has_ended = self.n_behind > MAX_BEHIND;
+                }
                 self.reader.push(&bytes[..n]);
             }
             Err(Errno::AGAIN | Errno::INTR) => return false,
@@ -135,6 +193,9 @@ impl Connection {
     /// A request that was under way has its answer.
     pub(super) fn answer(&mut self, bytes: &[u8], now: Instant) {
         self.n_under_way = self.n_under_way.saturating_sub(1);
+        if self.has_hung_up {
+            return;
+        }
         if self.unread.is_empty() {
             self.since = now;
         }
@@ -161,7 +222,7 @@ impl Connection {
         }
         // Given back: a connection that waits costs little.
         self.unread = Vec::new();
-        if !self.is_closing || self.n_under_way > 0 {
+        if !self.is_closing || self.n_under_way > 0 || self.has_more {
             return Now::Open;
         }
         if self.has_ended {
@@ -190,7 +251,7 @@ impl Connection {
 
     /// Whether it is to be read from, and written to.
     pub(super) fn wants(&self) -> (bool, bool) {
-        let reads = !self.has_ended && self.unread.len() <= READ_LEN;
+        let reads = !self.has_ended && !self.has_more && self.unread.len() <= READ_LEN;
         (reads, !self.unread.is_empty())
     }
 
@@ -198,7 +259,7 @@ impl Connection {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let patience = if !self.unread.is_empty() {
             ANSWER_READ_WITHIN
-        } else if self.n_under_way > 0 {
+        } else if self.n_under_way > 0 || self.has_more {
             return None;
         } else if self.is_leaving {
             GOODBYE_WITHIN
@@ -237,15 +298,11 @@ mod tests {
         assert_eq!(connection.deadline(), Some(now + FIRST_BYTE_WITHIN));
         client.write_all(b"{").unwrap();
         let later = now + Duration::from_secs(5);
-        assert!(connection.read(false, later).is_empty());
+        assert!(connection.read(later).is_empty());
         assert_eq!(connection.deadline(), Some(later + REQUEST_WITHIN));
         client.write_all(b"\"memcr\"").unwrap();
         // Byte by byte the time does not begin anew.
-        assert!(
-            connection
-                .read(false, later + Duration::from_secs(9))
-                .is_empty()
-        );
+        assert!(connection.read(later + Duration::from_secs(9)).is_empty());
         assert_eq!(connection.deadline(), Some(later + REQUEST_WITHIN));
     }
 
@@ -255,7 +312,7 @@ mod tests {
         client
             .write_all(&[100, 0, 0, 0, 7, 0, 0, 0, 1, 2, 3])
             .unwrap();
-        assert_eq!(connection.read(false, now).len(), 1);
+        assert_eq!(connection.read(now).len(), 1);
         assert!(connection.begin());
         assert_eq!(connection.deadline(), None);
         assert_eq!(connection.write(now), Now::Open);
@@ -266,8 +323,17 @@ mod tests {
         assert_eq!(answer, [0; 4]);
         assert_eq!(connection.deadline(), Some(now + GOODBYE_WITHIN));
         drop(client);
-        connection.read(false, now);
+        connection.read(now);
         assert_eq!(connection.write(now), Now::Closed);
+    }
+
+    /// Takes out all that is there, as the server does in turn with others; how many each time.
+    fn portions(connection: &mut Connection, now: Instant) -> Vec<usize> {
+        let mut portions = Vec::new();
+        while connection.has_more() {
+            portions.push(connection.read(now).len());
+        }
+        portions
     }
 
     #[test]
@@ -276,7 +342,11 @@ mod tests {
         let line = b"{\"memcr\":1,\"do\":\"list\"}\n";
         client.write_all(&line.repeat(2000)).unwrap();
         drop(client);
-        assert_eq!(connection.read(true, now).len(), 2000);
+        connection.hang_up();
+        let portions = portions(&mut connection, now);
+        assert_eq!(portions.iter().sum::<usize>(), 2000);
+        assert_eq!(portions.iter().max(), Some(&MAX_AT_ONCE));
+        assert!(connection.is_over());
     }
 
     #[test]
@@ -284,11 +354,55 @@ mod tests {
         let (mut client, mut connection, now) = pair();
         let line = b"{\"memcr\":1,\"do\":\"list\"}\n";
         client.write_all(&line.repeat(2000)).unwrap();
-        let first = connection.read(false, now).len();
+        let first = connection.read(now).len();
         connection.answer(b"{}", now);
         drop(client);
         assert_eq!(connection.write(now), Now::HungUp);
-        assert_eq!(first + connection.read(true, now).len(), 2000);
+        connection.hang_up();
+        let rest: usize = portions(&mut connection, now).iter().sum();
+        assert_eq!(first + rest, 2000);
+    }
+
+    #[test]
+    fn who_sends_many_at_once_is_served_in_portions() {
+        let (mut client, mut connection, now) = pair();
+        let line = b"{\"memcr\":1,\"do\":\"list\"}\n";
+        client.write_all(&line.repeat(40)).unwrap();
+        let mut taken = connection.read(now).len();
+        assert_eq!(taken, MAX_AT_ONCE);
+        assert_eq!(connection.wants(), (false, false), "it is served again");
+        assert_eq!(connection.deadline(), None);
+        // Not as long as it reads no answers.
+        connection.answer(&vec![b'x'; READ_LEN + 1], now);
+        assert!(!connection.has_more());
+        assert!(connection.read(now).is_empty());
+        let mut answer = vec![0; READ_LEN + 1];
+        assert_eq!(connection.write(now), Now::Open);
+        client.read_exact(&mut answer).unwrap();
+        taken += portions(&mut connection, now).iter().sum::<usize>();
+        assert_eq!(taken, 40);
+        assert_eq!(connection.wants(), (true, false));
+    }
+
+    #[test]
+    fn not_all_is_read_that_lies_behind_the_end() {
+        let (client, ours) = UnixStream::pair().unwrap();
+        let (now, mut client) = (Instant::now(), client);
+        rustix::net::sockopt::set_socket_send_buffer_size(&client, 4 << 20).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let line = [&b"{\"memcr\":1,\"do\":\"list\"}"[..], &[b' '; 1000], b"\n"].concat();
+        let n_sent = (0..4000)
+            .take_while(|_| client.write(&line).is_ok())
+            .count();
+        drop(client);
+        let mut connection = Connection::new(ours.into(), Peer::Anyone, now);
+        connection.hang_up();
+        let n: usize = portions(&mut connection, now).iter().sum();
+        let max = (MAX_BEHIND + READ_LEN) / line.len();
+        assert!(
+            n <= max && n >= max.min(n_sent) - 32,
+            "{n} of {n_sent}, {max} at most"
+        );
     }
 
     #[test]

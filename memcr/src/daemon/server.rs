@@ -8,12 +8,16 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `backlog` | whose turn it is to be served |
 //! | `requests` | what a client asks for, whether it may, and how it is to be done |
 //! | `staff` | the children: started, heard, reaped |
 //! | `watch` | parked targets, and journals that others have left |
 //! | `ending` | what becomes of everything when the daemon is told to end |
+//! | `denials` | what is said of those who are denied something |
 //! | `waiting` | who waits for which answer, and until when |
 
+mod backlog;
+mod denials;
 mod ending;
 mod requests;
 mod staff;
@@ -41,6 +45,8 @@ use crate::cli::failure::Failure;
 use crate::cli::signals;
 use crate::pipeline::causes;
 use crate::session::journal::StateDir;
+use backlog::Backlog;
+use denials::Denials;
 use ending::Ending;
 pub(super) use staff::STOP;
 use staff::Staff;
@@ -50,6 +56,9 @@ use watch::Watch;
 /// How often is looked at what tells nothing by itself: deadlines, signals that are pending
 /// for parked targets, journals that others work on.
 const TICK: Duration = Duration::from_millis(200);
+
+/// How long clients are served before everything else that has happened meanwhile is looked at.
+const SLICE: Duration = Duration::from_millis(10);
 
 /// How many connections there may be: of all, and of one user who is not root.
 const MAX_CONNECTIONS: usize = 1024;
@@ -69,6 +78,8 @@ pub(super) struct Server {
     has_said_full: bool,
     connections: BTreeMap<u64, Connection>,
     last_connection: u64,
+    backlog: Backlog,
+    denials: Denials,
     desk: Desk,
     staff: Staff,
     waiting: Waiting,
@@ -102,6 +113,8 @@ impl Server {
             has_said_full: false,
             connections: BTreeMap::new(),
             last_connection: 0,
+            backlog: Backlog::default(),
+            denials: Denials::default(),
             staff: Staff::default(),
             waiting: Waiting::default(),
             watch: Watch::default(),
@@ -145,15 +158,20 @@ impl Server {
             self.happened(happened);
             self.carry_out();
         }
+        self.serve_some();
         self.tick(Instant::now());
         self.carry_out();
         Ok(())
     }
 
     fn patience(&self) -> Duration {
+        if !self.backlog.is_empty() {
+            return Duration::ZERO;
+        }
         let is_quiet = self.connections.is_empty()
             && !self.ending.has_begun()
             && self.closed_until.is_none()
+            && self.denials.is_empty()
             && !self.desk.is_working()
             && self.watch.is_quiet(&self.desk);
         if is_quiet {
@@ -168,7 +186,7 @@ impl Server {
         match happened.source {
             Source::Listener(at) => self.accept(at as usize, now),
             Source::Signals => self.told_to_end(),
-            Source::Connection(number) => self.client(number, happened.is_over, now),
+            Source::Connection(number) => self.client(number, happened.is_over),
             Source::Link(key) => self.hear(key, now),
             Source::Child(key) => self.child_ended(key, now),
             Source::Target(pid) => {
@@ -196,6 +214,7 @@ impl Server {
         for (waiter, answer) in self.waiting.late(now) {
             self.answer(waiter, answer, now);
         }
+        self.denials.sum_up(now);
         self.desk.pump(now);
         self.watch_sessions(now);
         self.settings.beat(now);
@@ -233,7 +252,10 @@ impl Server {
             Ok(peer) => peer,
             Err(why) => {
                 self.desk.counters().connections_refused += 1;
-                return tracing::warn!("a connection was refused: {why}");
+                if self.denials.note(None, now) {
+                    tracing::warn!("a connection was refused: {why}");
+                }
+                return;
             }
         };
         self.last_connection += 1;
@@ -287,21 +309,48 @@ impl Server {
         Ok(())
     }
 
-    /// Something has happened to a connection.
-    fn client(&mut self, number: u64, is_over: bool, now: Instant) {
+    /// Something has happened to a connection: it is served when it is its turn.
+    fn client(&mut self, number: u64, is_over: bool) {
+        if let Some(connection) = self.connections.get_mut(&number) {
+            if is_over {
+                connection.hang_up();
+                self.poller.remove(connection.as_fd());
+            }
+            self.backlog.add(connection.peer.uid(), number);
+        }
+    }
+
+    /// Serves those whose turn it is, for a moment.
+    fn serve_some(&mut self) {
+        let begin = Instant::now();
+        while let Some(number) = self.backlog.next() {
+            self.serve(number, Instant::now());
+            self.carry_out();
+            if begin.elapsed() >= SLICE {
+                return;
+            }
+        }
+    }
+
+    /// Does some of what a client asks for, and sends what there is for it.
+    fn serve(&mut self, number: u64, now: Instant) {
         let Some(connection) = self.connections.get_mut(&number) else {
             return;
         };
-        // What was sent before the end counts: who hangs up undoes nothing.
-        let incoming = connection.read(is_over, now);
+        let incoming = connection.read(now);
         let peer = connection.peer.clone();
         for request in incoming {
             self.request(number, &peer, request, now);
         }
-        if is_over {
-            return self.close(number);
-        }
         self.send(number, now);
+        // What was sent before the end counts: who hangs up undoes nothing.
+        if self
+            .connections
+            .get(&number)
+            .is_some_and(Connection::is_over)
+        {
+            self.close(number);
+        }
     }
 
     /// Sends what there is for a client, and waits for what is next.
@@ -312,15 +361,13 @@ impl Server {
         match connection.write(now) {
             Now::Open => {}
             Now::Closed => return self.close(number),
-            Now::HungUp => {
-                let (rest, peer) = (connection.read(true, now), connection.peer.clone());
-                self.close(number);
-                // Nobody hears the answers.
-                for request in rest {
-                    self.request(number, &peer, request, now);
-                }
-                return;
-            }
+            Now::HungUp => connection.hang_up(),
+        }
+        if connection.has_more() {
+            self.backlog.add(connection.peer.uid(), number);
+        }
+        if connection.has_hung_up() {
+            return self.poller.remove(connection.as_fd());
         }
         let (reads, writes) = connection.wants();
         let source = Source::Connection(number);

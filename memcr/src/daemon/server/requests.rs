@@ -36,8 +36,8 @@ use crate::pipeline::Priority;
 const PRIORITY: Priority = Priority::Low;
 
 impl Server {
-    /// A request of `peer` has come in on a connection. That may be over by now, since an
-    /// answer to one before it found nobody: the request counts all the same.
+    /// A request of `peer` has come in on a connection. That may be closed by now, since an
+    /// answer to one before it could not be sent: the request counts all the same.
     pub(super) fn request(&mut self, number: u64, peer: &Peer, incoming: Incoming, now: Instant) {
         let has_room = match self.connections.get_mut(&number) {
             Some(connection) => connection.begin(),
@@ -76,8 +76,11 @@ impl Server {
     pub(super) fn refuse(&mut self, peer: &Peer, waiter: u64, failure: &Failure, now: Instant) {
         if failure.exit == Exit::Permission {
             self.desk.counters().requests_denied += 1;
-            let (uid, why) = (peer.uid(), failure.causes().join(": "));
-            tracing::warn!(uid, "user {uid} is denied: {why}");
+            let uid = peer.uid();
+            if self.denials.note(Some(uid), now) {
+                let why = failure.causes().join(": ");
+                tracing::warn!(uid, "user {uid} is denied: {why}");
+            }
         }
         self.answer(waiter, failure.to_json(), now);
     }

@@ -25,6 +25,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("hangs_up_in_a_restore", hangs_up_in_a_restore),
             ("connections_of_one_user", connections_of_one_user),
             ("comes_and_goes", comes_and_goes),
+            ("many_requests_of_one_user", many_requests_of_one_user),
             ("no_descriptors_are_left", no_descriptors_are_left),
         ],
     )
@@ -266,4 +267,42 @@ fn comes_and_goes() -> Result {
         .expect_free()
         .context(format!("within {DEADLINE:?}"))?;
     scene.quit()
+}
+
+/// A thousand that are denied, each after a look at all processes, of one who has hung up:
+/// others are served in between, and the log is not filled.
+fn many_requests_of_one_user() -> Result {
+    require("root")?;
+    const N: usize = 1000;
+    let rig = Rig::new()?;
+    let public = Public::new()?;
+    let setup = Setup::new(&rig).socket(&public.socket());
+    let daemon = setup.config("others = true").start()?;
+    let at = daemon.location();
+    let mut wire = As::user(NOBODY).run(move || Wire::open(&at))?;
+    daemon.status()?;
+    daemon.signal(Signal::STOP)?;
+    let line = "{\"memcr\":1,\"do\":\"checkpoint\",\"tree\":1}\n";
+    wire.send(line.repeat(N).as_bytes())?;
+    drop(wire);
+    let mut other = daemon.wire()?;
+    other.say(&json!({ "memcr": 1, "do": "status" }))?;
+    daemon.signal(Signal::CONT)?;
+    let status = other.line()?.ok_or("no answer")?;
+    let n_before = status["counters"]["requests"].as_u64();
+    ensure(n_before < Some(N as u64 / 2), || {
+        format!("{n_before:?} requests went before: {status}")
+    })?;
+    // Those of the status are counted too.
+    let mut n_asked = 2;
+    until("all requests to be served", || {
+        n_asked += 1;
+        let status = daemon.status();
+        status.is_ok_and(|it| it["counters"]["requests"] == N + n_asked)
+    })?;
+    let finished = daemon.stop()?;
+    let n_told = finished.err.matches("is denied").count();
+    ensure(0 < n_told && n_told < N / 10, || {
+        format!("told {n_told} times")
+    })
 }
