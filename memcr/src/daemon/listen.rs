@@ -1,20 +1,26 @@
 //! Where clients connect: UNIX sockets and TCP ports.
 //!
 //! A UNIX socket is nobody's until its owner and mode are right: it is bound without any
-//! permission for others, given to the group, and only then listens. One that a daemon
-//! which died has left in its place is removed; one at which somebody answers is not.
+//! permission, given to the group, and opened then. One that a daemon which died has left in
+//! its place is removed; one at which somebody answers is not.
+//!
+//! What is in a directory belongs to who may rename it: at the path of our socket may be a link
+//! to any file a moment later. So a directory in which others than we and root may do that is
+//! refused, and what is given to the group is the very file that was found to be our socket.
 
-use std::fs;
+use std::ffi::OsString;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use memcr_wire::Location;
-use rustix::fs::Mode;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat};
+use rustix::fs::{chmod, chownat, fstat, open, openat, statat, unlinkat};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
+use rustix::process::geteuid;
 
 use super::peer::{Peer, PeerError};
 use crate::cli::config::TcpTrust;
@@ -29,6 +35,14 @@ pub(crate) enum ListenError {
     /// What is there is no socket.
     #[error("{} is there already, and is no socket", .0.display())]
     NoSocket(PathBuf),
+    /// Somebody else could put something in the place of the socket.
+    #[error("cannot listen at {}: its directory {why}", at.display())]
+    Unfit {
+        /// Where.
+        at: PathBuf,
+        /// What is wrong with the directory.
+        why: String,
+    },
     /// The system refuses.
     #[error("cannot listen at {at}")]
     Io {
@@ -46,6 +60,7 @@ impl ListenError {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Exit::Permission
             }
+            Self::Unfit { .. } => Exit::Permission,
             _ => Exit::Internal,
         }
     }
@@ -69,8 +84,8 @@ pub(super) struct Listener {
 
 #[derive(Debug)]
 enum Kind {
-    /// Path, device and inode: at the end it is removed if it still is ours.
-    Unix(PathBuf, (u64, u64)),
+    /// At the end it is removed if it still is ours.
+    Unix(Place, Identity),
     Tcp(TcpTrust),
 }
 
@@ -125,12 +140,92 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Kind::Unix(path, id) = &self.kind
-            && identity(path).is_ok_and(|now| now == *id)
+        if let Kind::Unix(place, ours) = &self.kind
+            && place.stat().is_ok_and(|now| identity(&now) == *ours)
         {
-            let _ = fs::remove_file(path);
+            let _ = place.remove();
         }
     }
+}
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+fn identity(stat: &Stat) -> Identity {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// Where a socket is to be: a directory, whatever becomes of its path, and a name there.
+#[derive(Debug)]
+struct Place {
+    dir: OwnedFd,
+    name: OsString,
+}
+
+impl Place {
+    /// The place that `path` means.
+    fn of(path: &Path) -> io::Result<Self> {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = open(dir.unwrap_or(Path::new(".")), flags, Mode::empty())?;
+        let name = name.to_owned();
+        Ok(Self { dir, name })
+    }
+
+    /// What is there itself, not what it leads to.
+    fn stat(&self) -> rustix::io::Result<Stat> {
+        statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    fn remove(&self) -> rustix::io::Result<()> {
+        unlinkat(&self.dir, &self.name, AtFlags::empty())
+    }
+
+    /// Gives the socket that was bound here to its group, and opens it.
+    fn open_door(&self, door: Door) -> io::Result<Identity> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&self.dir, &self.name, flags, Mode::empty())?;
+        let found = fstat(&file)?;
+        if !is_ours(&found) {
+            return Err(io::Error::other("somebody has put something else there"));
+        }
+        let mode = match door {
+            Door { others: true, .. } => 0o666,
+            Door { group: Some(_), .. } => 0o660,
+            _ => 0o600,
+        };
+        let group = door.group.map(Gid::from_raw);
+        chownat(&file, "", None, group, AtFlags::EMPTY_PATH)?;
+        // A file that is open as a path only has no other way to it (open(2)).
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        chmod(path, Mode::from_raw_mode(mode))?;
+        Ok(identity(&found))
+    }
+}
+
+fn is_socket(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Socket
+}
+
+/// Whether this may be the socket that we have just bound.
+fn is_ours(stat: &Stat) -> bool {
+    is_socket(stat) && stat.st_uid == geteuid().as_raw() && stat.st_nlink == 1
+}
+
+/// Why others than we and root could put something in the place of a file in this directory. Its
+/// group is its owner's choice: many have one of their own, and a mask of modes that opens
+/// everything to it.
+fn unfit(dir: &Stat) -> Option<String> {
+    let (uid, euid, mode) = (dir.st_uid, geteuid().as_raw(), dir.st_mode & 0o7777);
+    if uid != 0 && uid != euid {
+        let why = "who could put something else in its place";
+        return Some(format!("belongs to user {uid}, {why}"));
+    }
+    (mode & 0o1002 == 0o002).then(|| {
+        let why = "everybody could put something else in its place";
+        format!("may be written by everybody and is not sticky (mode {mode:04o}): {why}")
+    })
 }
 
 fn unix(path: &Path, door: Door) -> Result<Listener, ListenError> {
@@ -138,48 +233,47 @@ fn unix(path: &Path, door: Door) -> Result<Listener, ListenError> {
         at: path.display().to_string(),
         source,
     };
-    clear(path)?;
+    let place = Place::of(path).map_err(failed)?;
+    let dir = fstat(&place.dir).map_err(|error| failed(error.into()))?;
+    if let Some(why) = unfit(&dir) {
+        let at = path.to_owned();
+        return Err(ListenError::Unfit { at, why });
+    }
+    clear(path, &place)?;
     // There is one thread, whose mask of modes this is.
     let mask = rustix::process::umask(Mode::from_raw_mode(0o777));
     let bound = UnixListener::bind(path);
     rustix::process::umask(mask);
     let socket = bound.map_err(failed)?;
-    let mode = match door {
-        Door { others: true, .. } => 0o666,
-        Door { group: Some(_), .. } => 0o660,
-        _ => 0o600,
-    };
-    let opened = chown(path, None, door.group)
-        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))
-        .and_then(|()| socket.set_nonblocking(true))
-        .and_then(|()| identity(path));
-    let id = opened.map_err(|error| {
-        let _ = fs::remove_file(path);
+    let opened = socket.set_nonblocking(true);
+    let opened = opened.and_then(|()| place.open_door(door));
+    let ours = opened.map_err(|error| {
+        if place.stat().is_ok_and(|there| is_ours(&there)) {
+            let _ = place.remove();
+        }
         failed(error)
     })?;
     Ok(Listener {
         socket: socket.into(),
-        kind: Kind::Unix(path.to_owned(), id),
+        kind: Kind::Unix(place, ours),
     })
 }
 
 /// Removes a socket at which nobody listens any more.
-fn clear(path: &Path) -> Result<(), ListenError> {
+fn clear(path: &Path, place: &Place) -> Result<(), ListenError> {
     let failed = |source| ListenError::Io {
         at: path.display().to_string(),
         source,
     };
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
-        Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(ListenError::NoSocket(path.to_owned()));
-        }
+    match place.stat() {
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(failed(error.into())),
+        Ok(stat) if !is_socket(&stat) => return Err(ListenError::NoSocket(path.to_owned())),
         Ok(_) => {}
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed)
+            place.remove().map_err(|error| failed(error.into()))
         }
         Err(error) => Err(failed(error)),
         Ok(_) => Err(ListenError::Taken(path.to_owned())),
@@ -201,15 +295,12 @@ fn tcp(address: SocketAddr, trust: TcpTrust) -> Result<Listener, ListenError> {
     })
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let meta = fs::symlink_metadata(path)?;
-    Ok((meta.dev(), meta.ino()))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
     const DOOR: Door = Door {
         group: None,
@@ -255,5 +346,42 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert!(matches!(unix(&path, DOOR), Err(ListenError::NoSocket(_))));
         assert!(path.exists());
+    }
+    #[test]
+    fn a_directory_of_somebody_else_is_no_place_for_a_socket() {
+        let dir = sockets();
+        let path = dir.path().join("s");
+        let mode = |mode| fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode));
+        mode(0o777).unwrap();
+        let refused = unix(&path, DOOR).unwrap_err();
+        assert!(matches!(refused, ListenError::Unfit { .. }), "{refused:?}");
+        assert!(!path.exists());
+        for sound in [0o1777, 0o775, 0o755] {
+            mode(sound).unwrap();
+            drop(unix(&path, DOOR).unwrap());
+        }
+        // Where we may give something away.
+        if chown(dir.path(), Some(4711), None).is_ok() {
+            assert!(matches!(unix(&path, DOOR), Err(ListenError::Unfit { .. })));
+        }
+    }
+
+    #[test]
+    fn no_link_opens_another_file() {
+        let dir = sockets();
+        let (path, other) = (dir.path().join("s"), dir.path().join("other"));
+        fs::write(&other, "secret").unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o600)).unwrap();
+        let everybody = Door {
+            group: None,
+            others: true,
+        };
+        let place = Place::of(&path).unwrap();
+        symlink(&other, &path).unwrap();
+        assert!(place.open_door(everybody).is_err());
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(&other, &path).unwrap();
+        assert!(place.open_door(everybody).is_err());
+        assert_eq!(mode(&other), 0o600);
     }
 }
