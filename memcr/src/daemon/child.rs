@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 
@@ -186,8 +187,20 @@ fn checkpoint(home: &Home, task: &Checkpoint, link: &Arc<Link>) -> End {
         Ok(taken) => hold(taken, &task.args, link),
         // What was dropped and could not be put back is missing still.
         Err(failure) if failure.exit == Exit::RestoreFailed => End::failed(&failure, How::Parked),
+        // Whether its parent has noticed yet makes no difference: the others do not miss it.
+        Err(failure)
+            if failure.exit == Exit::Refused && task.group.is_some() && is_over(task.pid) =>
+        {
+            let what = format!("process {} has ended", task.pid);
+            End::failed(&Failure::new(Exit::NoProcess, what), How::Undone)
+        }
         Err(failure) => End::failed(&failure, How::Undone),
     }
+}
+
+/// Whether a process has ended, all of its threads: reaped, or a zombie.
+fn is_over(pid: i32) -> bool {
+    ends_within(pid, &Timespec::default())
 }
 
 /// When a process started, if there is one.
@@ -343,7 +356,9 @@ fn finish(
 /// Nothing is to be left of a target that has ended in the middle of something, whatever
 /// that was.
 fn clean(sessions: &Sessions<'_>, pid: i32) {
-    wait_for_end(pid);
+    // A process that is being killed is there for a moment still, and looks as if it lived. In
+    // time or not: what is found then decides.
+    ends_within(pid, &DEATH_TIME);
     match sessions.recover(pid, true) {
         Ok(_) => {}
         // Whoever noticed its end has removed it all.
@@ -352,14 +367,15 @@ fn clean(sessions: &Sessions<'_>, pid: i32) {
     }
 }
 
-/// A process that is being killed is there for a moment still, and looks as if it lived.
-fn wait_for_end(pid: i32) {
-    let raw = Pid::from_raw(pid);
-    let opened = raw.and_then(|raw| pidfd_open(raw, PidfdFlags::empty()).ok());
-    if let Some(pidfd) = opened {
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        // In time or not: what is found then decides.
-        let _ = poll(&mut fds, Some(&DEATH_TIME));
+/// Whether a process has ended, or does so within this time.
+fn ends_within(pid: i32, time: &Timespec) -> bool {
+    match Pid::from_raw(pid).map(|raw| pidfd_open(raw, PidfdFlags::empty())) {
+        Some(Ok(pidfd)) => {
+            let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+            matches!(poll(&mut fds, Some(time)), Ok(1..))
+        }
+        Some(Err(error)) => error == Errno::SRCH,
+        None => true,
     }
 }
 

@@ -10,9 +10,10 @@ use libtest_mimic::Trial;
 use memcr_client::{Choice, ClientError, Subject};
 use memcr_harness::daemon::{await_end, children};
 use memcr_harness::wait::{until, until_some};
-use memcr_harness::{Context, Daemon, Result, Rig, Setup, Victim, ensure, proc};
+use memcr_harness::{Context, Daemon, Result, Rig, Setup, Victim, ensure, proc, require};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use std::process::Command;
 
 pub(crate) fn tests() -> Vec<Trial> {
     table(
@@ -27,6 +28,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("tree_stopped_by_its_name", || stopped("tree")),
             ("tree_interrupted", interrupted),
             ("tree_a_member_is_killed", a_member_is_killed),
+            ("tree_whose_members_end", members_that_end),
             ("tree_a_member_restored_alone", a_member_alone),
             ("tree_over_a_restart", over_a_restart),
             ("cgroup_and_those_below", cgroup_and_those_below),
@@ -247,6 +249,36 @@ fn interrupted() -> Result {
     }
     Ok(())
 }
+
+/// Children that end all the time, and that nobody waits for: some do between the look at who
+/// there is and the look at each. The others do not miss them.
+fn members_that_end() -> Result {
+    require("python3")?;
+    let mut command = Command::new("python3");
+    command.args(["-c", SHORT_LIVED]);
+    let victim = Victim::talk(command, "a family of the short-lived")?;
+    let rig = Rig::new()?;
+    let which = ["--tree", &victim.pid().to_string()];
+    for _ in 0..10 {
+        let held = command_line(&rig, "checkpoint", &which).run()?;
+        held.expect(0)?;
+        command_line(&rig, "restore", &which).run()?.expect(0)?;
+        rig.expect_clean()?;
+    }
+    ensure(proc::lives(victim.pid()), || "it has ended".into())
+}
+
+const SHORT_LIVED: &str = r"
+import os, select, sys, time
+print('ready', flush=True)
+n = 0
+while not select.select([sys.stdin], [], [], 0.02)[0]:
+    if os.fork() == 0:
+        time.sleep(0.1); os._exit(0)
+    n += 1
+    if n % 50 == 0:
+        for _ in range(40): os.wait()
+";
 
 /// The others do not miss it.
 fn a_member_is_killed() -> Result {
