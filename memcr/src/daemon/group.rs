@@ -221,6 +221,16 @@ impl Group {
         self.set(pid, at)
     }
 
+    /// Member `pid` runs, with all its memory, and its session is over. Of one that is to be
+    /// restored nothing may have been missing, which another look had to tell.
+    pub(super) fn runs(&mut self, pid: i32) -> Vec<Move> {
+        let was = self.member(pid).map(|member| member.at);
+        match was {
+            Some(At::Starting) if self.work == Work::Restore => self.set(pid, At::Released),
+            _ => self.ended(pid, false),
+        }
+    }
+
     /// Somebody wants the checkpoint undone, or the time is up.
     pub(super) fn stop(&mut self) -> Vec<Move> {
         let mut moves = Vec::new();

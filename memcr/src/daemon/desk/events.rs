@@ -180,9 +180,12 @@ impl Desk {
         let group = session.group.as_ref().map(|group| group.name.clone());
         self.answer_all(pid, how, &session, answer);
         if let Some(name) = group.filter(|name| self.groups.contains_key(name)) {
-            let is_failure = !matches!(how, How::Restored | How::Exited);
             self.note_member(&name, pid, answer.clone());
-            self.in_group(&name, |group| group.ended(pid, is_failure));
+            self.in_group(&name, |group| match how {
+                How::Restored => group.runs(pid),
+                How::Exited => group.ended(pid, false),
+                _ => group.ended(pid, true),
+            });
         }
     }
 

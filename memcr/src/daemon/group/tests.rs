@@ -143,3 +143,12 @@ fn stopped_while_some_drop_all_come_back() {
     group.ended(2, true);
     assert_eq!(group.ended(3, true), [Move::Over]);
 }
+
+#[test]
+fn one_that_lacked_nothing_was_restored() {
+    let (mut group, moves) = Group::restore(&[1, 2], |_| false, 8);
+    assert_eq!(moves, []);
+    assert_eq!(group.ended(1, false), [], "by itself");
+    assert_eq!(group.runs(2), [Move::Over]);
+    assert!(group.has_worked());
+}

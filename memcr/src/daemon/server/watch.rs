@@ -100,8 +100,7 @@ impl Server {
     pub(in crate::daemon) fn adopt_group(&mut self, name: &str, now: Instant) {
         for entry in self.state_dir.list().unwrap_or_default() {
             let group = entry.record.as_ref().ok().and_then(|it| it.group.as_ref());
-            let is_parked = entry.record.as_ref().is_ok_and(|it| it.parked);
-            if is_parked && group.is_some_and(|group| group.name == name) {
+            if group.is_some_and(|group| group.name == name) {
                 self.adopt(entry, now);
             }
         }

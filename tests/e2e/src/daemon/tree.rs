@@ -27,6 +27,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("tree_stopped_by_its_root", || stopped("pid")),
             ("tree_stopped_by_its_name", || stopped("tree")),
             ("tree_interrupted", interrupted),
+            ("tree_killed_in_the_middle", killed_in_the_middle),
             ("tree_a_member_is_killed", a_member_is_killed),
             ("tree_whose_members_end", members_that_end),
             ("tree_a_member_restored_alone", a_member_alone),
@@ -246,6 +247,44 @@ fn interrupted() -> Result {
         running.finish()?.expect(8)?;
         before.still(&rig)?;
         victim.verify()?;
+    }
+    Ok(())
+}
+
+/// All of memcr is killed: what of the tree is held then is restored as one.
+fn killed_in_the_middle() -> Result {
+    for point in [
+        "checkpoint.held=stop",
+        "checkpoint.drop=stop",
+        "sink.write@3=stop",
+    ] {
+        let rig = Rig::new()?;
+        let mut victim = family()?;
+        let pids = tree(victim.pid());
+        let before = Before::of(&pids)?;
+        let which = ["--tree", &victim.pid().to_string()];
+        let memcr = command_line(&rig, "checkpoint", &which);
+        let mut running = memcr.with_fault(point).start()?;
+        running.close_input();
+        let memcr = running.pid();
+        let is_stopped = |session: &u32| proc::state(*session, *session) == Some('T');
+        until("a session to stop itself", || {
+            children(memcr).iter().any(is_stopped)
+        })?;
+        // None of them is to notice that another one is gone.
+        running.signal(Signal::STOP)?;
+        let sessions = children(memcr);
+        for &session in &sessions {
+            proc::send(session, Signal::KILL)?;
+        }
+        running.signal(Signal::KILL)?;
+        running.finish()?;
+        await_end(&sessions)?;
+        let restored = command_line(&rig, "restore", &which).run()?;
+        restored.expect(0).context(point)?;
+        before.still(&rig).context(point)?;
+        victim.verify()?;
+        victim.quit()?;
     }
     Ok(())
 }
