@@ -35,13 +35,10 @@ impl Frozen {
     #[must_use]
     pub fn doom(&self) -> Option<Doom> {
         let pid = self.pid();
-        let leader = Status::of_thread(pid, self.tids()[0]).ok()?;
-        // What is pending for one thread alone is looked at only where something deadly is
-        // pending at all (the SIGSTOPs of an armed target are not): usually nothing is, and
-        // a look costs one small file for each thread, five times a second.
-        let pending = (leader.signals("ShdPnd") | leader.signals("SigPnd")) & !harmless();
-        let mut tids = self.tids().iter().filter(|_| pending != 0);
-        tids.find_map(|&tid| doom_of(pid, tid))
+        if !may_be_doomed(pid, self.tids()[0]) {
+            return None;
+        }
+        self.tids().iter().find_map(|&tid| doom_of(pid, tid))
     }
 
     /// Lets the target take the signal, and nothing else: the thread goes on inside of
@@ -78,8 +75,20 @@ impl Frozen {
 /// The same for a process that stands still without us: it ends when it is continued.
 #[must_use]
 pub fn doom_of_parked(pid: i32) -> Option<Doom> {
+    if !may_be_doomed(pid, pid) {
+        return None;
+    }
     let tids = procfs::tids(pid).unwrap_or_default();
     tids.into_iter().find_map(|tid| doom_of(pid, tid))
+}
+
+/// Whether a look at every thread is worth its while. What is pending for one of them alone is
+/// looked at only where something deadly is pending for all or for the first (the SIGSTOPs of an
+/// armed target are not): usually nothing is, and a look costs one small file for each thread,
+/// five times a second.
+fn may_be_doomed(pid: i32, first: i32) -> bool {
+    let status = Status::of_thread(pid, first);
+    status.is_ok_and(|it| (it.signals("ShdPnd") | it.signals("SigPnd")) & !harmless() != 0)
 }
 
 fn doom_of(pid: i32, tid: i32) -> Option<Doom> {
