@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use memcr::cli;
 use memcr::cli::exit::Exit;
 use memcr::fault;
+use memcr::sys;
 
 fn main() -> ExitCode {
     let _watch = fault::Watch::begin();
+    sys::ignore_file_size_signal();
     let words: Vec<_> = std::env::args_os().collect();
     let args = match cli::parse(words.iter().cloned()) {
         Ok(args) => args,

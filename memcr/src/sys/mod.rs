@@ -67,6 +67,13 @@ pub fn is_secure() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
+/// Has a write that would make a file longer than RLIMIT_FSIZE allows answer EFBIG, as one on a full
+/// disk answers ENOSPC, and nothing more: by default SIGXFSZ ends the process besides.
+pub fn ignore_file_size_signal() {
+    // SAFETY: a signal that is ignored needs no handler, and the number is that of a signal.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Sends `signal` to one thread of a process (tgkill(2)).
 ///
 /// # Errors

@@ -21,6 +21,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("enospc_seen_early", enospc_seen_early),
             ("enospc_under_way", enospc_under_way),
             ("file_size_limit", file_size_limit),
+            ("no_file_may_grow", no_file_may_grow),
             ("no_directory", no_directory),
             ("read_only_directory", read_only_directory),
             ("interrupted", interrupted),
@@ -143,6 +144,34 @@ fn file_size_limit() -> Result {
         .run()?;
     finished.expect(7)?;
     unharmed(&rig, &mut victim, &before, Allow::default())
+}
+
+/// No file at all may be written, journals neither: the target is left as it was, running or held.
+fn no_file_may_grow() -> Result {
+    let rig = Rig::new()?;
+    let mut victim = Victim::start("memory", &["size=4M"])?;
+    let (pid, before) = (victim.pid(), Snapshot::take(victim.pid())?);
+    let limit = ["prlimit", "--fsize=0"];
+    let refused = rig.checkpoint(pid).via(&limit).run()?;
+    ensure(refused.code.is_some_and(|code| code != 0), || {
+        refused.to_string()
+    })?;
+    unharmed(&rig, &mut victim, &before, Allow::default())?;
+    rig.checkpoint(pid).run()?.expect(0)?;
+    let restored = rig.restore(pid).via(&limit).run()?;
+    ensure(restored.signal.is_none(), || restored.to_string())?;
+    if restored.code != Some(0) {
+        rig.restore(pid).run()?.expect(0)?;
+    }
+    unharmed(
+        &rig,
+        &mut victim,
+        &before,
+        Allow {
+            less_rss: true,
+            ..Allow::default()
+        },
+    )
 }
 
 fn no_directory() -> Result {
