@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,9 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
         _ => {}
     }
     let mut file = fs::File::create_new(&beside)?;
+    // Whoever collects it is another user, and the mask of modes that keeps images private (that
+    // of memcr.service) is no matter here.
+    file.set_permissions(fs::Permissions::from_mode(0o644))?;
     file.write_all(text.as_bytes())?;
     fs::rename(&beside, path)
 }
@@ -113,6 +117,20 @@ mod tests {
             "# TYPE memcr_saved_bytes gauge\nmemcr_saved_bytes 7\n\
              # TYPE memcr_restores_total counter\nmemcr_restores_total 3\n\
              # TYPE memcr_sessions gauge\nmemcr_sessions{state=\"held\"} 2\n"
+        );
+    }
+
+    #[test]
+    fn others_may_read_it_whatever_the_mask_is() {
+        // That of this test alone: others run in threads beside it.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.prom");
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        replace(&path, "text").unwrap();
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o644
         );
     }
 
