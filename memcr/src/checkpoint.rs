@@ -70,9 +70,10 @@ pub struct CheckpointOptions {
     pub verify: bool,
     /// Of the workers that store and verify. The target stands still until they are done.
     pub priority: Priority,
-    /// Without a guard nothing is to be dropped. Otherwise the kernel is told to kill the
-    /// target should we die.
-    pub needs_guard: bool,
+    /// Memcr is not to stay beside it: nothing is to be dropped without a guard, nor into an
+    /// image that no other memcr could read. Otherwise, without a guard, the kernel is told to
+    /// kill the target should we die.
+    pub parks: bool,
     /// What becomes of a target whose bytes are lost when a failure behind the first drop is undone.
     pub on_corrupt: OnCorrupt,
     /// Which group of processes it is a member of, if it is checkpointed as one with others.
@@ -135,7 +136,7 @@ pub fn checkpoint(
     let drops = std::mem::take(&mut stored.summary.rest.drops);
     let mappings = std::mem::take(&mut stored.mappings);
     let mut held = stored.hold(frozen, memory, journal);
-    let given_back = match take_away(&mut held, &drops, &mappings, options.needs_guard) {
+    let given_back = match take_away(&mut held, &drops, &mappings, options.parks) {
         Ok(given_back) => given_back,
         Err(error) => return Err(undo(held, options.on_corrupt, error)),
     };

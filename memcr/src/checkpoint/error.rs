@@ -45,6 +45,14 @@ pub enum CheckpointError {
         /// Why not.
         source: io::Error,
     },
+    /// No other memcr could read the image. The target was not touched.
+    #[error("no other memcr could give process {pid} its memory back; it was not touched")]
+    OnlyHere {
+        /// The target.
+        pid: i32,
+        /// Why not.
+        source: Box<PipelineError>,
+    },
     /// The pipeline is not ready. The target was not touched.
     #[error("the pipeline is not ready; process {pid} was not touched")]
     NotReady {

@@ -18,7 +18,7 @@ use crate::session::gate::Step;
 use crate::session::journal::{ImageRecord, Journal, Record};
 use crate::sink::hex;
 use crate::sys::proc_mem::ProcMem;
-use crate::sys::{features, keyring, page_size};
+use crate::sys::{features, page_size};
 
 use super::CheckpointOptions;
 use super::as_stored::BATCH_LEN;
@@ -70,7 +70,7 @@ pub(super) fn prepare(
         );
     }
     let drops_as_stored = guarded && !may_wake && drops_as_stored(&pipeline, options);
-    let plan = PlanOptions {
+    let mut plan = PlanOptions {
         policy: Policy {
             drop_file_pages: options.drop_file_pages,
             include_locked: options.include_locked,
@@ -82,7 +82,7 @@ pub(super) fn prepare(
         page_len_bytes: page_size(),
         force_proc_mem: options.proc_mem,
         keep: Vec::new(),
-        batch_len_bytes: drops_as_stored.then_some(BATCH_LEN),
+        batch_len_bytes: None,
     };
     let mut journal = begin_journal(&pipeline, options)?;
     let memory = Arc::new(RemoteMemory::new(pid, options.proc_mem));
@@ -93,6 +93,12 @@ pub(super) fn prepare(
         drops_as_stored,
         &memory,
     );
+    if let Ok(encoder) = &encoder
+        && drops_as_stored
+        && encoder.only_here().is_none()
+    {
+        plan.batch_len_bytes = Some(BATCH_LEN);
+    }
     let prepared = encoder.and_then(|encoder| announce(&mut journal, &encoder).map(|()| encoder));
     let details = end_reading(reading).map_err(|error| not_read(pid, error));
     let details = details.and_then(|details| match is_held(pid, &details) {
@@ -122,15 +128,14 @@ pub(super) fn prepare(
 /// written of it.
 fn drops_as_stored(pipeline: &Pipeline, options: &CheckpointOptions) -> bool {
     let is_wanted = pipeline.stores_in_memory() && !options.verify && options.group.is_none();
-    let can_be_found = pipeline.keeps_unfinished() && pipeline.is_portable();
-    is_wanted && can_be_found && (!pipeline.encrypts() || keyring::probe().is_ok())
+    is_wanted && pipeline.keeps_unfinished() && pipeline.is_portable()
 }
 
 /// Whether a guard is to be had, before the plan is made: with one, less is dropped.
 fn has_guard(options: &CheckpointOptions) -> Result<bool, CheckpointError> {
     match Guard::probe(options.pid) {
         Ok(()) => Ok(true),
-        Err(source) if options.needs_guard => Err(CheckpointError::NoGuard {
+        Err(source) if options.parks => Err(CheckpointError::NoGuard {
             pid: options.pid,
             source,
         }),
@@ -188,12 +193,19 @@ fn open_encoder(
         progress: options.progress.clone(),
     };
     let pid = options.pid;
-    pipeline
-        .prepare_encode(setup)
-        .map_err(|error| CheckpointError::NotReady {
-            pid,
-            source: Box::new(error),
-        })
+    let encoder = pipeline.prepare_encode(setup);
+    let encoder = encoder.map_err(|error| CheckpointError::NotReady {
+        pid,
+        source: Box::new(error),
+    })?;
+    if !options.parks {
+        return Ok(encoder);
+    }
+    let elsewhere = encoder.expect_elsewhere();
+    elsewhere.map_err(|error| CheckpointError::OnlyHere {
+        pid,
+        source: Box::new(error),
+    })
 }
 
 /// The kernel walks the page tables for it, 15 ms for each GiB that is resident, which is

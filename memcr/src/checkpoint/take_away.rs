@@ -35,7 +35,7 @@ pub(super) fn take_away(
     held: &mut Held,
     drops: &[DropRun],
     mappings: &[PageRun],
-    needs_guard: bool,
+    parks: bool,
 ) -> Result<GivenBack, StepError> {
     pass("checkpoint.committed")?;
     let image = image_record(&held.image)?;
@@ -50,7 +50,7 @@ pub(super) fn take_away(
         Err(NotGuarded {
             made: None,
             error: StepError::Guard(error),
-        }) if !needs_guard => {
+        }) if !parks => {
             let pid = held.frozen.pid();
             tracing::info!(pid, "process {pid} has no guard: {}", causes(&error));
             drop_unguarded(held, drops)?

@@ -320,7 +320,9 @@ impl From<CheckpointError> for Failure {
             CheckpointError::Refused { .. } | CheckpointError::NoGuard { .. } => Exit::Refused,
             CheckpointError::Journal { source, .. } => no_session(source),
             CheckpointError::HeldElsewhere { .. } => Exit::Held,
-            CheckpointError::NotReady { source, .. } => not_ready(source),
+            CheckpointError::NotReady { source, .. } | CheckpointError::OnlyHere { source, .. } => {
+                not_ready(source)
+            }
             CheckpointError::Barred { source, .. } => barred(source),
             CheckpointError::TargetExited { .. } => Exit::TargetGone,
             CheckpointError::Undone { source, .. } => match &**source {
@@ -345,6 +347,10 @@ impl From<CheckpointError> for Failure {
                  or ask the daemon, if that was it"
             )),
             CheckpointError::NotReady { source, .. } => source.hint().map(str::to_owned),
+            CheckpointError::OnlyHere { pid, source } => Some(format!(
+                "{}; or `memcr -p {pid}`, which holds it as long as memcr runs",
+                source.hint().unwrap_or("choose other stages")
+            )),
             CheckpointError::Undone { source, .. } => match &**source {
                 StepError::Pipeline(error) => error.hint().map(str::to_owned),
                 StepError::Guard(GuardError::Limit(source))

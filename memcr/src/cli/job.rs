@@ -147,7 +147,7 @@ impl Order<'_> {
                 true => Priority::Idle,
                 false => self.priority,
             },
-            needs_guard: parks,
+            parks,
             on_corrupt: self.args.job.on_corrupt.into(),
             group: self.group.clone(),
             gate: self.gate.clone(),
@@ -236,7 +236,7 @@ pub(crate) fn bring_back(
             last_tries -= 1;
         }
         // Another copy of the image may come while it waits; without us, if it can.
-        if last_tries == 0 || (is_damaged && held.has_guard()) {
+        if last_tries == 0 || (is_damaged && held.can_be_left()) {
             return Err(give_up(held, reason));
         }
         tracing::error!(

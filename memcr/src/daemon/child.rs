@@ -287,11 +287,16 @@ fn bring_back(held: Held, args: &Args, link: &Arc<Link>, gated: bool) -> Result<
     }
 }
 
-/// Leaves the target held. Without a guard it cannot be, and gets its memory back.
+/// Leaves the target held. Without a guard it cannot be, nor with an image that only we can
+/// read, and gets its memory back.
 fn park(held: Held, args: &Args) -> End {
     let pid = held.pid();
-    if !held.has_guard() {
-        tracing::warn!("process {pid} has no guard and cannot be held by itself: restoring it");
+    if !held.can_be_left() {
+        let why = match held.has_guard() {
+            true => "no other memcr could give it its memory back",
+            false => "it has no guard",
+        };
+        tracing::warn!("process {pid} cannot be held by itself, {why}: restoring it");
         return match job::bring_back(held, &Cancel::new(), args) {
             Ok(report) => {
                 let outcome = Outcome::Restored(Box::new(report));

@@ -142,6 +142,7 @@ impl From<&'static str> for What {
 }
 
 /// Calls of one stage.
+#[derive(Clone)]
 pub(crate) struct Watch {
     calls: Arc<Calls>,
     who: Who,

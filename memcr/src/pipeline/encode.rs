@@ -24,7 +24,7 @@ use crate::pipeline::error::causes;
 use crate::pipeline::foreman::{Floor, Foreman};
 use crate::pipeline::open::{self, Extent, Source};
 use crate::pipeline::queue::Job;
-use crate::pipeline::shift::Shift;
+use crate::pipeline::shift::{Opened, Shift};
 use crate::pipeline::{Cancel, OpenImage, PipelineError, Place, Priority, Progress, Result};
 use crate::sink::layout::{Header, VERSION, this_arch};
 use crate::sink::{ImageMeta, Mark, TargetIdentity};
@@ -41,7 +41,8 @@ pub struct EncodeSetup {
     /// Source of the pages.
     pub fetch: Arc<dyn FetchPages + Send + Sync>,
     /// Memory is given back while it is stored: the image is to be [kept](Encoder::keep).
-    /// Only of a pipeline that [can do so](crate::pipeline::Pipeline::keeps_unfinished).
+    /// Only of a pipeline that [can do so](crate::pipeline::Pipeline::keeps_unfinished), and not
+    /// done where [nobody else](Encoder::only_here) could read the image.
     pub keep: bool,
     /// Of the workers.
     pub priority: Priority,
@@ -69,6 +70,7 @@ pub struct Encoder {
     needed: bool,
     /// Held back until the next one comes: the last chunk must know that it is.
     held: Option<ChunkPlan>,
+    only_here: Option<PipelineError>,
 }
 
 /// The work of an encoder, for a thread beside the one that pushes.
@@ -110,30 +112,36 @@ pub(super) fn prepare(
     let stop = Arc::new(Stop::new(setup.cancel.clone(), Arc::clone(foreman.calls())));
     let (priority, until) = (setup.priority, Arc::clone(&stop));
     let open = move |floor: &mut Floor| {
-        let (shift, n_workers) = Shift::open(floor.chain()?, setup, stop, &header, workers)?;
-        let locator = shift.store.0.sink_locator().ok();
-        Ok((shift, n_workers, locator))
+        let opened = Shift::open(floor.chain()?, setup, stop, &header, workers)?;
+        let locator = opened.shift.store.0.sink_locator().ok();
+        Ok((opened, locator))
     };
-    let shift = foreman.run_until(&until, open);
-    let shift = shift.inspect_err(|_| open::forget_keys(&header.image_id))?;
+    let opened = foreman.run_until(&until, open);
+    let (opened, locator) = opened.inspect_err(|_| open::forget_keys(&header.image_id))?;
+    let Opened {
+        shift,
+        n_workers,
+        only_here,
+    } = opened;
     let mut encoder = Encoder {
-        shift: Arc::clone(&shift.0),
+        shift: Arc::clone(&shift),
         crew: None,
         foreman,
         ended: false,
         needed: false,
         blueprint,
         header,
-        locator: shift.2,
+        locator,
         target: None,
         n_vmas: 0,
         next_index: 0,
         held: None,
+        only_here,
     };
-    let (tools, work) = (Arc::clone(&shift.0), shift.0);
+    let (tools, work) = (Arc::clone(&shift), shift);
     // From here on a failure drops the encoder, which removes the image.
     encoder.crew = Some(Crew::start(
-        shift.1,
+        n_workers,
         priority,
         &Arc::clone(&work.stop),
         move || Bench::new(&tools.chain, &tools.common, 0, &tools.turnstiles),
@@ -154,6 +162,24 @@ impl Encoder {
     #[must_use]
     pub fn locator(&self) -> Option<&str> {
         self.locator.as_deref()
+    }
+
+    /// Why no other process could read the image, with what is recorded of it and the pipeline,
+    /// if so: it must not be left to one.
+    #[must_use]
+    pub fn only_here(&self) -> Option<&PipelineError> {
+        self.only_here.as_ref()
+    }
+
+    /// Gives the image up if no other process could read it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn expect_elsewhere(mut self) -> Result<Self> {
+        match self.only_here.take() {
+            None => Ok(self),
+            Some(reason) => Err(reason.after(self.end())),
+        }
     }
 
     /// Writes who the target is and its VMA table. Once, before the first `push`.
@@ -304,6 +330,7 @@ impl Encoder {
             footer,
             target,
             self.n_vmas,
+            self.only_here.is_some(),
         ))
     }
 

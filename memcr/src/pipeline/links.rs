@@ -22,6 +22,9 @@ pub(super) struct Link {
     pub(super) handle: Arc<Handle>,
     /// Parameters that an image records.
     recorded: Vec<(String, String)>,
+    /// Parameters that another process has it from; `None`: one is a descriptor of this one,
+    /// which whoever wants the image back gives again.
+    elsewhere: Option<Vec<(String, String)>>,
 }
 
 /// Transforms and checksums in encode order, and the sink.
@@ -52,6 +55,11 @@ impl Link {
             .filter(|(key, _)| is_recorded(key))
             .cloned()
             .collect();
+        let is_fd = |key: &str| {
+            let mut params = description.params.iter();
+            params.any(|param| matches!(param.ty, ParamType::Fd) && param.name == key)
+        };
+        let given_fd = resolved.iter().any(|(key, _)| is_fd(key));
         let who = match description.kind {
             StageKind::Sink => Who::sink(&spec.alias),
             _ => Who::stage(&spec.alias),
@@ -62,6 +70,7 @@ impl Link {
             alias: spec.alias.clone(),
             handle: Arc::new(handle),
             recorded,
+            elsewhere: (!given_fd).then_some(resolved),
         })
     }
 
@@ -91,6 +100,13 @@ impl Link {
             },
             _ => stage_error(&self.alias, place, source),
         }
+    }
+
+    /// The same stage as another process would make it; `None`: only its user can.
+    pub(super) fn made_elsewhere(&self) -> Option<Result<Handle>> {
+        let params = self.elsewhere.as_ref()?;
+        let made = self.handle.another(params);
+        Some(made.map_err(|source| self.failed(Place::Step("cannot be set up again"), source)))
     }
 
     /// The parameters among `params` that decide how bytes are encoded. Paths and
@@ -274,8 +290,8 @@ impl Chain {
         Ok(reach)
     }
 
-    /// Starts an image: every stage's state, and the open sink.
-    pub(super) fn begin_encode(&self, image: &Image, new: &NewImage) -> Result<Recipe> {
+    /// Starts an image: every stage's state.
+    pub(super) fn begin_encode(&self, image: &Image) -> Result<Vec<RecipeStage>> {
         let mut stages = Vec::with_capacity(limit::STAGES);
         for link in &self.links {
             let state = link
@@ -284,6 +300,11 @@ impl Chain {
                 .map_err(|e| link.failed(Place::Step("cannot begin"), e))?;
             stages.push(link.recipe(state));
         }
+        Ok(stages)
+    }
+
+    /// Opens the sink for an image that `stages` have begun.
+    pub(super) fn open_sink(&self, mut stages: Vec<RecipeStage>, new: &NewImage) -> Result<Recipe> {
         let sink = self.sink()?;
         stages.push(sink.recipe(Vec::new()));
         sink.handle

@@ -48,6 +48,7 @@ pub struct OpenImage {
     /// What must be read back: the footer that was written or first read.
     footer: Footer,
     extent: Extent,
+    only_here: bool,
 }
 
 /// How much of an image there is.
@@ -59,7 +60,7 @@ pub(super) enum Extent {
 }
 
 impl OpenImage {
-    /// An image that was just committed.
+    /// An image that was just committed. `only_here`: no other process could read it.
     pub(super) fn written(
         foreman: Arc<Foreman>,
         blueprint: Blueprint,
@@ -67,6 +68,7 @@ impl OpenImage {
         footer: Footer,
         target: TargetIdentity,
         n_vmas: u64,
+        only_here: bool,
     ) -> Self {
         let facts = facts(header, &footer, n_vmas);
         Self {
@@ -77,6 +79,7 @@ impl OpenImage {
             target,
             footer,
             extent: Extent::Whole,
+            only_here,
         }
     }
 
@@ -106,6 +109,7 @@ impl OpenImage {
             target,
             footer,
             extent,
+            only_here: false,
         })
     }
 
@@ -127,6 +131,12 @@ impl OpenImage {
     #[must_use]
     pub fn describe(&self) -> &[LinkDescription] {
         &self.blueprint.links
+    }
+
+    /// Nobody but this process, which has made it, could read it.
+    #[must_use]
+    pub fn is_only_here(&self) -> bool {
+        self.only_here
     }
 
     /// The target that the image is of.

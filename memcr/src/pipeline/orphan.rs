@@ -4,14 +4,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use memcr_plugin_api::abi::code;
+use memcr_plugin_api::abi::{capability, code};
+use memcr_plugin_api::stage::Image;
 
 use crate::pipeline::links::{Chain, SinkStore, sink_error};
 use crate::pipeline::open::{forget_keys, image_error};
 use crate::pipeline::{
-    ParamDescription, ParamType, Pipeline, PipelineSpec, Result, SearchPath, StageDescription,
-    StageSpec,
+    ParamDescription, ParamType, Pipeline, PipelineSpec, Place, Result, SearchPath,
+    StageDescription, StageSpec,
 };
+use crate::sink::recipe::RecipeStage;
 use crate::sink::{hex, read_id};
 
 impl Pipeline {
@@ -38,6 +40,24 @@ impl Pipeline {
             .foreman
             .with_chain(move |chain| discard(chain, &locator, &image_id))
     }
+}
+
+/// On the foreman: whether another process could read what the stages have begun. A stage may
+/// have made a secret, and that it was kept for others is known only when one of these has
+/// asked for it: so each that hides something, or has to be told something, is made once more,
+/// as they would, and is to begin to decode. What was given by a descriptor is given again.
+pub(super) fn prove(chain: &Chain, image: &Image, begun: &[RecipeStage]) -> Result<()> {
+    for (link, stage) in chain.links.iter().zip(begun) {
+        if stage.state.is_empty() && !link.can(capability::ENCRYPTS) {
+            continue;
+        }
+        let Some(other) = link.made_elsewhere().transpose()? else {
+            continue;
+        };
+        let failed = |e| link.failed(Place::Step("cannot begin to decode"), e);
+        other.begin_decode(image, &stage.state).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// On the foreman.

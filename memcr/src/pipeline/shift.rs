@@ -17,7 +17,7 @@ use crate::pipeline::chain::Workers;
 use crate::pipeline::crew::{Halt, Stop, Turnstile};
 use crate::pipeline::links::{Chain, Link, SinkStore, sink_error};
 use crate::pipeline::queue::{Job, Queue};
-use crate::pipeline::{EncodeSetup, PipelineError, Progress, Result, open};
+use crate::pipeline::{EncodeSetup, PipelineError, Progress, Result, open, orphan};
 use crate::sink::frame::{CHUNK_HEAD_LEN, INDEX_ENTRY_LEN, RUN_LEN};
 use crate::sink::layout::{Footer, Header, limit};
 use crate::sink::{ImageMeta, ImageWriter, Mark, WriteImage};
@@ -54,31 +54,40 @@ pub(super) struct Shift {
     writer: ImageWriter,
 }
 
+/// A shift that is about to begin.
+pub(super) struct Opened {
+    pub(super) shift: Arc<Shift>,
+    pub(super) n_workers: usize,
+    /// Why nobody but this process could read the image, if so.
+    pub(super) only_here: Option<PipelineError>,
+}
+
 impl Shift {
-    /// On the foreman: begins the stages, opens the sink, writes the head. Answers the
-    /// shift and its number of workers.
+    /// On the foreman: begins the stages, opens the sink, writes the head.
     pub(super) fn open(
         chain: &Arc<Chain>,
         setup: EncodeSetup,
         stop: Arc<Stop>,
         header: &Header,
         workers: Workers,
-    ) -> Result<(Arc<Self>, usize)> {
+    ) -> Result<Opened> {
         let common = Common::of(header);
         let n_workers = workers.number(chain, bench::buffer_len(chain, &common)?);
         let frame_len = longest_frame(chain, header)?;
         let expected_len = setup.expected_len_bytes;
         let image = common.image(chain, expected_len);
+        let begun = chain.begin_encode(&image)?;
+        let only_here = orphan::prove(chain, &image, &begun).err();
         let new = NewImage {
             id: header.image_id,
             pid: u64::from(setup.pid),
             expected_len: sink_len(header, frame_len, expected_len),
             compressed: chain.any(capability::COMPRESSES),
-            keep: setup.keep,
+            keep: setup.keep && only_here.is_none(),
         };
         let sink = chain.sink()?;
         let store = SinkStore(Arc::clone(&sink.handle));
-        let recipe = chain.begin_encode(&image, &new)?.encode();
+        let recipe = chain.open_sink(begun, &new)?.encode();
         let created = ImageWriter::create(&store, header, &recipe);
         let writer = created.map_err(|e| {
             let failure = sink_error(&sink.alias, "cannot write the head of the image", e);
@@ -101,7 +110,11 @@ impl Shift {
             store,
             writer,
         };
-        Ok((Arc::new(shift), n_workers))
+        Ok(Opened {
+            shift: Arc::new(shift),
+            n_workers,
+            only_here,
+        })
     }
 
     /// What a worker does until the queue ends or somebody fails.

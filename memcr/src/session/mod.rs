@@ -64,6 +64,9 @@ pub enum ParkError {
     /// There is no guard over its missing memory.
     #[error("process {0} has no guard: without memcr it would run on wrong memory")]
     NoGuard(i32),
+    /// No other memcr could read its image.
+    #[error("no other memcr could give process {0} its memory back")]
+    OnlyHere(i32),
     /// It ended; nothing of the session is left.
     #[error("process {0} ended while it was held")]
     TargetExited(i32),
@@ -96,6 +99,12 @@ impl Held {
         self.guarded.is_some()
     }
 
+    /// Another memcr can give it its memory back, and it waits for that.
+    #[must_use]
+    pub fn can_be_left(&self) -> bool {
+        self.has_guard() && !self.image.is_only_here()
+    }
+
     /// Lets the target go without its memory: it stands still, and the journal tells
     /// whoever restores it how.
     ///
@@ -113,6 +122,9 @@ impl Held {
         let pid = frozen.pid();
         if guarded.is_none() {
             return Err(ParkError::NoGuard(pid));
+        }
+        if image.is_only_here() {
+            return Err(ParkError::OnlyHere(pid));
         }
         let owed = frozen.take_owed();
         let told = journal.update(|record| {

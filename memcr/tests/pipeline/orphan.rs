@@ -1,11 +1,15 @@
 //! What is left to another memcr: pipelines that load elsewhere, images to be removed.
 
+use std::fs::Permissions;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use memcr::pipeline::{OpenImage, Pipeline, PipelineSpec};
+use memcr::pipeline::{Cancel, Encoder, OpenImage, Pipeline, PipelineSpec};
 
-use crate::support::{Memory, PLAIN, checkpoint, content, plans, spec, stages};
+use crate::faults::told;
+use crate::support::{Memory, PLAIN, checkpoint, content, plans, setup, spec, stages};
 
 fn stored(spec: &PipelineSpec) -> OpenImage {
     let memory = Memory::default();
@@ -44,7 +48,6 @@ fn what_is_no_image_is_not_removed() {
 
 #[test]
 fn another_process_gets_paths_that_mean_the_same_and_no_descriptors() {
-    use std::os::fd::AsRawFd;
     let mut key = tempfile::tempfile().unwrap();
     std::io::Write::write_all(&mut key, &[7; 32]).unwrap();
     std::io::Seek::rewind(&mut key).unwrap();
@@ -62,4 +65,47 @@ fn another_process_gets_paths_that_mean_the_same_and_no_descriptors() {
         here.display()
     );
     assert_eq!(*pipeline.portable_spec(), spec(&left, 1));
+}
+
+fn encoder(stages_text: &str) -> Encoder {
+    let memory = Arc::new(Memory::default());
+    let pipeline = Pipeline::load(&spec(stages_text, 1), stages()).unwrap();
+    pipeline.prepare_encode(setup(&memory)).unwrap()
+}
+
+/// A stage has the secret of its image in the one handle that encodes it.
+#[test]
+fn what_only_this_process_can_read_is_known_before_anything_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = format!("disk:path={}", dir.path().join("image").display());
+    let hoarded = format!("lz4,keeps_to_itself,{disk}");
+    let encoder = encoder(&hoarded);
+    let reason = told(encoder.only_here().unwrap());
+    let wanted = "stage `keeps_to_itself`: cannot begin to decode: my secret is not here";
+    assert_eq!(reason, wanted);
+    let refused = encoder.expect_elsewhere().err().unwrap();
+    assert_eq!(told(&refused), wanted);
+    assert!(dir.path().read_dir().unwrap().next().is_none());
+    let image = stored(&spec(&hoarded, 1));
+    assert!(image.is_only_here());
+    image.verify(Cancel::new(), Arc::default()).unwrap();
+    image.remove().unwrap();
+}
+
+#[test]
+fn what_others_can_read_is_known_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = format!("disk:path={}", dir.path().join("image").display());
+    let key = dir.path().join("key");
+    std::fs::write(&key, [7; 32]).unwrap();
+    std::fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+    let key_file = format!("encrypt:key_file={}", key.display());
+    let descriptor = std::fs::File::open(&key).unwrap();
+    // Whoever restores it gives the key again.
+    let key_fd = format!("encrypt:key_fd={}", descriptor.as_raw_fd());
+    for stage in ["lz4,md5", "ordered", "xor:with=7", &key_file, &key_fd] {
+        let image = stored(&spec(&format!("{stage},{disk}"), 1));
+        assert!(!image.is_only_here(), "{stage}");
+        image.remove().unwrap();
+    }
 }

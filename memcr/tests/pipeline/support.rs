@@ -378,6 +378,7 @@ fn build_c_stages(dir: &Path) {
         "DECODES_WRONG",
         "DECODES_SHORT",
         "DECODES_TOO_MUCH",
+        "KEEPS_TO_ITSELF",
     ];
     for name in odd {
         compile(

@@ -28,7 +28,8 @@ enum {
     DECODES_TOO_MUCH, /* decode says it wrote more than there is room for */
     SOLO_IN_PLUGIN,  /* takes chunks in any order, but one call at a time over all handles */
     SOLO_IN_HANDLE,  /* the same, one call at a time on each handle */
-    HANGS_IN_PLUGIN  /* encode does not come back; one call at a time over all handles */
+    HANGS_IN_PLUGIN, /* encode does not come back; one call at a time over all handles */
+    KEEPS_TO_ITSELF  /* only the handle that encodes an image can decode it */
 };
 
 #define SOLO (ODD == SOLO_IN_PLUGIN || ODD == SOLO_IN_HANDLE)
@@ -39,6 +40,7 @@ static int calls_of_all; /* at this moment */
 struct odd {
     int calls; /* at this moment */
     uint64_t seen;
+    int secret; /* known */
     long caller; /* the thread that must never be in here */
 };
 
@@ -98,6 +100,7 @@ static int32_t begin_encode(memcr_handle handle, const memcr_image_info *info, u
     (void)err;
     check_thread(odd);
     odd->seen = 0;
+    odd->secret = 1;
     memcpy(out, "odd", 3);
     *out_len = 3;
     return MEMCR_CODE_OK;
@@ -113,6 +116,8 @@ static int32_t begin_decode(memcr_handle handle, const memcr_image_info *info, c
     odd->seen = 0;
     if (state_len != 3 || memcmp(state, "odd", 3))
         return fail(err, MEMCR_CODE_CORRUPT, "this is not my state");
+    if (ODD == KEEPS_TO_ITSELF && !odd->secret)
+        return fail(err, MEMCR_CODE_NOT_FOUND, "my secret is not here");
     return MEMCR_CODE_OK;
 }
 

@@ -80,7 +80,7 @@ pub(crate) fn fetch(image_id: &[u8; 16]) -> Result<MasterKey> {
             code::NOT_FOUND,
             "the key of this image is gone: it was ephemeral, and the keyring does not have it",
         )
-        .hint("it is kept for the user who made the image, until the machine stops; for an image that outlives that set key_file")),
+        .hint("only the user who made the image has it, if any; give a key of your own: key_file, credential or keyring")),
         Err(error) => Err(StageError::new(
             refusal(error),
             format!(
@@ -88,7 +88,7 @@ pub(crate) fn fetch(image_id: &[u8; 16]) -> Result<MasterKey> {
                 text(error)
             ),
         )
-        .hint("restore in the process that made the image; for one that outlives memcr set key_file")),
+        .hint("only the process that made the image has it; give a key of your own: key_file, credential or keyring")),
     }
 }
 

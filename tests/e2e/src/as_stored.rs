@@ -1,7 +1,7 @@
 //! An image that takes RAM: pages go while others are still being stored, so that both
 //! together never take more than before.
 
-use crate::common::Rig;
+use crate::common::{Rig, without_keyring};
 use crate::memory_group::MemoryGroup;
 use crate::table;
 use libtest_mimic::Trial;
@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("not_of_a_file", not_of_a_file),
             ("not_before_it_is_verified", not_before_verified),
             ("not_with_a_key_that_goes_with_us", not_with_our_key),
+            ("not_with_a_key_of_no_keyring", not_without_keyring),
             ("not_beside_a_ring", not_beside_a_ring),
             (
                 "nothing_compresses_beside_a_ring",
@@ -109,6 +110,14 @@ fn not_with_our_key() -> Result {
     let memcr = memcr.via(&["sh", "-c", &opened, "sh"]);
     nothing_gone_at_commit(victim, memcr)?;
     std::fs::remove_file(&key).context("remove the key")?;
+    rig.expect_clean()
+}
+
+/// A key that was made, and that nobody else can be given.
+fn not_without_keyring() -> Result {
+    let (rig, victim) = (Rig::with("lz4,encrypt,tmpfs")?, victim()?);
+    let memcr = without_keyring(rig.memcr(victim.pid()).arg("-n"))?;
+    nothing_gone_at_commit(victim, memcr)?;
     rig.expect_clean()
 }
 

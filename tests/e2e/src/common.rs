@@ -189,6 +189,12 @@ pub(crate) fn on_older_kernel(memcr: Memcr, requests: &str) -> Result<Memcr> {
     Ok(memcr.via(&[&victim.to_string_lossy(), "older", requests]))
 }
 
+/// As where a container may not use the kernel's keyrings: `victim keyless`.
+pub(crate) fn without_keyring(memcr: Memcr) -> Result<Memcr> {
+    let victim = place::victim()?;
+    Ok(memcr.via(&[&victim.to_string_lossy(), "keyless"]))
+}
+
 /// Copies a program. Not by ourselves: what another test starts at that moment would have
 /// the copy open for writing until it executes, and ours could not be executed (ETXTBSY).
 pub(crate) fn copy_program(from: &Path, to: &Path) -> Result {

@@ -81,6 +81,9 @@ fn main() {
     if name == "older" {
         talk::die(&format!("older: {}", older::become_program(args)));
     }
+    if name == "keyless" {
+        talk::die(&format!("keyless: {}", seccomp::become_keyless(args)));
+    }
     let Some((_, mode)) = MODES.iter().find(|(mode, _)| *mode == name) else {
         let known: Vec<_> = MODES.iter().map(|(mode, _)| *mode).collect();
         talk::die(&format!(

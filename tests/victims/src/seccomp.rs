@@ -8,6 +8,8 @@ use crate::signals::handle;
 use crate::sys::{errno, prctl};
 use crate::talk::{Victim, Wrong, say, serve, serve_beside, verdict};
 use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 const SECCOMP_MODE_STRICT: u64 = 1;
@@ -99,8 +101,21 @@ fn install_deadly() -> io::Result<()> {
     install(&deadly, libc::SECCOMP_RET_KILL_PROCESS)
 }
 
-/// A classic BPF program: `action` on any of `calls`, allow the rest.
-fn install(calls: &[libc::c_long], action: u32) -> io::Result<()> {
+/// `victim keyless PROGRAM [ARG…]`: becomes the program, which may not use the kernel's keyrings,
+/// as in many a container. Answers why not.
+pub(crate) fn become_keyless(mut args: impl Iterator<Item = String>) -> io::Error {
+    let Some(program) = args.next() else {
+        return io::Error::other("a program is wanted");
+    };
+    let keys = [libc::SYS_add_key, libc::SYS_request_key, libc::SYS_keyctl];
+    match install(&keys, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32) {
+        Ok(()) => Command::new(program).args(args).exec(),
+        Err(error) => error,
+    }
+}
+
+/// A classic BPF program: `answer` to any of `calls`, allow the rest.
+fn install(calls: &[libc::c_long], answer: u32) -> io::Result<()> {
     const LOAD_NUMBER: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS, offset 0: seccomp_data.nr
     const JUMP_IF_EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
@@ -111,7 +126,7 @@ fn install(calls: &[libc::c_long], action: u32) -> io::Result<()> {
         program.push(word(JUMP_IF_EQUAL, (calls.len() - i) as u8, number as u32));
     }
     program.push(word(RETURN, 0, libc::SECCOMP_RET_ALLOW));
-    program.push(word(RETURN, 0, action));
+    program.push(word(RETURN, 0, answer));
     let header = libc::sock_fprog {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),

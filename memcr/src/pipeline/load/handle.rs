@@ -86,6 +86,11 @@ impl Handle {
         })
     }
 
+    /// Another instance of the same plugin.
+    pub(crate) fn another(&self, params: &[(String, String)]) -> Result<Self> {
+        Self::create(&self.plugin, params, self.watch.clone())
+    }
+
     pub(crate) fn description(&self) -> &StageDescription {
         self.plugin.description()
     }

@@ -17,6 +17,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         &[
             ("told_to_end_holds", ends_and_holds),
             ("told_to_end_restores", ends_and_restores),
+            ("told_to_end_with_its_key", ends_with_its_key),
             ("told_to_end_cannot_restore", ends_and_cannot_restore),
             ("told_to_end_kills", ends_and_kills),
             ("told_to_end_in_a_checkpoint", ends_in_a_checkpoint),
@@ -75,6 +76,19 @@ fn ends_and_restores() -> Result {
     for other in &mut others {
         other.verify()?;
     }
+    scene.victim.quit()
+}
+
+/// `hold`, of an image whose key ends with it: nobody else could give its memory back.
+fn ends_with_its_key() -> Result {
+    let rig = Rig::with("lz4,encrypt,file")?;
+    let victim = place::victim()?.to_string_lossy().into_owned();
+    let setup = Setup::new(&rig).memcr(|memcr| memcr.via(&[&victim, "keyless"]));
+    let mut scene = Scene::with(rig, setup.start()?)?;
+    scene.daemon.checkpoint(scene.pid())?;
+    let ended = scene.daemon.stop()?;
+    ended.says("no other memcr could give it its memory back")?;
+    runs(&scene.rig, &mut scene.victim, &scene.before, &[])?;
     scene.victim.quit()
 }
 

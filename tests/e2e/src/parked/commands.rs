@@ -1,11 +1,14 @@
 //! What the commands answer, to whom it may concern and to whom not.
 
 use super::{bring_back, park, round_trip};
+use crate::common::without_keyring;
 use crate::table;
 use libtest_mimic::Trial;
 use memcr_harness::wait::until;
 use memcr_harness::{Allow, Context, Result, Rig, Snapshot, Victim, ensure};
 use rustix::process::Signal;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -16,6 +19,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("again_and_again", again_and_again),
             ("many_threads", many_threads),
             ("ephemeral_key", ephemeral_key),
+            ("key_that_nobody_else_gets", key_of_ours_alone),
             ("into_a_tmpfs", into_a_tmpfs),
             ("restore_what_is_not_there", restore_what_is_not_there),
             ("pid_used_again", pid_used_again),
@@ -68,6 +72,38 @@ fn ephemeral_key() -> Result {
     until("the key to go", || has_key(&id).is_ok_and(|has| !has))?;
     before.still(pid, Allow::default())?;
     victim.verify()?;
+    victim.quit()
+}
+
+/// The key ends with memcr: it must not go. One that stays may have such a key, and one whose
+/// key others find may go.
+fn key_of_ours_alone() -> Result {
+    let rig = Rig::with("lz4,encrypt,file")?;
+    let mut victim = Victim::start("memory", &["size=16M", "threads=2"])?;
+    let (pid, before) = (victim.pid(), Snapshot::take(victim.pid())?);
+    let refused = without_keyring(rig.checkpoint(pid))?.run()?;
+    refused.expect(3)?;
+    refused.says("no other memcr could give process")?;
+    refused.says("key_file")?;
+    refused.says("`memcr -p")?;
+    before.still(pid, Allow::default())?;
+    victim.verify()?;
+    rig.expect_clean()?;
+    let stays = without_keyring(rig.memcr(pid).arg("-n"))?.run()?;
+    stays.expect(0)?;
+    stays.says("only this process can restore the image")?;
+    victim.verify()?;
+    let key = rig.dir().join("key");
+    std::fs::write(&key, [7; 32]).context("write a key")?;
+    std::fs::set_permissions(&key, Permissions::from_mode(0o600)).context("chmod the key")?;
+    let given = format!("encrypt.key_file={}", key.display());
+    let goes = rig.checkpoint(pid).args(["--set", &given]);
+    without_keyring(goes)?.run()?.expect(0)?;
+    bring_back(&rig, pid)?;
+    before.still(pid, Allow::default())?;
+    victim.verify()?;
+    std::fs::remove_file(&key).context("remove the key")?;
+    rig.expect_clean()?;
     victim.quit()
 }
 
