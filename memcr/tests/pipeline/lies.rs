@@ -132,3 +132,40 @@ fn damage_is_not_blamed_on_a_stage() {
         "{error}"
     );
 }
+
+/// Where no stage changes the pages there is no CRC of them but that of the chunk, which is
+/// made when the stages have seen them.
+#[test]
+fn a_checksum_that_changes_what_it_is_only_to_read() {
+    let wanted = "it has changed the bytes that it was only to read";
+    let dir = tempfile::tempdir().unwrap();
+    let disk = format!("disk:path={}", dir.path().join("image").display());
+    let memory = Memory::default();
+    memory.put(0x10_0000, &content("text", 24));
+    let memory = Arc::new(memory);
+    let plans = plans(PLAIN, 0x10_0000, 24 * 4096, 4);
+    for stages in ["tags_and_changes", "crc32,tags_and_changes,md5"] {
+        let stored = checkpoint(&spec(&format!("{stages},{disk}"), 2), &memory, &plans);
+        let text = told(&stored.err().unwrap());
+        assert!(
+            text.contains("stage `tags_and_changes`: encoding chunk"),
+            "{text}"
+        );
+        assert!(text.contains(wanted), "{text}");
+        assert!(dir.path().read_dir().unwrap().next().is_none());
+    }
+    for stages in ["checks_and_changes", "crc32,checks_and_changes,md5"] {
+        let image = checkpoint(&spec(&format!("{stages},{disk}"), 2), &memory, &plans).unwrap();
+        let into = Arc::new(Memory::default());
+        let error = restore(&image, &into).unwrap_err();
+        assert!(!error.is_corrupt(), "{error}");
+        let text = told(&error);
+        assert!(
+            text.contains("stage `checks_and_changes`: decoding chunk"),
+            "{text}"
+        );
+        assert!(text.contains(wanted), "{text}");
+        assert!(into.pages().is_empty(), "wrong bytes reached the target");
+        image.remove().unwrap();
+    }
+}

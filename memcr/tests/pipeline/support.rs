@@ -401,6 +401,10 @@ fn build_c_stages(dir: &Path) {
             &defines,
         );
     }
+    for name in ["TAGS_AND_CHANGES", "CHECKS_AND_CHANGES", "MADE_OF_NOTHING"] {
+        let source = "memcr/tests/stages/tag.c";
+        compile(dir, source, &name.to_lowercase(), &[("ODD", name)]);
+    }
     compile(dir, "plugin-api/examples/xor.c", "xor", &[]);
 }
 
