@@ -97,6 +97,7 @@ pub(super) struct Blueprint {
     pub(super) chunk_len: u32,
     /// Or-ed capabilities of all stages.
     capabilities: u64,
+    is_serial: bool,
 }
 
 /// Loaded, ordered and checked stages with their handles. All calls into plugins are
@@ -154,15 +155,15 @@ impl Pipeline {
         chunk_len: u32,
         load: impl FnOnce() -> Result<Chain> + Send + 'static,
     ) -> Result<Self> {
-        let (links, capabilities) = foreman.run(move |floor| {
+        let (links, capabilities, is_serial) = foreman.run(move |floor| {
             let chain = Arc::new(load()?);
             let bits = (0..64)
                 .map(|bit| 1 << bit)
                 .filter(|&bit| chain.any(bit))
                 .sum();
-            let links = chain.describe();
+            let (links, is_serial) = (chain.describe(), chain.is_serial());
             floor.chain = Some(chain);
-            Ok((links, bits))
+            Ok((links, bits, is_serial))
         })?;
         Ok(Self {
             foreman,
@@ -171,6 +172,7 @@ impl Pipeline {
                 workers,
                 chunk_len,
                 capabilities,
+                is_serial,
             },
             portable: PipelineSpec::default(),
             is_portable: false,
@@ -223,11 +225,12 @@ impl Pipeline {
     }
 
     /// Memory can be given back while it is stored: what was written of an image is found,
-    /// and can be read, before it is finished.
+    /// and can be read, before it is finished. Also where a call into a stage hangs, which
+    /// keeps every other one out of a plugin that is serial.
     #[must_use]
     pub fn keeps_unfinished(&self) -> bool {
         let wanted = capability::KEEPS_UNFINISHED | capability::READ_BEFORE_COMMIT;
-        self.blueprint.capabilities & wanted == wanted
+        self.blueprint.capabilities & wanted == wanted && !self.blueprint.is_serial
     }
 
     /// Longest chunk, bytes.

@@ -10,7 +10,7 @@ use crate::pipeline::calls::{Calls, Watch, Who};
 use crate::pipeline::load::{Handle, Plugin};
 use crate::pipeline::{
     LinkDescription, ParamDescription, ParamType, PipelineError, Place, Result, SearchPath,
-    StageKind, StageSpec, order, params,
+    StageKind, StageSpec, ThreadModel, order, params,
 };
 use crate::sink::layout::limit;
 use crate::sink::recipe::{Recipe, RecipeStage};
@@ -239,6 +239,13 @@ impl Chain {
             .links
             .iter()
             .all(|link| link.can(capability::INDEPENDENT_CHUNKS))
+    }
+
+    /// Some plugin takes one call at a time, over all its handles: one that hangs there leaves
+    /// none usable, whoever makes another.
+    pub(super) fn is_serial(&self) -> bool {
+        let mut links = self.links.iter().chain(&self.sink);
+        links.any(|link| link.handle.description().threads == ThreadModel::Serial)
     }
 
     pub(super) fn sink(&self) -> Result<&Link> {

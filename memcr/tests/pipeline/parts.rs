@@ -223,3 +223,16 @@ fn an_image_that_was_kept_is_completed_as_any_other() {
         assert_eq!(n_files(&dir), 0, "{before_sink}");
     }
 }
+
+/// The undo would make handles of its own, and wait for the call that hangs.
+#[test]
+fn nothing_is_given_back_early_with_a_plugin_of_one_call_at_a_time() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let sink = format!("tmpfs:allow_plain=true:dir={}", dir.path().display());
+    let keeps = |before: &str| {
+        let pipeline = Pipeline::load(&spec(&format!("{before},{sink}"), 1), stages()).unwrap();
+        pipeline.keeps_unfinished()
+    };
+    assert!(keeps("lz4") && keeps("solo_in_handle"));
+    assert!(!keeps("solo_in_plugin"));
+}
