@@ -283,7 +283,8 @@ impl Encoder {
         let (shift, stop) = (Arc::clone(&self.shift), Arc::clone(&self.shift.stop));
         let kept = self.foreman.run_until(&stop, move |_| shift.keep());
         let locator = kept.map_err(|failure| self.shift.first(failure).after(self.end()))?;
-        open::retain_keys(&self.header.image_id);
+        let retained = open::retain_keys(&self.header.image_id);
+        retained.map_err(|failure| failure.after(self.end()))?;
         (self.locator, self.needed) = (Some(locator), true);
         Ok(())
     }
@@ -322,6 +323,7 @@ impl Encoder {
         let stop = Arc::clone(&self.shift.stop);
         let footer = self.foreman.run_until(&stop, move |_| shift.finish());
         let footer = footer.map_err(|failure| self.shift.first(failure))?;
+        open::retain_keys(&self.header.image_id)?;
         self.ended = true;
         Ok(OpenImage::written(
             Arc::clone(&self.foreman),

@@ -257,10 +257,11 @@ pub(super) fn forget_keys(image_id: &[u8; 16]) {
 }
 
 /// Lets nothing expire that stages kept in the keyring for an image that is needed from now on.
-pub(super) fn retain_keys(image_id: &[u8; 16]) {
-    if let Err(error) = keyring::retain(image_id) {
-        tracing::warn!("a key of the image may expire: {error}");
-    }
+pub(super) fn retain_keys(image_id: &[u8; 16]) -> Result<()> {
+    keyring::retain(image_id).map_err(|source| PipelineError::Resource {
+        doing: "keep the key of the image in the user keyring".into(),
+        source,
+    })
 }
 
 /// Removes the image of the foreman's sink, or leaves it to him if the sink hangs.

@@ -3,14 +3,15 @@
 //!
 //! ```text
 //!   begin_encode   keep ──▶ user keyring: `memcr:IMAGE-ID:encrypt`, expires in a day
-//!   finish_encode  settle ─▶ the same, does not expire
+//!   the host                      │ lets it not expire, once the image is committed
 //!                                 │ this process dies
 //!   begin_decode   fetch ◀────────┤ (in another process of the same user)
 //!   the host                      └ takes it away with the image, finished or not
 //! ```
 //!
-//! Only the host knows whether an image that is never finished is needed all the same, because
-//! memory was given back while it was stored: it lets the key of such a one not expire.
+//! Only the host knows when an image is needed: when it is committed, or before it is finished,
+//! because memory is given back while it is stored. Until then nobody may be left to take its
+//! key away.
 //!
 //! The user keyring (user-keyring(7)), because two commands of one user share it whatever
 //! their sessions are, and because it lasts as long as the machine runs. A session
@@ -34,30 +35,15 @@ use crate::master::{KeySource, MasterKey, READ_LEN};
 /// checkpoint, and a memcr that is killed meanwhile leaves nothing for ever.
 const DRAFT_SECS: usize = 24 * 60 * 60;
 
-/// The key of an image that is being encoded.
-#[derive(Debug)]
-pub(crate) struct Draft(Key);
-
-impl Draft {
-    /// Keeps `master` for an image.
-    pub(crate) fn keep(
-        image_id: &[u8; 16],
-        master: &MasterKey,
-    ) -> std::result::Result<Self, KeyError> {
-        let thread = KeyRing::from_special_id(KeyRingIdentifier::Thread, true)?;
-        let user = KeyRing::from_special_id(KeyRingIdentifier::User, true)?;
-        let key = thread.add_key(&description(image_id), master.bytes())?;
-        let kept = share(key, user);
-        // What is linked nowhere is gone.
-        let unlinked = thread.unlink_key(key);
-        kept.and(unlinked)?;
-        Ok(Self(key))
-    }
-
-    /// The image is finished: from here on the key goes with the image.
-    pub(crate) fn settle(self) -> std::result::Result<(), KeyError> {
-        self.0.set_timeout(0)
-    }
+/// Keeps `master` for an image that is being encoded.
+pub(crate) fn keep(image_id: &[u8; 16], master: &MasterKey) -> std::result::Result<(), KeyError> {
+    let thread = KeyRing::from_special_id(KeyRingIdentifier::Thread, true)?;
+    let user = KeyRing::from_special_id(KeyRingIdentifier::User, true)?;
+    let key = thread.add_key(&description(image_id), master.bytes())?;
+    let kept = share(key, user);
+    // What is linked nowhere is gone.
+    let unlinked = thread.unlink_key(key);
+    kept.and(unlinked)
 }
 
 /// Makes a new key one that this user's processes find, and nobody else: not even who

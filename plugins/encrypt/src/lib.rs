@@ -21,7 +21,7 @@ mod suite;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use memcr_plugin_api::Host;
 use memcr_plugin_api::abi::{capability, code};
@@ -32,7 +32,6 @@ use memcr_plugin_api::stage::{
 
 use frame::Worker;
 use image_keys::{ImageKeys, State, wrong_key};
-use keyring::Draft;
 use linux_keyutils::KeyError;
 use master::{KeySource, MasterKey};
 use suite::Suite;
@@ -49,8 +48,6 @@ struct Encrypt {
     host: Host,
     encoding: Slot,
     decoding: Slot,
-    /// An ephemeral key in the keyring, until its image is finished.
-    draft: Mutex<Option<Draft>>,
 }
 
 impl Transform for Encrypt {
@@ -120,7 +117,6 @@ impl Transform for Encrypt {
             host,
             encoding: Slot::default(),
             decoding: Slot::default(),
-            draft: Mutex::default(),
         };
         stage.try_out()?;
         Ok(stage)
@@ -179,9 +175,6 @@ impl Transform for Encrypt {
             .trailer(n_chunks)?;
         // They are not needed again: reading back derives them anew.
         self.encoding.set(None);
-        if let Some(Err(error)) = self.set_draft(None).map(Draft::settle) {
-            self.warn_not_kept(error);
-        }
         Ok(trailer.to_vec())
     }
 
@@ -203,21 +196,11 @@ impl Encrypt {
     /// Puts an ephemeral key where another process finds it. Without it a checkpoint
     /// and a restore by this process work all the same.
     fn keep(&self, image: &Image) {
-        // That of an image that was never finished is the host's.
-        self.set_draft(None);
-        if self.master.source == KeySource::Ephemeral {
-            match Draft::keep(&image.id, &self.master) {
-                Ok(draft) => {
-                    self.set_draft(Some(draft));
-                }
-                Err(error) => self.warn_not_kept(error),
-            }
+        if self.master.source == KeySource::Ephemeral
+            && let Err(error) = keyring::keep(&image.id, &self.master)
+        {
+            self.warn_not_kept(error);
         }
-    }
-
-    fn set_draft(&self, draft: Option<Draft>) -> Option<Draft> {
-        let mut slot = self.draft.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut slot, draft)
     }
 
     fn warn_not_kept(&self, error: KeyError) {

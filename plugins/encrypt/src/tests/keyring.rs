@@ -89,7 +89,7 @@ fn expires(image: &Image) -> bool {
 }
 
 #[test]
-fn the_key_of_an_image_that_was_never_finished_is_the_hosts_for_a_day() {
+fn the_key_of_an_image_that_was_not_committed_is_the_hosts_for_a_day() {
     if user_keyring().is_none() {
         return;
     }
@@ -101,7 +101,8 @@ fn the_key_of_an_image_that_was_never_finished_is_the_hosts_for_a_day() {
     stage.finish_encode(1).unwrap();
     drop(stage);
     assert!(expires(&first));
-    assert!(!expires(&second));
+    // Its image is complete, and may still never be seen by anybody.
+    assert!(expires(&second));
     forget(&first);
     forget(&second);
 }
