@@ -175,6 +175,9 @@ extern "C" {
 #define MEMCR_PARAM_REQUIRED (1u << 0)
 /* Flag: needed to read an image back; its value is stored in the image. Never a secret. */
 #define MEMCR_PARAM_RECORDED (1u << 1)
+/* Flag: says where something is (a key, for one), not how bytes are encoded, as a path and a
+ * descriptor do anyway: whoever reads an image back may give another value. */
+#define MEMCR_PARAM_PLACE (1u << 2)
 
 /* ---- Structs --------------------------------------------------------------------- */
 

@@ -144,6 +144,9 @@ pub mod param {
     pub const REQUIRED: u32 = 1 << 0;
     /// Flag: needed to read an image back; its value is stored in the image.
     pub const RECORDED: u32 = 1 << 1;
+    /// Flag: says where something is (a key, for one), not how bytes are encoded, as a path
+    /// and a descriptor do anyway: whoever reads an image back may give another value.
+    pub const PLACE: u32 = 1 << 2;
 }
 
 /// What went wrong, written by the plugin into memory of the host, which lends it zeroed

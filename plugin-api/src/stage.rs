@@ -100,6 +100,9 @@ pub enum Threads {
 pub enum ParamKind {
     /// Any text.
     String,
+    /// A name under which something is found, a key for one: any text. Like a path it says
+    /// where, not how, and may be another one when an image is read.
+    Name,
     /// An integer within limits, both included.
     Integer {
         /// Smallest value.

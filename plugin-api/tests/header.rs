@@ -168,7 +168,7 @@ fn all_constants() -> Expected {
         READ_BEFORE_COMMIT, IN_MEMORY, KEEPS_UNFINISHED, ALL,
     });
     constants!(to, "PARAM_", param {
-        STRING, INTEGER, BOOL, SIZE, CHOICE, PATH, FD, REQUIRED, RECORDED,
+        STRING, INTEGER, BOOL, SIZE, CHOICE, PATH, FD, REQUIRED, RECORDED, PLACE,
     });
     to
 }

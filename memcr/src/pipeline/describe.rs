@@ -85,6 +85,9 @@ pub struct ParamDescription {
     pub required: bool,
     /// Stored in the image.
     pub recorded: bool,
+    /// Says where something is, not how bytes are encoded.
+    #[serde(skip)]
+    pub place: bool,
     /// One line of help.
     pub help: String,
 }

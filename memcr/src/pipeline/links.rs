@@ -109,21 +109,18 @@ impl Link {
         Some(made.map_err(|source| self.failed(Place::Step("cannot be set up again"), source)))
     }
 
-    /// The parameters among `params` that decide how bytes are encoded. Paths and
-    /// descriptors only say where something is, such as a key, and may have moved.
+    /// The parameters among `params` that decide how bytes are encoded. Those that say where
+    /// something is, such as a key, may have moved; those that are not recorded an older
+    /// version of the stage may have stored.
     fn decides<'a>(
         &'a self,
         params: &'a [(String, String)],
     ) -> impl Iterator<Item = &'a (String, String)> {
         let stage = self.handle.description();
-        let is_place =
-            |param: &&ParamDescription| matches!(param.ty, ParamType::Path | ParamType::Fd);
+        let is_free = |param: &&ParamDescription| param.place || !param.recorded;
         params.iter().filter(move |(key, _)| {
-            !stage
-                .params
-                .iter()
-                .filter(is_place)
-                .any(|param| param.name == *key)
+            let mut free = stage.params.iter().filter(is_free);
+            !free.any(|param| param.name == *key)
         })
     }
 

@@ -153,6 +153,7 @@ mod tests {
             ty,
             required: false,
             recorded: false,
+            place: false,
             help: "helps".into(),
             default,
         }

@@ -1,13 +1,17 @@
 //! An ephemeral key outlives its process, and goes with its image.
 
+use std::fs::Permissions;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use linux_keyutils::{KeyRing, KeyRingIdentifier};
-use memcr::pipeline::{Cancel, OpenImage, Pipeline, PipelineError};
+use memcr::pipeline::{Cancel, OpenImage, Pipeline, PipelineError, StageSpec};
 use memcr::sys::keyring;
 
+use crate::faults::told;
 use crate::support::{
     Memory, PLAIN, checkpoint, content, feed, plans, restore, setup, skip, spec, stages,
 };
@@ -155,4 +159,99 @@ fn a_checkpoint_that_comes_to_nothing_leaves_no_key() {
         assert!(feed(encoder, &plans).is_err());
         assert!(!has_key(&id), "{fault}");
     }
+}
+
+/// Who reads the image has the key in another place, and need not know the cipher.
+#[test]
+fn a_key_may_be_given_in_another_way_than_when_the_image_was_made() {
+    if !has_keyring() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (path, key) = (dir.path().join("image"), dir.path().join("key"));
+    std::fs::write(&key, [7; 32]).unwrap();
+    std::fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+    let ring = KeyRing::from_special_id(KeyRingIdentifier::User, false).unwrap();
+    let name = format!("memcr-test-{}", std::process::id());
+    let in_ring = ring.add_key(&name, &[7; 32]).unwrap();
+    let descriptor = std::fs::File::open(&key).unwrap();
+    let by_fd = format!(
+        "encrypt:cipher=aes-128-cbc:key_fd={}",
+        descriptor.as_raw_fd()
+    );
+    let by_file = format!("encrypt:key_file={}", key.display());
+    let read_with = |params: &[(&str, &str)]| {
+        let params = params
+            .iter()
+            .map(|&(key, value)| (key.into(), value.into()));
+        let given = StageSpec {
+            alias: "encrypt".into(),
+            params: params.collect(),
+            ..StageSpec::default()
+        };
+        let image = Pipeline::open_file(&path, stages(), &[given])?;
+        image.verify(Cancel::new(), Arc::default())
+    };
+    let plans = plans(PLAIN, 0x10_0000, 20 * 4096, 4);
+    let key_file = ("key_file", key.to_str().unwrap());
+    for (made, reads) in [
+        (by_fd, [&[("keyring", name.as_str())][..], &[key_file]]),
+        (by_file, [&[("cipher", "aes-192-cbc")][..], &[]]),
+    ] {
+        let spec = spec(&format!("lz4,{made},disk:path={}", path.display()), 2);
+        let image = checkpoint(&spec, &Arc::new(memory()), &plans).unwrap();
+        for params in reads {
+            let read = read_with(params).map_err(|error| told(&error));
+            read.unwrap_or_else(|error| panic!("{made}, {params:?}: {error}"));
+        }
+        image.remove().unwrap();
+    }
+    ring.unlink_key(in_ring).unwrap();
+}
+
+/// What decides how bytes are encoded must be as it was.
+#[test]
+fn what_says_how_is_still_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let spec = spec(&format!("xor:with=7,disk:path={}", path.display()), 1);
+    let plans = plans(PLAIN, 0x10_0000, 20 * 4096, 4);
+    let image = checkpoint(&spec, &Arc::new(memory()), &plans).unwrap();
+    let other = StageSpec {
+        alias: "xor".into(),
+        params: vec![("with".into(), "8".into())],
+        ..StageSpec::default()
+    };
+    let error = Pipeline::open_file(&path, stages(), &[other])
+        .err()
+        .unwrap();
+    let text = told(&error);
+    assert!(text.starts_with("the image was encoded by [xor"), "{text}");
+    image.remove().unwrap();
+}
+
+/// When a key of the user keyring ends by itself (proc_keys(5), fourth field); `None`: never.
+fn ends(image_id: &str) -> Option<String> {
+    let keys = std::fs::read_to_string("/proc/keys").unwrap();
+    let key = keys.lines().find(|line| line.contains(image_id)).unwrap();
+    let ends = key.split_whitespace().nth(3).unwrap().to_owned();
+    (ends != "perm").then_some(ends)
+}
+
+/// Until then it ends by itself, should nobody be left to take it away.
+#[test]
+fn a_key_lasts_from_the_commit_on() {
+    if !has_keyring() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let spec = pipeline(&dir.path().join("image"));
+    let memory = Arc::new(memory());
+    let pipeline = Pipeline::load(&spec, stages()).unwrap();
+    let encoder = pipeline.prepare_encode(setup(&memory)).unwrap();
+    let id = hex(encoder.image_id());
+    assert!(ends(&id).is_some());
+    let image = feed(encoder, &plans(PLAIN, 0x10_0000, 20 * 4096, 4)).unwrap();
+    assert_eq!(ends(&id), None);
+    image.remove().unwrap();
 }

@@ -69,7 +69,7 @@ pub(super) fn blank_table(kind: u32, info: &StageInfo) -> StageTable {
 
 fn c_param(spec: &ParamSpec) -> abi::Param {
     let (kind, choices, min, max) = match spec.kind {
-        ParamKind::String => (param::STRING, ptr::null(), 0, 0),
+        ParamKind::String | ParamKind::Name => (param::STRING, ptr::null(), 0, 0),
         ParamKind::Integer { min, max } => (param::INTEGER, ptr::null(), min, max),
         ParamKind::Bool => (param::BOOL, ptr::null(), 0, 0),
         ParamKind::Size { min, max } => (param::SIZE, ptr::null(), min, max),
@@ -79,10 +79,15 @@ fn c_param(spec: &ParamSpec) -> abi::Param {
     };
     let required = if spec.required { param::REQUIRED } else { 0 };
     let recorded = if spec.recorded { param::RECORDED } else { 0 };
+    let place = if matches!(spec.kind, ParamKind::Name) {
+        param::PLACE
+    } else {
+        0
+    };
     abi::Param {
         name: c_text(spec.name),
         kind,
-        flags: required | recorded,
+        flags: required | recorded | place,
         default_value: spec.default.map_or(ptr::null(), c_text),
         choices,
         min,
@@ -116,7 +121,8 @@ const fn check_param(spec: &ParamSpec) {
             "a size parameter's limits are wrong"
         ),
         ParamKind::Choice(words) => assert!(!words.is_empty(), "a parameter has no choices"),
-        ParamKind::String | ParamKind::Bool | ParamKind::Path | ParamKind::Fd => {}
+        ParamKind::String | ParamKind::Name | ParamKind::Bool | ParamKind::Path | ParamKind::Fd => {
+        }
     }
 }
 

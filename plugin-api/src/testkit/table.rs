@@ -156,7 +156,7 @@ fn check_param(loaded: &Loaded, name: &str, of: &abi::Param) {
     if !matches!(of.kind, param::STRING..=param::FD) {
         wrong("is of an unknown kind");
     }
-    if of.flags & !(param::REQUIRED | param::RECORDED) != 0 {
+    if of.flags & !(param::REQUIRED | param::RECORDED | param::PLACE) != 0 {
         wrong("has unknown flags");
     }
     if matches!(of.kind, param::INTEGER | param::SIZE) && of.min > of.max {

@@ -66,7 +66,8 @@ impl Transform for Encrypt {
                 kind: ParamKind::Choice(suite::NAMES),
                 default: Some(suite::AUTO),
                 required: false,
-                recorded: true,
+                // Its state knows better.
+                recorded: false,
                 help: "auto is aes-256-gcm, or chacha20-poly1305 where the CPU has no AES; the image knows which",
             },
             ParamSpec {
@@ -88,7 +89,7 @@ impl Transform for Encrypt {
             },
             ParamSpec {
                 name: "credential",
-                kind: ParamKind::String,
+                kind: ParamKind::Name,
                 default: None,
                 required: false,
                 recorded: true,
@@ -96,7 +97,7 @@ impl Transform for Encrypt {
             },
             ParamSpec {
                 name: "keyring",
-                kind: ParamKind::String,
+                kind: ParamKind::Name,
                 default: None,
                 required: false,
                 recorded: true,

@@ -266,16 +266,14 @@ unsafe fn describe_param(raw: &Param) -> Result<ParamDescription, String> {
     };
     // SAFETY: see above.
     let help = unsafe { text(raw.help, "help of a parameter") }?;
-    let (required, recorded) = (
-        raw.flags & param::REQUIRED != 0,
-        raw.flags & param::RECORDED != 0,
-    );
+    let says = |flag| raw.flags & flag != 0;
     Ok(ParamDescription {
         name,
         ty,
         default,
-        required,
-        recorded,
+        required: says(param::REQUIRED),
+        recorded: says(param::RECORDED),
+        place: says(param::PLACE) || matches!(raw.kind, param::PATH | param::FD),
         help,
     })
 }
