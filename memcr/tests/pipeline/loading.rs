@@ -6,6 +6,7 @@ use std::path::Path;
 
 use memcr::pipeline::{Door, Pipeline, Plugin, SearchPath, StageKind, ThreadModel, find_all};
 
+use crate::faults::told;
 use crate::support::{compile, spec, stages};
 
 /// Name of a fault, and what is said of it behind the path.
@@ -222,4 +223,15 @@ fn a_pipeline_that_makes_no_sense_is_refused_before_anything_happens() {
             .to_string()
             .contains("chunk length of 5000")
     );
+}
+
+/// PASS is for frames. A handle of nothing would be asked for the rest.
+#[test]
+fn a_stage_that_is_not_made_is_no_stage() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = format!("disk:path={}", dir.path().join("image").display());
+    let made = Pipeline::load(&spec(&format!("made_of_nothing,{disk}"), 1), stages());
+    let text = told(&made.err().unwrap());
+    let wanted = "stage `made_of_nothing`: cannot be set up: create answers 1, which is not a code";
+    assert!(text.starts_with(wanted), "{text}");
 }

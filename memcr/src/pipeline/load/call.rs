@@ -71,6 +71,16 @@ pub(super) fn within(name: &str, len: usize, cap: usize) -> Result<usize> {
     Ok(len)
 }
 
+/// Of a call that has nothing to pass over: OK is the only answer that is none of a failure.
+pub(super) fn done(name: &str, answer: i32) -> Result<()> {
+    match answer {
+        code::OK => Ok(()),
+        other => Err(defect(format!(
+            "{name} answers {other}, which is not a code for it"
+        ))),
+    }
+}
+
 /// A required function: `table::describe` saw that it is there.
 pub(super) fn needed<F>(function: Option<F>) -> Result<F> {
     function.ok_or_else(|| defect("it lacks the function for this step".into()))

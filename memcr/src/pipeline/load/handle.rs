@@ -14,7 +14,7 @@ use memcr_plugin_api::sink::NewImage;
 use memcr_plugin_api::stage::{Chunk, Encoded, Image, StageError};
 
 use super::Plugin;
-use super::call::{HOST, c_text, call, defect, needed, within};
+use super::call::{HOST, c_text, call, defect, done, needed, within};
 use crate::fault;
 use crate::pipeline::calls::{Watch, What};
 use crate::pipeline::{StageDescription, ThreadModel};
@@ -73,9 +73,10 @@ impl Handle {
         let under_way = watch.enter("create");
         // SAFETY: HOST is static, `pairs` and their texts live beyond the call, `raw` and
         // the error are ours to write.
-        call("create", |err| unsafe {
+        let answer = call("create", |err| unsafe {
             create(&HOST, pairs.as_ptr(), pairs.len(), &mut raw, err)
         })?;
+        done("create", answer)?;
         drop((under_way, serial));
         Ok(Self {
             plugin,
@@ -377,13 +378,8 @@ impl Handle {
 
     fn enter(&self, what: impl Into<What>, f: impl FnOnce(*mut abi::Error) -> i32) -> Result<()> {
         let what = what.into();
-        match self.enter_coded(what, f)? {
-            code::OK => Ok(()),
-            other => Err(defect(format!(
-                "{} answers {other}, which is not a code for it",
-                what.name
-            ))),
-        }
+        let answer = self.enter_coded(what, f)?;
+        done(what.name, answer)
     }
 
     /// One call under the locks that the thread model asks for. Answers OK or PASS.
