@@ -8,17 +8,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::abi::code;
 use crate::stage::{Result, StageError};
 
-/// Most values that may wait for an earlier one.
-///
-/// An encoder has some tens of chunks in flight. A reader may take the chunks of an image
-/// in any order (lazy restore), so that in the worst case all wait for chunk 0: this many
-/// are an image of 64 GiB in chunks of 256 KiB, and cost 10 MiB with values of 16 bytes.
-pub const MAX_WAITING: usize = 1 << 18;
-
 /// Takes one value per chunk in any order, hands them on in the order of the chunks.
+///
+/// An encoder has some tens of chunks in flight. A reader may take the chunks of an image in
+/// any order (huge pages first, lazy restore), so that in the worst case all wait for chunk 0.
+/// They are as many as the image has chunks: 10 MiB with values of 16 bytes for each 64 GiB in
+/// chunks of 256 KiB. With a limit there would be images that can be written and not be read.
 #[derive(Debug)]
 pub struct InOrder<V> {
     next: u64,
@@ -40,8 +37,7 @@ impl<V> InOrder<V> {
     /// A chunk that came before is passed over: a reader may read it twice.
     ///
     /// # Errors
-    /// [`code::UNSUPPORTED`] when more than [`MAX_WAITING`] values wait, and what `fold`
-    /// answers.
+    /// What `fold` answers.
     pub fn put(
         &mut self,
         index: u64,
@@ -49,7 +45,8 @@ impl<V> InOrder<V> {
         mut fold: impl FnMut(V) -> Result<()>,
     ) -> Result<()> {
         if index > self.next {
-            return self.keep(index, value);
+            self.waiting.insert(index, value);
+            return Ok(());
         }
         if index < self.next {
             return Ok(());
@@ -81,25 +78,13 @@ impl<V> InOrder<V> {
         };
         Err(StageError::new(code, message))
     }
-
-    fn keep(&mut self, index: u64, value: V) -> Result<()> {
-        if self.waiting.len() >= MAX_WAITING && !self.waiting.contains_key(&index) {
-            let message = format!(
-                "{MAX_WAITING} chunks wait for chunk {} to complete the digest of the image",
-                self.next
-            );
-            return Err(StageError::new(code::UNSUPPORTED, message)
-                .hint("read the chunks closer to their order"));
-        }
-        self.waiting.insert(index, value);
-        Ok(())
-    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::abi::code;
 
     fn folded(order: &[u64]) -> (InOrder<u64>, Vec<u64>) {
         let (mut in_order, mut seen) = (InOrder::default(), Vec::new());
@@ -144,16 +129,14 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_bounded() {
+    fn all_may_wait_for_the_first() {
+        // As many as 256 GiB have in chunks of 256 KiB.
+        const LAST: u64 = 1 << 20;
         let mut in_order = InOrder::default();
-        for index in 1..=MAX_WAITING as u64 {
+        for index in (1..=LAST).rev() {
             in_order.put(index, (), |()| Ok(())).unwrap();
         }
-        let beyond = in_order.put(u64::MAX, (), |()| Ok(())).unwrap_err();
-        assert_eq!(beyond.code, code::UNSUPPORTED);
         in_order.put(0, (), |()| Ok(())).unwrap();
-        in_order
-            .check_complete(MAX_WAITING as u64 + 1, code::CORRUPT)
-            .unwrap();
+        in_order.check_complete(LAST + 1, code::CORRUPT).unwrap();
     }
 }
