@@ -29,10 +29,11 @@ use memcr_parasite::Entry;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
+use super::leftovers::{Noted, note};
 use super::limit::LiftedLimit;
-use super::{Borrowed, InjectError, Parasite};
+use super::saved::NOT_MADE;
+use super::{Borrowed, InjectError};
 use crate::sys::arch::nr;
-use crate::sys::proc_mem::ProcMem;
 use crate::sys::rlimit::Resource;
 use crate::sys::userfaultfd::{self, IOC_NEW, Userfault};
 
@@ -42,15 +43,15 @@ const N_DESCRIPTORS: u64 = 4;
 
 // Where the arguments in memory lie, as offsets in the scratch memory. The structures
 // are those of recv(2) on 64-bit Linux.
-const PAIR_AT: u64 = 0;
+pub(super) const PAIR_AT: u64 = 0;
 const BYTE_AT: u64 = 16;
 const IOVEC_AT: u64 = 32;
-const CONTROL_AT: u64 = 64;
+pub(super) const CONTROL_AT: u64 = 64;
 const HEADER_AT: u64 = 128;
-/// No argument: where the context's number is noted until the journal knows it.
-const MADE_AT: u64 = 256;
+/// A context that is asked without waiting, and closed by execve(2).
+const NEW_FLAGS: u64 = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
 /// `CMSG_SPACE(sizeof(int))`: length, level, type, one descriptor, padding.
-const CONTROL_LEN: usize = 24;
+pub(super) const CONTROL_LEN: usize = 24;
 
 /// Why there is no guard.
 #[derive(Debug, thiserror::Error)]
@@ -191,45 +192,6 @@ impl Guard {
     }
 }
 
-/// What a target has open of a guard whose maker died at it: the numbers are where the calls
-/// have left them, in the parasite's memory. `is_open_as` tells whether a number means such
-/// a file: by then somebody else may have continued the target.
-///
-/// # Errors
-/// When that memory cannot be read.
-pub fn leftovers(
-    memory: &ProcMem,
-    parasite: Parasite,
-    is_open_as: impl Fn(i32, &str) -> bool,
-) -> io::Result<Vec<i32>> {
-    let read = |at: u64| -> io::Result<[u8; CONTROL_LEN]> {
-        let mut bytes = [0; CONTROL_LEN];
-        memory.read(at, &mut bytes)?;
-        Ok(bytes)
-    };
-    let number = |bytes: &[u8]| {
-        bytes
-            .first_chunk()
-            .map_or(-1, |four| i32::from_ne_bytes(*four))
-    };
-    let pair = read(parasite.scratch() + PAIR_AT)?;
-    let device = received(&read(parasite.scratch() + CONTROL_AT)?);
-    let made = read(parasite.scratch() + MADE_AT)?;
-    let answered = memory.read_u64(parasite.first_answer())? as i32;
-    let candidates = [
-        (number(&pair), "socket:"),
-        (number(&pair[4..]), "socket:"),
-        (device.unwrap_or(-1), "/dev/userfaultfd"),
-        (number(&made), "anon_inode:[userfaultfd]"),
-        (answered, "anon_inode:[userfaultfd]"),
-    ];
-    // 0 is where nothing was written, and nobody's guard.
-    let open = candidates
-        .into_iter()
-        .filter(|(number, kind)| *number > 0 && is_open_as(*number, kind));
-    Ok(open.map(|(number, _)| number).collect())
-}
-
 /// Makes a context; answers its descriptor in the target.
 fn make_in(borrowed: &mut Borrowed<'_>) -> Result<i32> {
     match userfaultfd::open_device() {
@@ -242,36 +204,41 @@ fn make_in(borrowed: &mut Borrowed<'_>) -> Result<i32> {
 /// The target makes the context by the device that we send it.
 fn make_by_device(borrowed: &mut Borrowed<'_>, device: &OwnedFd) -> Result<i32> {
     let pair = socketpair(borrowed)?;
-    let made = send(borrowed, pair, device).and_then(|device| {
-        let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
-        let made = call(
-            borrowed,
-            "USERFAULTFD_IOC_NEW",
-            nr::IOCTL,
-            [device as u64, IOC_NEW, flags, 0, 0, 0],
-        );
-        if let Ok(number) = made {
-            borrowed.write_scratch(MADE_AT, &number.to_ne_bytes())?;
-        }
-        close_all(borrowed, &[device])?;
-        made
-    });
+    let made = send(borrowed, pair, device).and_then(|device| make_with(borrowed, device));
     close_all(borrowed, &pair)?;
     made
 }
 
+/// The call by which the target makes the context, and the end of its `device`.
+fn make_with(borrowed: &mut Borrowed<'_>, device: i32) -> Result<i32> {
+    let device = device as u64;
+    let mut entries = [
+        Entry {
+            nr: nr::IOCTL,
+            args: [device, IOC_NEW, NEW_FLAGS, 0, 0, 0],
+            ret: 0,
+        },
+        Entry {
+            nr: nr::CLOSE,
+            args: [device, 0, 0, 0, 0, 0],
+            ret: NOT_MADE,
+        },
+    ];
+    borrowed.run(&mut entries)?;
+    let made = number_in("USERFAULTFD_IOC_NEW", entries[0].ret)?;
+    note(borrowed, Noted::Context, made)?;
+    Ok(made)
+}
+
 fn make_by_target(borrowed: &mut Borrowed<'_>) -> Result<i32> {
-    let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
-    let made = call(
-        borrowed,
-        "userfaultfd",
-        nr::USERFAULTFD,
-        [flags, 0, 0, 0, 0, 0],
-    );
-    made.map_err(|error| match error {
+    let args = [NEW_FLAGS, 0, 0, 0, 0, 0];
+    let made = call(borrowed, "userfaultfd", nr::USERFAULTFD, args);
+    let made = made.map_err(|error| match error {
         GuardError::Remote { source, .. } => GuardError::Unavailable(source),
         other => other,
-    })
+    })?;
+    note(borrowed, Noted::Context, made)?;
+    Ok(made)
 }
 
 fn socketpair(borrowed: &mut Borrowed<'_>) -> Result<[i32; 2]> {
@@ -283,6 +250,8 @@ fn socketpair(borrowed: &mut Borrowed<'_>) -> Result<[i32; 2]> {
     borrowed.read_scratch(PAIR_AT, &mut bytes)?;
     let [a, b, c, d, e, f, g, h] = bytes;
     let [first, second] = [[a, b, c, d], [e, f, g, h]].map(i32::from_ne_bytes);
+    note(borrowed, Noted::First, first)?;
+    note(borrowed, Noted::Second, second)?;
     Ok([first, second])
 }
 
@@ -318,7 +287,7 @@ fn send(borrowed: &mut Borrowed<'_>, pair: [i32; 2], descriptor: &OwnedFd) -> Re
 }
 
 /// The descriptor in a control message of one SCM_RIGHTS with one descriptor.
-fn received(control: &[u8; CONTROL_LEN]) -> Option<i32> {
+pub(super) fn received(control: &[u8; CONTROL_LEN]) -> Option<i32> {
     let len = u64::from_ne_bytes(*control.first_chunk()?);
     let level = i32::from_ne_bytes(*control[8..].first_chunk()?);
     let kind = i32::from_ne_bytes(*control[12..].first_chunk()?);
@@ -329,7 +298,11 @@ fn received(control: &[u8; CONTROL_LEN]) -> Option<i32> {
 
 /// Makes a call that answers a number or an error.
 fn call(borrowed: &mut Borrowed<'_>, name: &'static str, nr: u64, args: [u64; 6]) -> Result<i32> {
-    let answer = borrowed.call(nr, args)?;
+    number_in(name, borrowed.call(nr, args)?)
+}
+
+/// The number that call `name` has answered.
+fn number_in(name: &'static str, answer: i64) -> Result<i32> {
     i32::try_from(answer)
         .ok()
         .filter(|&number| number >= 0)

@@ -37,6 +37,7 @@
 
 mod drive;
 mod guard;
+mod leftovers;
 mod limit;
 mod region;
 mod saved;
@@ -46,7 +47,8 @@ use std::io;
 
 use memcr_parasite::Entry;
 
-pub use guard::{Guard, GuardError, leftovers};
+pub use guard::{Guard, GuardError};
+pub use leftovers::leftovers;
 pub use region::Parasite;
 pub use site::Site;
 

@@ -63,11 +63,6 @@ impl Parasite {
         self.entries() + (index * ENTRY_LEN) as u64
     }
 
-    /// Where the first call of the last table has left its answer.
-    pub(super) fn first_answer(self) -> u64 {
-        self.entries() + (ENTRY_LEN - 8) as u64
-    }
-
     /// Finds the one that a memcr has left in a target: a mapping of its lengths in which
     /// registers are saved.
     #[must_use]

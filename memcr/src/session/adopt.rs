@@ -231,18 +231,9 @@ fn cure(record: &Record, target: Target) -> Result<()> {
     let Some(parasite) = Parasite::find(&vmas, &memory) else {
         return Ok(());
     };
-    let is_open_as = |number: i32, kind: &str| {
-        let link = std::fs::read_link(format!("/proc/{pid}/fd/{number}"));
-        link.is_ok_and(|link| link.to_string_lossy().starts_with(kind))
-    };
-    let mut ours = leftovers(&memory, parasite, is_open_as).map_err(system("read its memory"))?;
-    let told = record.leftover.iter().copied();
-    ours.extend(told.filter(|number| is_open_as(*number, "anon_inode:[userfaultfd]")));
-    ours.sort_unstable();
-    ours.dedup();
-
     let frozen = freeze_again(target, &Cancel::new());
     let mut frozen = frozen.map_err(|source| AdoptError::Freeze { pid, source })?;
+    let ours = leftovers(pid, &memory, parasite).map_err(system("read its memory"))?;
     Borrowed::rescue(&mut frozen, parasite).map_err(inject)?;
     frozen.inherit(record.was_stopped, &record.owed);
     let site = Site::find(pid, &vmas, &memory).map_err(inject)?;

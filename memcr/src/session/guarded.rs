@@ -146,17 +146,15 @@ impl Guarded {
     }
 
     /// Ends the guard: whoever waits goes on. All memory must be back. From then on its
-    /// journal tells of nothing that is missing, but of what is left in the target.
+    /// journal tells of nothing that is missing; of what is left in the target the parasite
+    /// tells ([`crate::inject::leftovers`]).
     ///
     /// # Errors
     /// When the kernel refuses.
     pub(crate) fn unguard(&self, journal: &mut Journal) -> Result<(), TakeDownError> {
         let ended = self.memory.unguard(&self.ranges);
         ended.map_err(TakeDownError::Unregister)?;
-        let told = journal.update(|record| {
-            record.guard = None;
-            record.leftover = vec![self.guard.descriptor()];
-        });
+        let told = journal.update(|record| record.guard = None);
         if let Err(error) = told {
             // With all memory back a journal that says too much is no reason to hold on.
             tracing::warn!("{error}");

@@ -19,6 +19,12 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("another_program_beside_a_restore", beside_a_restore),
         ],
     );
+    trials.push(test("orphaned::own_sockets", own_sockets));
+    for point in ["restore.disarmed", "restore.unguarded"] {
+        trials.push(test(format!("orphaned::own_contexts_{point}"), move || {
+            own_contexts(point)
+        }));
+    }
     for (name, mode, args) in TARGETS {
         for continued in [false, true] {
             let how = if continued { "continued" } else { "left_alone" };
@@ -217,4 +223,50 @@ fn beside_a_restore() -> Result {
 fn is_another(victim: &mut Victim) -> Result {
     let said = victim.ask("leap")?;
     ensure(said == "ready", || format!("it said: {said}"))
+}
+
+/// memcr dies at fault point `name` of a cycle.
+fn die_at(rig: &Rig, victim: &Victim, name: &str) -> Result {
+    let orders = format!("{name}=kill");
+    let finished = rig
+        .memcr(victim.pid())
+        .with_fault(&orders)
+        .arg("-n")
+        .run()?;
+    ensure(finished.code.is_none(), || finished.to_string())
+}
+
+/// While the guard is made the target has a pair of sockets for a moment. Once it runs on, the
+/// numbers are free for sockets of its own.
+fn own_sockets() -> Result {
+    opens_meanwhile("checkpoint.guard_made", "sockets", |_| Ok(()))
+}
+
+/// With all memory back somebody continues the target, which opens what looks like the guard.
+fn own_contexts(point: &str) -> Result {
+    opens_meanwhile(point, "contexts", |victim| victim.signal(Signal::CONT))
+}
+
+/// What the target opens after the death of memcr at `point`, once `wake` has let it run, is
+/// none of a recovery's business; what memcr has left open is.
+fn opens_meanwhile(point: &str, what: &str, wake: fn(&Victim) -> Result) -> Result {
+    require("userfaultfd")?;
+    for opens in [true, false] {
+        let rig = Rig::new()?;
+        let mut victim = Victim::start("opener", &["size=8M"])?;
+        let (pid, before) = (victim.pid(), Snapshot::take(victim.pid())?);
+        die_at(&rig, &victim, point)?;
+        if opens {
+            wake(&victim)?;
+            victim.ask(&format!("open {what}"))?;
+        }
+        rig.recover(pid).run()?.expect(0)?;
+        victim.verify()?;
+        rig.expect_clean()?;
+        if !opens {
+            before.still(pid, Allow::default())?;
+        }
+        victim.quit()?;
+    }
+    Ok(())
 }

@@ -69,6 +69,7 @@ const MODES: &[(&str, Mode)] = &[
     ("sharedvm", odd::run_shared_vm),
     ("leader", odd::run_leader_exited),
     ("fdclose", odd::run_fd_watch),
+    ("opener", odd::run_opener),
     ("witness", witness::run),
     ("patrol", patrol::run),
     ("shape", shape::run),

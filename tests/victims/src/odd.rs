@@ -1,5 +1,5 @@
 //! Modes of odd processes: vfork parents, shared memory without threads, a dead leader,
-//! a process that watches its descriptors.
+//! a process that watches its descriptors, one that opens some.
 #![allow(unsafe_code)]
 
 use crate::fill::{Content, Rule};
@@ -144,4 +144,72 @@ fn count_fds() -> io::Result<usize> {
     Ok((0..256)
         .filter(|&fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } != -1)
         .count())
+}
+
+/// Files that it has opened by itself, each by its number and its inode.
+struct Opener {
+    filled: Filled,
+    opened: Vec<(i32, u64)>,
+}
+
+impl Opener {
+    /// `sockets`: a pair; `contexts`: four userfaultfds. The kernel gives the lowest numbers
+    /// that are free.
+    fn open(&mut self, what: &str) -> io::Result<()> {
+        let mut numbers = [-1; 4];
+        if what == "sockets" {
+            let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+            // SAFETY: room for the two numbers.
+            check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, numbers.as_mut_ptr()) })?;
+        } else {
+            for number in &mut numbers {
+                // SAFETY: takes no memory of ours.
+                let made = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+                *number = check(made as i32)?;
+            }
+        }
+        for number in numbers.into_iter().filter(|&number| number >= 0) {
+            self.opened.push((number, inode(number)?));
+        }
+        Ok(())
+    }
+}
+
+impl Victim for Opener {
+    fn verify(&mut self) -> Result<u64, Wrong> {
+        for &(number, opened) in &self.opened {
+            let now = inode(number);
+            if !now.as_ref().is_ok_and(|&now| now == opened) {
+                let what = format!("descriptor {number}: inode {now:?}, opened was {opened}");
+                return Err(Wrong::state(what));
+            }
+        }
+        self.filled.verify()
+    }
+
+    fn command(&mut self, word: &str, rest: &str) -> Option<String> {
+        (word == "open").then(|| match self.open(rest) {
+            Ok(()) => "opened".into(),
+            Err(error) => Wrong::state(format!("open {rest}: {error}")).to_string(),
+        })
+    }
+}
+
+/// Mode `opener`: opens files when it is told to, and complains when one is not what it was.
+pub(crate) fn run_opener(opts: &Opts) -> io::Result<()> {
+    let filled = Filled::make(opts)?;
+    opts.done();
+    serve(&mut Opener {
+        filled,
+        opened: Vec::new(),
+    });
+    Ok(())
+}
+
+fn inode(number: i32) -> io::Result<u64> {
+    // SAFETY: all zeros is a value of this struct of integers.
+    let mut file: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: room for the answer.
+    check(unsafe { libc::fstat(number, &raw mut file) })?;
+    Ok(file.st_ino)
 }

@@ -50,9 +50,6 @@ pub struct Record {
     pub guard: Option<GuardRecord>,
     /// The mapping of ours in the target; `None`: none.
     pub parasite: Option<ParasiteRecord>,
-    /// Descriptors of ours in the target that stand for nothing any more.
-    #[serde(default)]
-    pub leftover: Vec<i32>,
     /// Signals to the process that ours have taken away, to be sent again.
     #[serde(default)]
     pub owed: Vec<i32>,
@@ -240,7 +237,6 @@ impl Record {
             pipeline: pipeline.into(),
             guard: None,
             parasite: None,
-            leftover: Vec::new(),
             owed: Vec::new(),
             group: None,
             rss_before_bytes: procfs::rss_bytes(pid),
