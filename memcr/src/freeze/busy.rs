@@ -5,23 +5,25 @@
 //!  /proc/PID/status   VmPin                      pinned for a device (RDMA, iommufd)
 //!  /proc/PID/maps     /[aio]                     an AIO context: what is under way is not told
 //!                     socket:[…], offset 4 GiB   an AF_XDP socket: memory is pinned, and VmPin is 0
-//!  /proc/PID/fd       anon_inode:[io_uring]  ──▶ ring: its fdinfo
+//!                     anon_inode:[io_uring]      on no descriptor: a ring that cannot be asked
+//!  /proc/PID/fd       anon_inode:[io_uring]  ──▶ ring: its fdinfo, its lists of buffers
 //!                     /dev/vhost-*, /dev/vfio/*  the kernel or a device works on its memory
 //!  /proc/PID/task     PF_USER_WORKER             the kernel's own threads (io_uring, vhost)
 //! ```
 //!
-//! A link costs some 5 µs, so 10,000 descriptors cost 50 ms. They are read while the
-//! target runs; once it stands still only what can have changed is read again: all of it,
-//! unless no thread has run since ([`super::rest::Rest`]), then the rings alone, whose
-//! requests complete without any thread.
+//! A link costs some 5 µs, so 10,000 descriptors cost 50 ms; the lists of a ring cost some
+//! 30 ms. They are read while the target runs; once it stands still only what can have changed
+//! is read again: all of it, unless no thread has run since ([`super::rest::Rest`]), then the
+//! rings' state alone, whose requests complete without any thread.
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::ring::Ring;
+use super::ring::{self, Ring};
 use super::target::{Refusal, gone_or_forbidden};
 use crate::maps::vma::{self, Vma};
 use crate::sys::procfs::{self, Stat, Status};
@@ -61,17 +63,12 @@ impl Io {
         if maps.windows(6).any(|window| window == b"/[aio]") {
             return refuse(pid, "an asynchronous I/O context (io_setup)".into());
         }
-        if has_umem(&maps) {
+        let special = special(&maps);
+        if has_umem(&special) {
             return refuse(pid, "memory for the frames of an AF_XDP socket".into());
         }
         let rings = rings(pid)?;
-        if !rings.is_empty() {
-            let vmas = vma::parse(&maps).map_err(|error| under_way(pid, error.to_string()))?;
-            for ring in &rings {
-                ring.check(&vmas)
-                    .map_err(|what| under_way(pid, ring.named(&what)))?;
-            }
-        }
+        check_rings(pid, &rings, &special)?;
         Ok(Self { rings })
     }
 
@@ -110,16 +107,39 @@ fn check_pinned(pid: i32) -> Result<(), Refusal> {
     }
 }
 
+/// The mappings of files that are none of a file system's: their names end so. Few do, the
+/// others are not taken apart.
+fn special(maps: &[u8]) -> Vec<Vma> {
+    let lines = maps.split(|&byte| byte == b'\n');
+    let lines = lines.filter(|line| line.ends_with(b"]"));
+    lines
+        .filter_map(|line| vma::parse(line).ok())
+        .flatten()
+        .collect()
+}
+
 /// Whether rings of a UMEM are among the mappings. No other trace of one can be seen from
 /// outside: its pages count as the user's, not as those of a process.
-fn has_umem(maps: &[u8]) -> bool {
-    let lines = maps.split(|&byte| byte == b'\n');
-    // Few end so: the others are not taken apart.
-    let mut sockets = lines.filter(|line| line.ends_with(b"]"));
-    sockets.any(|line| {
-        let is_ring = |vma: &Vma| vma.name.starts_with(b"socket:[") && vma.offset >= UMEM_RINGS;
-        vma::parse(line).is_ok_and(|vmas| vmas.iter().any(is_ring))
-    })
+fn has_umem(vmas: &[Vma]) -> bool {
+    let is_ring = |vma: &Vma| vma.name.starts_with(b"socket:[") && vma.offset >= UMEM_RINGS;
+    vmas.iter().any(is_ring)
+}
+
+/// All of them are idle, and there is no other.
+fn check_rings(pid: i32, rings: &[Ring], vmas: &[Vma]) -> Result<(), Refusal> {
+    for ring in rings {
+        let pidfd = Pid::from_raw(pid).ok_or(Refusal::NoSuchProcess(pid))?;
+        let pidfd = pidfd_open(pidfd, PidfdFlags::empty())
+            .map_err(|error| gone_or_forbidden(pid, error.into()))?;
+        let idle = ring.check(vmas);
+        idle.and_then(|()| ring.check_buffers(pidfd.as_fd(), vmas))
+            .map_err(|what| under_way(pid, ring.named(&what)))?;
+    }
+    // Of one whose state cannot be read the inode is not known either.
+    if ring::has_hidden(vmas, rings) {
+        return refuse(pid, "an io_uring that is on no descriptor".into());
+    }
+    Ok(())
 }
 
 /// A thread that the kernel runs on behalf of the target can neither be traced nor
@@ -153,7 +173,7 @@ fn rings(pid: i32) -> Result<Vec<Ring>, Refusal> {
             continue;
         };
         let link = link.to_bytes();
-        if link == b"anon_inode:[io_uring]" {
+        if link == ring::NAME {
             rings.push(Ring::read(pid, number).map_err(cannot)?);
         } else if BUSY_FILES.iter().any(|name| link.starts_with(name)) {
             let link = String::from_utf8_lossy(link);
@@ -180,7 +200,7 @@ mod tests {
     fn rings_of_a_umem_are_found() {
         let is_found = |line: &str| {
             let maps = format!("1000-2000 rw-p 00000000 00:00 0 \n{line}\n");
-            has_umem(maps.as_bytes())
+            has_umem(&special(maps.as_bytes()))
         };
         assert!(is_found(
             "3000-4000 rw-s 100000000 00:09 5537177                   socket:[5537177]"

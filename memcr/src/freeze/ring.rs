@@ -12,15 +12,36 @@
 //! | `CqOverflowList`            | empty        | completions that the numbers leave out      |
 //!
 //! A field that is missing (an old kernel, or the ring was locked when it was looked at)
-//! counts as busy. What the kernel does not tell: rings of provided buffers that lie in
-//! the target's own pages (IORING_REGISTER_PBUF_RING), and requests under way beside just
-//! as many completions without a request. The latter are found when they complete while
-//! pages are stored: the figures must stay the same.
+//! counts as busy. What fdinfo does not tell:
+//!
+//! * Provided buffers that are listed in the target's own pages (IORING_REGISTER_PBUF_RING,
+//!   io_uring_setup_buf_ring(3)), from which the kernel would go on reading when they are
+//!   dropped. These are asked for ([`io_uring::buffer_rings`]): a list that the kernel has
+//!   allocated is mapped, any other is the target's. A ring that may not be asked counts as
+//!   busy: nothing else tells of such pages, which are pinned and in no `VmPin`.
+//! * Requests under way beside just as many completions without a request. They are found
+//!   when they complete while pages are stored: the figures must stay the same.
+//!
+//! A ring may be without a descriptor: closed when it was registered
+//! (IORING_REGISTER_RING_FDS), or in the table of a thread that shares it with no other. It is
+//! mapped all the same, and that much tells of it ([`has_hidden`]).
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
 use crate::maps::vma::Vma;
+use crate::sys::io_uring;
+
+/// The file as a link and in maps(5).
+pub(super) const NAME: &[u8] = b"anon_inode:[io_uring]";
+
+/// Where in the file a list of provided buffers is mapped that the kernel has allocated:
+/// `IORING_OFF_PBUF_RING`, and the group above `IORING_OFF_PBUF_SHIFT` (linux/io_uring.h).
+const BUFFER_RINGS: u64 = 0x8000_0000;
+const GROUP_SHIFT: u32 = 16;
 
 /// One ring, as it was when it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,10 +72,39 @@ impl Ring {
             return Err("its state cannot be read".into());
         };
         figures.check()?;
-        if !is_mapped(vmas, figures.inode) {
+        // IORING_OFF_SQ_RING
+        if !is_mapped(vmas, figures.inode, 0) {
             return Err("its queues are not mapped by the kernel".into());
         }
         Ok(())
+    }
+
+    /// `Err`: its buffers may be listed in pages of the target's own. `pidfd`: of the target.
+    pub(super) fn check_buffers(&self, pidfd: BorrowedFd<'_>, vmas: &[Vma]) -> Result<(), String> {
+        let ring = pidfd_getfd(pidfd, self.number, PidfdGetfdFlags::empty());
+        let groups = ring
+            .map_err(io::Error::from)
+            .and_then(|ring| io_uring::buffer_rings(ring.as_fd()))
+            .map_err(|error| format!("it cannot be asked for its provided buffers: {error}"))?;
+        match groups
+            .into_iter()
+            .find(|&group| !self.has_mapped(group, vmas))
+        {
+            Some(group) => Err(format!(
+                "the provided buffers of group {group} are listed in the process's own memory"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn has_mapped(&self, group: u16, vmas: &[Vma]) -> bool {
+        let offset = BUFFER_RINGS | u64::from(group) << GROUP_SHIFT;
+        self.inode()
+            .is_some_and(|inode| is_mapped(vmas, inode, offset))
+    }
+
+    fn inode(&self) -> Option<u64> {
+        Figures::parse(&self.info).map(|figures| figures.inode)
     }
 
     /// `Err`: what has changed since it was read.
@@ -130,10 +180,16 @@ fn n_entries(info: &str, title: &str) -> Option<usize> {
     Some(lines.take_while(|line| line.starts_with(' ')).count())
 }
 
-/// Whether the queues are mapped: at offset 0 (IORING_OFF_SQ_RING).
-fn is_mapped(vmas: &[Vma], inode: u64) -> bool {
-    vmas.iter()
-        .any(|vma| vma.inode == inode && vma.offset == 0 && &*vma.name == b"anon_inode:[io_uring]")
+/// Whether there is a ring among the mappings that is none of `rings`, those on descriptors.
+pub(super) fn has_hidden(vmas: &[Vma], rings: &[Ring]) -> bool {
+    let mut mapped = vmas.iter().filter(|vma| &*vma.name == NAME);
+    mapped.any(|vma| !rings.iter().any(|ring| ring.inode() == Some(vma.inode)))
+}
+
+/// Whether `offset` of the ring's file is mapped.
+fn is_mapped(vmas: &[Vma], inode: u64, offset: u64) -> bool {
+    let is_it = |vma: &Vma| (vma.inode, vma.offset) == (inode, offset) && &*vma.name == NAME;
+    vmas.iter().any(is_it)
 }
 
 #[cfg(test)]
@@ -148,12 +204,15 @@ mod tests {
     const MAPS: &[u8] = b"1000-2000 rw-s 10000000 00:10 77 anon_inode:[io_uring]\n\
         3000-4000 rw-s 00000000 00:10 77 anon_inode:[io_uring]\n";
 
-    fn check(info: &str, maps: &[u8]) -> Result<(), String> {
-        let ring = Ring {
+    fn ring(info: &str) -> Ring {
+        Ring {
             number: 3,
             info: info.into(),
-        };
-        ring.check(&vma::parse(maps).unwrap())
+        }
+    }
+
+    fn check(info: &str, maps: &[u8]) -> Result<(), String> {
+        ring(info).check(&vma::parse(maps).unwrap())
     }
 
     #[test]
@@ -211,5 +270,24 @@ mod tests {
         ] {
             assert!(check(IDLE, maps).is_err_and(|what| what.contains("not mapped")));
         }
+    }
+
+    #[test]
+    fn a_list_of_buffers_is_the_kernels_where_it_is_mapped() {
+        let maps = b"5000-6000 rw-s 80070000 00:10 77 anon_inode:[io_uring]\n";
+        let vmas = vma::parse(maps).unwrap();
+        assert!(ring(IDLE).has_mapped(7, &vmas));
+        assert!(!ring(IDLE).has_mapped(8, &vmas));
+        assert!(!ring(&IDLE.replace("77", "78")).has_mapped(7, &vmas));
+    }
+
+    #[test]
+    fn a_ring_without_a_descriptor_is_seen_by_its_mapping() {
+        let vmas = vma::parse(MAPS).unwrap();
+        assert!(!has_hidden(&vmas, &[ring(IDLE)]));
+        assert!(has_hidden(&vmas, &[]));
+        assert!(has_hidden(&vmas, &[ring(&IDLE.replace("77", "78"))]));
+        let other = vma::parse(b"1000-2000 rw-s 0 00:10 77 anon_inode:[io_uring]s\n").unwrap();
+        assert!(!has_hidden(&other, &[]));
     }
 }

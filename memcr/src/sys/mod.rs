@@ -11,6 +11,7 @@ pub mod features;
 pub mod fork;
 pub mod heap;
 pub mod hurry;
+pub mod io_uring;
 pub mod kcmp;
 pub mod keyring;
 pub mod last_words;

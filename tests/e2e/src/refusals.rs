@@ -44,6 +44,20 @@ pub(crate) fn tests() -> Vec<Trial> {
             ("io_uring_own_memory", || {
                 io_under_way("uring", "kind=own", "not mapped by the kernel")
             }),
+            ("io_uring_buffers", || {
+                let why = "the provided buffers of group 7 are listed in the process's own memory";
+                io_under_way("uring", "buffers=own", why)
+            }),
+            ("io_uring_of_one_thread", || {
+                io_under_way(
+                    "uring",
+                    "kind=single",
+                    "cannot be asked for its provided buffers",
+                )
+            }),
+            ("io_uring_hidden", || {
+                io_under_way("uring", "hidden=1", "on no descriptor")
+            }),
             ("aio_in_flight", || io_under_way("aio", "inflight=1", "")),
             ("af_xdp", af_xdp),
             ("dispatch_before_linux_6_4", dispatch_before_linux_6_4),
@@ -60,6 +74,9 @@ pub(crate) fn tests() -> Vec<Trial> {
     }
     trials.push(test("refusals::or_works_idle_uring", || {
         works_or_is_refused("uring")
+    }));
+    trials.push(test("refusals::none_for_buffers_of_the_kernel", || {
+        crate::common::round_trip("uring", &["buffers=mapped"], Allow::default())
     }));
     trials.push(test("refusals::or_works_idle_aio", || {
         works_or_is_refused("aio")

@@ -26,11 +26,16 @@ fn has_thread_named(begin: &str) -> io::Result<bool> {
 
 /// Mode `uring`: `inflight=1`: a read of an empty pipe waits in an io_uring; or an idle ring.
 /// `kind=plain|polled|own`: a thread of the kernel takes requests; the queues lie in memory
-/// of our own. `multishot=1`: one request, one completion, and it still waits for more.
+/// of our own; `single`: it takes calls of the thread that made it only. `multishot=1`: one
+/// request, one completion, and it still waits for more. `buffers=own|mapped`: provided buffers,
+/// listed in memory of our own or of the kernel's. `hidden=1`: the ring has no descriptor, but a
+/// place among the registered ones.
 /// `size=1M content=dense`: memory.
 pub(crate) fn run_uring(opts: &Opts) -> io::Result<()> {
     const SETUP_SQPOLL: u32 = 1 << 1;
+    const SETUP_SINGLE_ISSUER: u32 = 1 << 12;
     const SETUP_NO_MMAP: u32 = 1 << 14;
+    let (buffers, is_hidden) = (opts.text("buffers", ""), opts.flag("hidden"));
     let (in_flight, multishot) = (opts.flag("inflight"), opts.flag("multishot"));
     let (kind, len) = (opts.text("kind", "plain"), opts.len("size", 1 << 20));
     let rule = Rule {
@@ -48,6 +53,7 @@ pub(crate) fn run_uring(opts: &Opts) -> io::Result<()> {
             ring
         }
         "own" => Ring::make(SETUP_NO_MMAP)?,
+        "single" => Ring::make(SETUP_SINGLE_ISSUER)?,
         _ => Ring::make(0)?,
     };
     if multishot {
@@ -57,6 +63,13 @@ pub(crate) fn run_uring(opts: &Opts) -> io::Result<()> {
         ring.reap()?;
         // Open until the end.
         std::mem::forget((reader, writer));
+    }
+    if !buffers.is_empty() {
+        ring.provide_buffers(buffers == "mapped")?;
+    }
+    if is_hidden {
+        // Of no use to us any more, but it stays.
+        ring.hide()?;
     }
     let buffer = filled(len, rule)?;
     let (reader, writer) = pipe()?;
@@ -266,6 +279,41 @@ impl Ring {
         let place = self.queues.part(offset, 4).ptr();
         // SAFETY: inside the mapping, aligned by the kernel, alive as long as the ring.
         unsafe { AtomicU32::from_ptr(place.cast()) }
+    }
+
+    /// Registers a list of buffers for group 7, as io_uring_setup_buf_ring(3) does.
+    fn provide_buffers(&self, mapped: bool) -> io::Result<()> {
+        const REGISTER_PBUF_RING: i32 = 22;
+        const GROUP: u64 = 7;
+        const MAPPED: u64 = 1;
+        let own = Region::anon(page_len())?.addr() as u64;
+        let (address, flags) = if mapped { (0, MAPPED) } else { (own, 0) };
+        // struct io_uring_buf_reg: address; entries, group, flags; reserved.
+        let mut registration = [address, 16 | GROUP << 32 | flags << 48, 0, 0, 0];
+        self.register(REGISTER_PBUF_RING, registration.as_mut_ptr().cast())?;
+        if mapped {
+            let at = 0x8000_0000 | (GROUP << 16) as i64;
+            Region::map(page_len(), READ_WRITE, SHARED, Some((self.fd.as_fd(), at)))?;
+        }
+        Ok(())
+    }
+
+    /// Registers the ring with the thread, and closes its descriptor.
+    fn hide(&mut self) -> io::Result<()> {
+        const REGISTER_RING_FDS: i32 = 20;
+        // struct io_uring_rsrc_update: offset (any), reserved; descriptor.
+        let mut update = [u64::from(u32::MAX), self.fd.as_raw_fd() as u64];
+        self.register(REGISTER_RING_FDS, update.as_mut_ptr().cast())?;
+        // In its place something else that can be closed.
+        self.fd = pipe()?.0;
+        Ok(())
+    }
+
+    fn register(&self, code: i32, argument: *mut u8) -> io::Result<()> {
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: one structure of the kind that the code asks for.
+        let ret = unsafe { libc::syscall(libc::SYS_io_uring_register, fd, code, argument, 1) };
+        check(ret as i32).map(drop)
     }
 
     fn submit_read(&mut self, from: &OwnedFd, into: Region) -> io::Result<()> {
