@@ -19,13 +19,24 @@
 //! is safe, too early is not. The timeouts of sockets (SO_RCVTIMEO, SO_SNDTIMEO) are
 //! not arguments of the call, so these always begin anew.
 //!
+//! **A shorter timeout stands in the thread's register ever after.** The kernel keeps the
+//! registers of arguments, and code that makes a call by an instruction of its own may rely on
+//! that: a loop that loads its timeout once would wait for what was left, from then on. (Go
+//! keeps goroutines' stacks below the stack pointer, besides, where a new timespec would lie.)
+//! So it is given only to a call of the C library's: its functions return behind the call, and
+//! their callers take all of these registers for changed (System V ABI). Calls that others
+//! make begin anew.
+//!
 //! EINTR stands when a signal with a handler comes first: then it is the truth. When the
 //! thread goes on is known to the kernel alone, so the decision is left to it
 //! ([`Regs::restarting`]): one taken here would lose a wake-up that came a moment later.
 
 use std::collections::HashMap;
+use std::fs;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::maps::vma;
 use crate::sys::arch::{ERESTARTNOHAND, InterruptedCall, Regs, nr};
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::procfs::{self, Place, Status};
@@ -42,9 +53,20 @@ enum Timeout {
     Timespec(usize),
 }
 
+/// What the files of C libraries begin with, behind their directory: glibc (before 2.34
+/// libpthread as well, and with versions in the names), musl.
+const C_LIBRARIES: [&[u8]; 5] = [
+    b"libc.so",
+    b"libc-2.",
+    b"libpthread.so",
+    b"libpthread-2.",
+    b"ld-musl-",
+];
+
 /// The calls that signal(7) lists, and others that behave alike: io_uring_enter(2),
 /// sendfile(2) and splice(2) on sockets with a timeout, fallocate(2) on tmpfs, which takes
-/// back what it had begun.
+/// back what it had begun; select(2) and its like, where the time that is left cannot be
+/// written to where the timeout is (a constant of the program).
 fn timeout_of(call: u64) -> Option<Timeout> {
     match call {
         nr::EPOLL_WAIT | nr::EPOLL_PWAIT => Some(Timeout::Millis(3)),
@@ -63,11 +85,13 @@ fn timeout_of(call: u64) -> Option<Timeout> {
             Some(Timeout::None)
         }
         nr::SENDFILE | nr::SPLICE | nr::FALLOCATE => Some(Timeout::None),
+        nr::SELECT | nr::PSELECT6 | nr::PPOLL => Some(Timeout::None),
         _ => None,
     }
 }
 
-/// The threads that slept in such a call with a timeout when the freeze began.
+/// The threads that slept in such a call with a timeout when the freeze began, and that a
+/// shorter one may be given.
 #[derive(Debug, Default)]
 pub(super) struct Sleepers(HashMap<i32, Sleeper>);
 
@@ -86,11 +110,16 @@ impl Sleepers {
     /// Notes who sleeps. Of a target that we may not look at, nobody.
     pub(super) fn note(pid: i32) -> Self {
         let tids = procfs::tids(pid).unwrap_or_default();
-        Self(
-            tids.into_iter()
-                .filter_map(|tid| Some((tid, Sleeper::note(pid, tid)?)))
-                .collect(),
-        )
+        let sleepers = tids
+            .into_iter()
+            .filter_map(|tid| Some((tid, Sleeper::note(pid, tid)?)));
+        let mut sleepers: HashMap<_, _> = sleepers.collect();
+        if !sleepers.is_empty() {
+            let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+            let libraries = c_libraries(&maps);
+            sleepers.retain(|_, it| libraries.iter().any(|code| code.contains(&it.call.pc)));
+        }
+        Self(sleepers)
     }
 
     /// All threads have stopped: who slept on until then?
@@ -187,6 +216,18 @@ impl Sleeper {
     }
 }
 
+/// Where code of the C library is mapped. Few lines name one, the others are not taken apart.
+fn c_libraries(maps: &[u8]) -> Vec<Range<u64>> {
+    let lines = maps.split(|&byte| byte == b'\n');
+    let lines = lines.filter(|line| {
+        let name = line.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        C_LIBRARIES.iter().any(|library| name.starts_with(library))
+    });
+    let vmas = lines.filter_map(|line| vma::parse(line).ok()).flatten();
+    let code = vmas.filter(|vma| vma.perms.exec);
+    code.map(|vma| vma.start..vma.end).collect()
+}
+
 /// Puts a timespec with the time that is left just below the red zone of the thread's
 /// stack, and answers its address. The kernel reads it when the call begins, at once
 /// after the release. The place belongs to nobody: the kernel itself puts signal frames
@@ -211,4 +252,30 @@ fn shorten(pid: i32, regs: &Regs, address: u64, slept: Duration) -> Option<u64> 
     bytes[8..].copy_from_slice(&u64::from(left.subsec_nanos()).to_ne_bytes());
     memory.write(place, &bytes).ok()?;
     Some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_of_the_c_library_is_found_by_its_name() {
+        let code_of = |name: &str| {
+            let maps = format!(
+                "1000-2000 r--p 00000000 08:01 7 {name}\n2000-5000 r-xp 00001000 08:01 7 {name}\n\
+                 6000-7000 r-xp 00000000 08:01 8 /usr/bin/program\n8000-9000 r-xp 00000000 00:00 0 [vdso]\n"
+            );
+            c_libraries(maps.as_bytes())
+        };
+        let code = 0x2000..0x5000;
+        let found = std::slice::from_ref(&code);
+        assert_eq!(code_of("/usr/lib/x86_64-linux-gnu/libc.so.6"), found);
+        assert_eq!(code_of("/lib/libc.so.6 (deleted)"), found);
+        assert_eq!(code_of("/lib/x86_64-linux-gnu/libc-2.31.so"), found);
+        assert_eq!(code_of("/lib/x86_64-linux-gnu/libpthread-2.31.so"), found);
+        assert_eq!(code_of("/lib/ld-musl-x86_64.so.1"), found);
+        assert_eq!(code_of("/usr/lib/libc++.so.1"), []);
+        assert_eq!(code_of("/usr/lib/libc-client.so.2007e"), []);
+        assert_eq!(code_of("/opt/libc.so.6/program"), []);
+    }
 }

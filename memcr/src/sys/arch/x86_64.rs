@@ -41,6 +41,9 @@ pub mod nr {
     pub const EPOLL_WAIT: u64 = libc::SYS_epoll_wait as u64;
     pub const EPOLL_PWAIT: u64 = libc::SYS_epoll_pwait as u64;
     pub const EPOLL_PWAIT2: u64 = libc::SYS_epoll_pwait2 as u64;
+    pub const SELECT: u64 = libc::SYS_select as u64;
+    pub const PSELECT6: u64 = libc::SYS_pselect6 as u64;
+    pub const PPOLL: u64 = libc::SYS_ppoll as u64;
     pub const SEMOP: u64 = libc::SYS_semop as u64;
     pub const SEMTIMEDOP: u64 = libc::SYS_semtimedop as u64;
     pub const IO_GETEVENTS: u64 = libc::SYS_io_getevents as u64;

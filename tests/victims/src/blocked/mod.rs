@@ -13,6 +13,7 @@
 //! victim has no signal handler, so nothing that an undisturbed kernel does can
 //! interrupt it.
 
+mod bare;
 mod ipc;
 mod sockets;
 mod timed;
@@ -51,7 +52,7 @@ pub(crate) enum Ends {
 type Make = fn(ms: u64) -> io::Result<Call>;
 
 /// All calls, of all files of this directory. `fork` first: the table is made in order.
-const CALLS: &[&[(&str, Make)]] = &[ipc::CALLS, sockets::CALLS, timed::CALLS];
+const CALLS: &[&[(&str, Make)]] = &[ipc::CALLS, sockets::CALLS, timed::CALLS, bare::CALLS];
 
 /// `-1` with errno 0 becomes the real errno; call right behind the system call.
 pub(crate) fn answer(ret: i64) -> Answer {

@@ -28,7 +28,7 @@ pub(super) const CALLS: &[(&str, Make)] = &[
 ];
 
 /// A call that ends when its time is over.
-fn due(
+pub(super) fn due(
     body: impl FnOnce() -> Answer + Send + 'static,
     right: fn(Answer) -> bool,
 ) -> io::Result<Call> {
@@ -39,7 +39,7 @@ fn due(
     })
 }
 
-fn zero(answer: Answer) -> bool {
+pub(super) fn zero(answer: Answer) -> bool {
     answer == (0, 0)
 }
 
@@ -99,7 +99,7 @@ fn clock_absolute(ms: u64) -> io::Result<Call> {
 }
 
 /// A pipe that nobody writes to, with a poll request for its read end.
-fn quiet() -> io::Result<((OwnedFd, OwnedFd), libc::pollfd)> {
+pub(super) fn quiet() -> io::Result<((OwnedFd, OwnedFd), libc::pollfd)> {
     let ends = pipe()?;
     let request = libc::pollfd {
         fd: ends.0.as_raw_fd(),
@@ -138,7 +138,7 @@ fn ppoll(ms: u64) -> io::Result<Call> {
 }
 
 /// A set with the one descriptor `fd`.
-fn set_of(fd: i32) -> libc::fd_set {
+pub(super) fn set_of(fd: i32) -> libc::fd_set {
     // SAFETY: all zeros is an empty set; `fd` is below FD_SETSIZE in a small process.
     unsafe {
         let mut set = std::mem::zeroed();
@@ -188,7 +188,7 @@ fn pselect(ms: u64) -> io::Result<Call> {
 }
 
 /// An epoll instance that watches a quiet pipe.
-fn quiet_epoll() -> io::Result<(OwnedFd, (OwnedFd, OwnedFd))> {
+pub(super) fn quiet_epoll() -> io::Result<(OwnedFd, (OwnedFd, OwnedFd))> {
     let (ends, request) = quiet()?;
     // SAFETY: makes a descriptor.
     let epoll = owned(i64::from(unsafe {

@@ -11,4 +11,4 @@
 #[path = "x86_64.rs"]
 mod arch;
 
-pub(crate) use arch::{Level, Watch};
+pub(crate) use arch::{Level, Watch, inline_call};

@@ -328,6 +328,28 @@ impl Watch {
     }
 }
 
+/// Makes a system call here, not in the C library; answers what the kernel answered and what is
+/// in the registers of the arguments afterwards.
+///
+/// # Safety
+/// As for the call.
+#[inline(always)]
+pub(crate) unsafe fn inline_call(nr: i64, args: [u64; 6]) -> (i64, [u64; 6]) {
+    let (mut ret, [mut a, mut b, mut c, mut d, mut e, mut f]) = (nr, args);
+    // SAFETY: the kernel changes rax, rcx and r11 only (syscall(2)); the rest is up to who asks.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") ret,
+            inout("rdi") a, inout("rsi") b, inout("rdx") c,
+            inout("r10") d, inout("r8") e, inout("r9") f,
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack),
+        );
+    }
+    (ret, [a, b, c, d, e, f])
+}
+
 fn same(name: &str, want: u64, got: u64) -> Result<(), Wrong> {
     if want == got {
         return Ok(());
