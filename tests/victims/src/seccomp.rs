@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Barrier};
 
 const SECCOMP_MODE_STRICT: u64 = 1;
 const SECCOMP_MODE_FILTER: u64 = 2;
@@ -155,25 +156,38 @@ pub(crate) fn run_answers(opts: &Opts) -> io::Result<()> {
         &[libc::SYS_getppid],
         libc::SECCOMP_RET_ERRNO | ANSWER as u32,
     )?;
+    // A thread that begins maps memory.
+    let at_work = Arc::new(Barrier::new(n_threads + 1));
     for _ in 0..n_threads {
-        std::thread::spawn(ask);
+        let at_work = Arc::clone(&at_work);
+        std::thread::spawn(move || {
+            ask();
+            at_work.wait();
+            drop(at_work);
+            loop {
+                ask();
+            }
+        });
     }
+    at_work.wait();
     let answers = Answers(Plain { region, rule });
-    serve_beside(Box::new(answers), ask)
+    serve_beside(Box::new(answers), || {
+        loop {
+            ask();
+        }
+    })
 }
 
 static N_ASKED: AtomicU64 = AtomicU64::new(0);
 static N_UNFILTERED: AtomicU64 = AtomicU64::new(0);
 
 fn ask() {
-    loop {
-        // SAFETY: getppid has no preconditions, and no answer of it means anything here.
-        let answer = unsafe { libc::syscall(libc::SYS_getppid) };
-        if (answer, errno()) != (-1, ANSWER) {
-            N_UNFILTERED.fetch_add(1, SeqCst);
-        }
-        N_ASKED.fetch_add(1, SeqCst);
+    // SAFETY: getppid has no preconditions, and no answer of it means anything here.
+    let answer = unsafe { libc::syscall(libc::SYS_getppid) };
+    if (answer, errno()) != (-1, ANSWER) {
+        N_UNFILTERED.fetch_add(1, SeqCst);
     }
+    N_ASKED.fetch_add(1, SeqCst);
 }
 
 struct Answers(Plain);

@@ -367,7 +367,7 @@ fn command_line() -> Result {
         memcr.run()?.expect(13)?;
     }
     let refused = scene.rig.restore(pid).run()?;
-    refused.says(&format!("memcr-client -p {pid} -r"))?;
+    refused.says(&format!("memcr-client -l PORT|PATH -p {pid} -r"))?;
     scene.expect_held()?;
     scene.daemon.restore(pid)?;
     // Parked by the command line, restored by the daemon …
