@@ -61,6 +61,8 @@ pub(super) struct Connection {
     n_behind: usize,
     /// There may be requests that have come in and were not taken out yet.
     has_more: bool,
+    /// Requests were taken out, and not all of them are begun yet.
+    is_served: bool,
     /// When the client was heard or answered last.
     since: Instant,
 }
@@ -97,8 +99,15 @@ impl Connection {
             has_hung_up: false,
             n_behind: 0,
             has_more: false,
+            is_served: false,
             since: now,
         }
+    }
+
+    /// Whether requests that were taken out are being begun: one that has its answer at once is
+    /// not the last then.
+    pub(super) fn serving(&mut self, is_served: bool) {
+        self.is_served = is_served;
     }
 
     /// The next requests, up to [`MAX_AT_ONCE`], from what was read or can be. Not from a client
@@ -222,7 +231,7 @@ impl Connection {
         }
         // Given back: a connection that waits costs little.
         self.unread = Vec::new();
-        if !self.is_closing || self.n_under_way > 0 || self.has_more {
+        if !self.is_closing || self.n_under_way > 0 || self.has_more || self.is_served {
             return Now::Open;
         }
         if self.has_ended {
@@ -347,6 +356,25 @@ mod tests {
         assert_eq!(portions.iter().sum::<usize>(), 2000);
         assert_eq!(portions.iter().max(), Some(&MAX_AT_ONCE));
         assert!(connection.is_over());
+    }
+
+    #[test]
+    fn the_last_of_many_requests_is_answered_too() {
+        let (mut client, mut connection, now) = pair();
+        let line = b"{\"memcr\":1,\"do\":\"list\"}\n";
+        client.write_all(&line.repeat(MAX_AT_ONCE + 2)).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        for n in [MAX_AT_ONCE, 2] {
+            assert_eq!(connection.read(now).len(), n);
+            connection.serving(true);
+            for _ in 0..n {
+                assert!(connection.begin());
+                connection.answer(b"{}\n", now);
+                assert_eq!(connection.write(now), Now::Open);
+            }
+            connection.serving(false);
+        }
+        assert_eq!(connection.write(now), Now::Closed);
     }
 
     #[test]

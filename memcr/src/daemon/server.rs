@@ -339,8 +339,12 @@ impl Server {
         };
         let incoming = connection.read(now);
         let peer = connection.peer.clone();
+        connection.serving(true);
         for request in incoming {
             self.request(number, &peer, request, now);
+        }
+        if let Some(connection) = self.connections.get_mut(&number) {
+            connection.serving(false);
         }
         self.send(number, now);
         // What was sent before the end counts: who hangs up undoes nothing.
