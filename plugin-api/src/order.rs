@@ -64,8 +64,8 @@ impl<V> InOrder<V> {
     ///
     /// # Errors
     /// With `code`, saying which is missing or that there are too many: after encoding
-    /// that is a defect ([`code::INTERNAL`]), after decoding the image is not whole
-    /// ([`code::CORRUPT`]).
+    /// that is a defect ([`crate::abi::code::INTERNAL`]), after decoding the image is not whole
+    /// ([`crate::abi::code::CORRUPT`]).
     pub fn check_complete(&self, n_chunks: u64, code: i32) -> Result<()> {
         let next = self.next;
         if next == n_chunks && self.waiting.is_empty() {

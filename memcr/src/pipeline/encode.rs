@@ -28,7 +28,7 @@ use crate::pipeline::shift::{Opened, Shift};
 use crate::pipeline::{Cancel, OpenImage, PipelineError, Place, Priority, Progress, Result};
 use crate::sink::layout::{Header, VERSION, this_arch};
 use crate::sink::{ImageMeta, Mark, TargetIdentity};
-use crate::sys::same_cpu;
+use crate::sys::{program, same_cpu};
 
 /// What an encoder needs to know before the freeze.
 pub struct EncodeSetup {
@@ -139,6 +139,8 @@ pub(super) fn prepare(
         only_here,
     };
     let (tools, work) = (Arc::clone(&shift), shift);
+    // Buffers take its place.
+    program::let_go();
     // From here on a failure drops the encoder, which removes the image.
     encoder.crew = Some(Crew::start(
         n_workers,

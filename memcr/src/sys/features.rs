@@ -140,7 +140,7 @@ const PROBES: &[Probe] = &[
     Probe {
         name: "dontneed_locked",
         what: "MADV_DONTNEED_LOCKED, Linux 5.18",
-        without: "locked memory stays in RAM even if asked for",
+        without: "locked memory stays in RAM, whoever asks for it",
         is_required: false,
         try_it: dontneed_locked,
     },

@@ -20,6 +20,7 @@ pub mod peer;
 pub mod proc_mem;
 pub mod process_vm;
 pub mod procfs;
+pub mod program;
 pub mod ptrace;
 pub mod rlimit;
 pub mod same_cpu;
