@@ -269,13 +269,13 @@ pub struct Whom {
     #[arg(value_name = "PID", allow_negative_numbers = true, value_parser = super::compat::pid)]
     pub target: Option<u32>,
 
-    /// This process and all its descendants, as one: all are frozen before anything of them
-    /// is stored, and all are held or none
+    /// This process and all its descendants, as one: at a checkpoint all are held or none, at a
+    /// restore none runs before all have their memory
     #[arg(long, value_name = "PID", allow_negative_numbers = true, value_parser = super::compat::pid)]
     pub tree: Option<u32>,
 
-    /// All processes of this cgroup and of those below it, as one: its path from the root
-    /// of its hierarchy, with the / at its beginning
+    /// All processes of this cgroup and of those below it, as one: its path below
+    /// /sys/fs/cgroup, with the / at its beginning
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<String>,
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done; after a checkpoint: the target was restored and runs.
+    /// Done: after `-p` the target runs again, after `checkpoint` it is held.
     Ok = 0,
     /// Something that has no code of its own.
     Internal = 1,
@@ -72,7 +72,7 @@ impl Exit {
     #[must_use]
     pub fn meaning(self) -> &'static str {
         match self {
-            Self::Ok => "done; after a checkpoint: the target was restored and runs",
+            Self::Ok => "done: after -p the target runs again, after checkpoint it is held",
             Self::Internal => "an error that has no code of its own",
             Self::Usage => "the command line or the configuration is wrong",
             Self::Plugin => {

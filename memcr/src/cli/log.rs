@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use memcr_text::harmless;
+use memcr_text::{diagnose, harmless};
 use serde_json::{Map, Value, json};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -41,12 +41,12 @@ pub(super) fn init(args: &Args) {
 /// Says why a command, or a part of one, did not work: with `-q` too.
 pub(super) fn complain(failure: &Failure, form: LogFormat) {
     match form {
-        LogFormat::Text => line(failure.message()),
+        LogFormat::Text => diagnose(failure.message()),
         LogFormat::Json => {
             let mut others = Map::new();
             others.insert("exit_code".into(), failure.exit.code().into());
             others.insert("hint".into(), json!(failure.hint()));
-            line(object("error", &failure.causes().join(": "), others));
+            diagnose(object("error", &failure.causes().join(": "), others));
         }
     }
 }
@@ -54,15 +54,9 @@ pub(super) fn complain(failure: &Failure, form: LogFormat) {
 /// Says something that is for people, and that a script may wait for.
 pub(super) fn remark(text: &str, form: LogFormat) {
     match form {
-        LogFormat::Text => line(text),
-        LogFormat::Json => line(object("info", text, Map::new())),
+        LogFormat::Text => diagnose(text),
+        LogFormat::Json => diagnose(object("info", text, Map::new())),
     }
-}
-
-/// Not with `eprintln!`, which panics when nobody reads.
-pub(super) fn line(line: impl fmt::Display) {
-    use std::io::Write;
-    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn object(level: &str, message: &str, others: Map<String, Value>) -> Value {

@@ -6,8 +6,8 @@ use super::args::LogFormat;
 use super::exit::Exit;
 use super::failure::Failure;
 use super::log;
-use memcr_text::Out;
 use memcr_text::usage::{Misuse, in_name_of};
+use memcr_text::{Out, diagnose};
 
 /// What the words say of the form of answers. clap is of no help: it has stopped at the
 /// first mistake, which may stand before them.
@@ -45,7 +45,7 @@ impl Manner {
             let _ = out.finish();
         }
         match self.form {
-            LogFormat::Text => log::line(in_name_of("memcr", &text)),
+            LogFormat::Text => diagnose(in_name_of("memcr", &text)),
             LogFormat::Json => log::complain(&failure, self.form),
         }
         failure.exit

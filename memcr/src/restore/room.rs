@@ -10,7 +10,7 @@ use crate::sys::procfs;
 /// RAM is short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "what is missing of its memory are {} MiB, and no more than {} MiB can be had for it",
+    "{} MiB of its memory are missing, and no more than {} MiB can be had for it",
     .needed_bytes.div_ceil(1 << 20),
     .room_bytes >> 20
 )]

@@ -38,7 +38,7 @@ use crate::checkpoint::read_details;
 use crate::freeze::{Doom, Refusal, Target, doom_of_parked, freeze_again};
 use crate::inject::{Borrowed, Parasite, Site, leftovers};
 use crate::maps::vma::{self, Vma};
-use crate::pipeline::{Cancel, OpenImage, Pipeline, PipelineSpec, SearchPath};
+use crate::pipeline::{Cancel, OpenImage, Pipeline, PipelineSpec, SearchPath, causes};
 use crate::restore::{RestoreOptions, RestoreReport, expect_room, remove_all};
 use crate::sys::proc_mem::ProcMem;
 use crate::sys::procfs;
@@ -87,7 +87,7 @@ pub fn restore(
     clock.done("open image");
     if let Err(error) = journal.update(|record| record.state = State::Restoring) {
         // It says that the target is held, and what follows from that is the same.
-        tracing::warn!("{error}");
+        tracing::warn!("{}", causes(&error));
     }
     let fate = orphan.fate(options.on_corrupt);
     let stats = match orphan.bring_back(&image, &options.progress) {

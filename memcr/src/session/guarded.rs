@@ -10,6 +10,7 @@ use crate::freeze::{FreezeError, Frozen};
 use crate::inject::{Borrowed, Guard, GuardError, InjectError, Parasite, Site};
 use crate::pages::guarded::{Change, GuardedMemory, Notebook};
 use crate::pages::{PageRun, RemoteAddr};
+use crate::pipeline::causes;
 use crate::sys::collapse::collapse;
 use crate::sys::huge_page_size;
 
@@ -157,7 +158,7 @@ impl Guarded {
         let told = journal.update(|record| record.guard = None);
         if let Err(error) = told {
             // With all memory back a journal that says too much is no reason to hold on.
-            tracing::warn!("{error}");
+            tracing::warn!("{}", causes(&error));
         }
         Ok(())
     }

@@ -32,7 +32,7 @@ use crate::freeze::{FreezeError, Frozen};
 use crate::inject::Site;
 use crate::pages::PageRun;
 use crate::pages::remote::RemoteMemory;
-use crate::pipeline::OpenImage;
+use crate::pipeline::{OpenImage, causes};
 use crate::restore::remove_all;
 use journal::{Journal, Record};
 
@@ -133,7 +133,7 @@ impl Held {
         });
         if let Err(error) = told {
             // What it says already is enough to restore the target.
-            tracing::warn!("{error}");
+            tracing::warn!("{}", causes(&error));
         }
         match frozen.park() {
             Ok(()) => Ok(report),

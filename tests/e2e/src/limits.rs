@@ -176,13 +176,13 @@ fn no_room_in(group: MemoryGroup) -> Result {
     group.set(24 << 20)?;
     let finished = rig.restore(pid).run()?;
     finished.expect(12)?;
-    finished.says("what is missing of its memory are ")?;
+    finished.says("MiB of its memory are missing")?;
     group.set(64 << 20)?;
     rig.restore(pid).run()?.expect(0)?;
     victim.verify()?;
     let mut held = rig.memcr(pid).hold()?;
     group.set(24 << 20)?;
-    held.enter_and_await("what is missing of its memory are ")?;
+    held.enter_and_await("MiB of its memory are missing")?;
     group.set(64 << 20)?;
     held.finish()?.expect(0)?;
     unharmed(&rig, &mut victim, &before, Allow::default())?;
@@ -201,7 +201,7 @@ fn no_room_beside_what_stayed() -> Result {
     group.set(48 << 20)?;
     let finished = rig.restore(pid).run()?;
     finished.expect(12)?;
-    finished.says("what is missing of its memory are ")?;
+    finished.says("MiB of its memory are missing")?;
     group.set(96 << 20)?;
     rig.restore(pid).run()?.expect(0)?;
     unharmed(&rig, &mut victim, &before, Allow::default())?;

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use clap::CommandFactory;
 
 use super::args::Args;
+use super::complain;
 use super::exit::Exit;
-use super::out::complain;
 use memcr_text::Out;
 
 /// Prints it.

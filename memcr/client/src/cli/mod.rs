@@ -4,19 +4,19 @@ mod args;
 mod exit;
 mod man;
 mod order;
-mod out;
 mod show;
 mod talk;
 mod tell;
 
 use std::ffi::OsString;
+use std::fmt;
 
 use clap::Parser;
 use memcr_client::Command;
 
 use args::Args;
 use exit::Exit;
-use memcr_text::Out;
+use memcr_text::{Out, diagnose};
 use order::{Job, Order};
 use talk::Talk;
 
@@ -80,4 +80,9 @@ fn procedures(order: &Order, commands: &[Command], talk: &mut Talk<'_>, out: &mu
         }
     }
     Exit::Done
+}
+
+/// Says on stderr what went wrong.
+fn complain(what: impl fmt::Display) {
+    diagnose(format_args!("memcr-client: {what}"));
 }

@@ -6,9 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use memcr_client::{Answer, Ask, Subject};
 use serde_json::{Map, Value};
 
-use memcr_text::{Out, Table, harmless, units};
-
-use super::out::remark;
+use memcr_text::{Out, Table, diagnose, harmless, units};
 
 type Object = Map<String, Value>;
 
@@ -32,7 +30,7 @@ pub(super) fn failed_members(answer: &Answer) {
     for member in members.into_iter().flatten() {
         if member["ok"] == false {
             let why = text(&member["error"]["message"]);
-            remark(format_args!("process {}: {why}", text(&member["pid"])));
+            diagnose(format_args!("process {}: {why}", text(&member["pid"])));
         }
     }
 }

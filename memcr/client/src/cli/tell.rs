@@ -5,14 +5,14 @@ use std::io;
 
 use memcr_client::{Answer, Ask, ClientError, Code, Command, Subject};
 use memcr_text::usage::{Misuse, in_name_of};
-use memcr_text::{Out, harmless};
+use memcr_text::{Out, diagnose, harmless};
 use memcr_wire::answer;
 use memcr_wire::legacy::Version;
 use serde_json::{Map, Value};
 
+use super::complain;
 use super::exit::Exit;
 use super::order::Order;
-use super::out::{complain, remark};
 use super::show;
 use super::talk::{Said, Silence};
 
@@ -80,7 +80,7 @@ pub(super) fn misuse(error: &clap::Error, as_json: bool) -> Exit {
         // The code tells of the command line, as it does without --json.
         let _ = out.finish();
     }
-    remark(in_name_of("memcr-client", &text));
+    diagnose(in_name_of("memcr-client", &text));
     exit
 }
 
@@ -163,7 +163,7 @@ fn tell_silence(what: &str, silence: &Silence) {
         show::failed_members(answer);
     }
     if let Some(hint) = hint(&silence.error) {
-        remark(format_args!("hint: {}", harmless(&hint)));
+        diagnose(format_args!("hint: {}", harmless(&hint)));
     }
 }
 

@@ -119,7 +119,7 @@ impl Desk {
         let is_gone = self.sessions.get(&pid).is_some_and(|it| it.is_gone);
         if answer["ok"] == true && !is_gone {
             self.pauses.forget(pid);
-            tracing::info!(pid, "process {pid} is held by itself");
+            tracing::info!(pid, "process {pid} is held, with no memcr beside it");
             match self.group_of(pid) {
                 // It was told to park before it was told to restore, and heard no more.
                 Some(_) if was_to_restore => return self.bring_back(pid, true, now),
@@ -274,7 +274,8 @@ impl Desk {
     /// that there is hears it there.
     fn warn(&self, pid: i32, answer: &Value) {
         let why = answer["error"]["message"].as_str();
-        let why = why.unwrap_or("a target was killed, as it was to be");
+        let killed = format!("process {pid} was killed, as it was to be");
+        let why = why.unwrap_or(&killed);
         if self.is_alone {
             tracing::info!(pid, "{why}");
         } else {
