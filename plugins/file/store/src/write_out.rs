@@ -103,17 +103,21 @@ impl WriteOut {
     }
 
     /// `len` more bytes of a finished `file` were read, up to `end`. Who reads one does so once
-    /// and from its start, if in many threads; what lies behind is not dropped but at the end of
-    /// the file, because the kernel has read ahead.
+    /// and from its start, if in many threads: a window behind one of them nobody is any more.
+    /// What lies ahead, which the kernel has read already, goes when as much was read as there is.
     pub(crate) fn read(&self, file: &File, len: usize, end: u64, file_len: u64) {
         if self.cache == Cache::Keep {
             return;
         }
         let before = self.read.fetch_add(len as u64, Ordering::Relaxed);
-        if end.saturating_add(WINDOW) >= file_len {
+        let now = before + len as u64;
+        let rounds = |n_read: u64| n_read.checked_div(file_len);
+        if rounds(before) != rounds(now) {
             advise(file, Advice::DontNeed);
-        } else if step(before, before + len as u64) != Step::None {
-            let _ = rustix::fs::fadvise(file, 0, NonZeroU64::new(end), Advice::DontNeed);
+        } else if step(before, now) != Step::None
+            && let Some(behind) = NonZeroU64::new(end.saturating_sub(WINDOW))
+        {
+            let _ = rustix::fs::fadvise(file, 0, Some(behind), Advice::DontNeed);
         }
     }
 
